@@ -1,0 +1,1 @@
+"""Builds an index out of a sharded corpus and searches it: `build_index`, `open_index`."""

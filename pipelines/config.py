@@ -1,0 +1,302 @@
+"""Everything a job can be told, as frozen pydantic models: an unknown key or a wrong type is refused with its path.
+
+A config is defaults < YAML file < dotted overrides (`--set embedders.0.pool.max_size=4`). Strictness costs a user who
+mistypes one error message; leniency would cost him a night.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+
+from actors.spec import ComputeSpec, DType, EmbedderSpec, ModelClass, Output, Pooling
+
+DEFAULT_MODEL = "all-MiniLM-L6-v2"
+
+ColbertCodec = Literal["float16", "float32", "int8", "bits2", "sign", "pq"]
+ColbertPooling = Literal["none", "sequential2", "sequential3", "distinct"]
+Channel = Literal["dense", "sparse", "colbert", "bm25"]
+Fusion = Literal["zscore", "weighted", "rrf", "dbsf"]
+
+
+class ConfigError(ValueError):
+    """The request was wrong; the message names the key path or the argument at fault. The command line exits with 2."""
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Columns(Model):
+    id: str | None = None
+    """Column of the document id; None takes the first of `id`, `_id`, `doc_id`, and makes ids where there is none."""
+    text: str = "text"
+    title: str | None = None
+    """None takes `title` where it exists."""
+    metadata: tuple[str, ...] = ()
+    """Further columns to keep in the table, with their own types."""
+
+
+class InputConfig(Model):
+    paths: tuple[str, ...] = Field(min_length=1)
+    """Files, folders, globs or URIs (s3://, gs://, az://, any that fsspec or pyarrow opens)."""
+    format: Literal["auto", "parquet", "jsonl", "csv", "text", "lance"] = "auto"
+    columns: Columns = Columns()
+    template: str = "{title} {text}"
+    """How title and text are joined where there is a title; a text without one stands alone."""
+    max_text_bytes: int = Field(64 * 2**20, gt=0)
+    """A longer text goes to quarantine."""
+    storage_options: dict[str, SecretStr] = {}
+
+
+class ChunkConfig(Model):
+    mode: Literal["whole", "tokens"] = "whole"
+    """whole: one row a document, truncated to the model's length. tokens: windows of `size` tokens."""
+    size: int = Field(256, gt=0)
+    """Tokens of a window, special tokens not counted."""
+    overlap: int = Field(32, ge=0)
+
+    @model_validator(mode="after")
+    def _overlap_is_smaller(self) -> ChunkConfig:
+        if self.overlap >= self.size:
+            raise ValueError(f"overlap ({self.overlap}) must be smaller than size ({self.size})")
+        return self
+
+
+class ComputeConfig(Model):
+    dtype: DType = "auto"
+    budget: int | Literal["auto"] = "auto"
+    """Tokens in one forward pass."""
+    compile: bool | Literal["auto"] = False
+    threads: int | Literal["auto"] = "auto"
+    device: str | None = None
+
+    def spec(self) -> ComputeSpec:
+        return ComputeSpec(
+            dtype=self.dtype,
+            budget=None if self.budget == "auto" else self.budget,
+            compile=None if self.compile == "auto" else self.compile,
+            threads=None if self.threads == "auto" else self.threads,
+            device=self.device,
+        )
+
+
+class PoolConfig(Model):
+    """Size and resources of one embedder's actor pool."""
+
+    num_cpus: float = Field(1, ge=0)
+    num_gpus: float = Field(0, ge=0)
+    min_size: int = Field(1, gt=0)
+    max_size: int | Literal["auto"] = "auto"
+    """auto: as many actors as the cluster's free CPUs or GPUs hold when the job starts."""
+    accelerator_type: str | None = None
+    batch_rows: int = Field(1000, gt=0)
+    """Rows that travel to an actor at once; the forward pass has its own token budget."""
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> PoolConfig:
+        if self.max_size != "auto" and self.max_size < self.min_size:
+            raise ValueError(f"max_size ({self.max_size}) is smaller than min_size ({self.min_size})")
+        return self
+
+
+class CodecConfig(Model):
+    dense: Literal["float32", "float16"] = "float32"
+    colbert: ColbertCodec | None = None
+    """None: `sign` for the packaged model, where it loses nothing that can be measured, `float16` for all others."""
+    colbert_pooling: ColbertPooling = "none"
+
+
+class EmbedderConfig(Model):
+    name: str = "minilm"
+    """Prefix of this embedder's columns."""
+    model: str = DEFAULT_MODEL
+    revision: str | None = None
+    model_class: ModelClass | None = None
+    outputs: tuple[Output, ...] | None = None
+    """None: every output that the model has."""
+    pooling: Pooling | None = None
+    normalize: bool = True
+    query_instruction: str | None = None
+    query_instruction_format: str | None = None
+    passage_instruction: str | None = None
+    query_max_length: int | None = Field(None, gt=0)
+    max_length: int | None = Field(None, gt=0)
+    truncate_dim: int | None = Field(None, gt=0)
+    trust_remote_code: bool = False
+    compute: ComputeConfig = ComputeConfig()
+    pool: PoolConfig = PoolConfig()
+    codec: CodecConfig = CodecConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_column_prefix(cls, name: str) -> str:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            raise ValueError(f"name must match [a-z][a-z0-9_]*, got {name!r}")
+        return name
+
+    @property
+    def colbert_codec(self) -> ColbertCodec:
+        return self.codec.colbert or ("sign" if self.model == DEFAULT_MODEL else "float16")
+
+    def spec(self) -> EmbedderSpec:
+        return EmbedderSpec(
+            model=self.model,
+            revision=self.revision,
+            model_class=self.model_class,
+            pooling=self.pooling,
+            normalize=self.normalize,
+            query_instruction=self.query_instruction,
+            query_instruction_format=self.query_instruction_format,
+            passage_instruction=self.passage_instruction,
+            query_max_length=self.query_max_length,
+            passage_max_length=self.max_length,
+            truncate_dim=self.truncate_dim,
+            trust_remote_code=self.trust_remote_code,
+            compute=self.compute.spec(),
+        )
+
+
+class IndexConfig(Model):
+    uri: str
+    table: str = "documents"
+    storage_options: dict[str, SecretStr] = {}
+    full_text: bool = True
+    """Build Lance's full-text index over the text at the end of a job: the bm25 channel."""
+    commit_fragments: int = Field(16, gt=0)
+    """Commit after this many fragments ..."""
+    commit_seconds: float = Field(60, gt=0)
+    """... or this many seconds, whichever comes first."""
+    fragment_bytes: int = Field(64 * 2**20, gt=0)
+
+
+class JobConfig(Model):
+    id: str = "build"
+    """Names the lease: a second driver with the same index is refused while the first one lives."""
+    quarantine_limit: float = Field(0.05, ge=0, le=1)
+    """The job stops when more than this share of the rows read has gone to quarantine (after the first 1,000 rows)."""
+    prune: bool = False
+    """Remove documents from the index that are no longer in the input."""
+    lease_seconds: float = Field(60, gt=0)
+
+
+class RayConfig(Model):
+    address: str | None = None
+    """None: `RAY_ADDRESS` if set, else a local Ray that ends with the job."""
+    num_cpus: int | None = None
+    progress: bool = True
+
+
+class BuildConfig(Model):
+    input: InputConfig
+    index: IndexConfig
+    chunk: ChunkConfig = ChunkConfig()
+    embedders: tuple[EmbedderConfig, ...] = (EmbedderConfig(),)
+    job: JobConfig = JobConfig()
+    ray: RayConfig = RayConfig()
+
+    @field_validator("embedders")
+    @classmethod
+    def _names_differ(cls, embedders: tuple[EmbedderConfig, ...]) -> tuple[EmbedderConfig, ...]:
+        names = [e.name for e in embedders]
+        if not names:
+            raise ValueError("at least one embedder is needed")
+        if len(set(names)) < len(names):
+            raise ValueError(f"embedder names must differ, got {names}")
+        return embedders
+
+    @model_validator(mode="after")
+    def _chunks_fit(self) -> BuildConfig:
+        for i, e in enumerate(self.embedders):
+            if self.chunk.mode == "tokens" and e.max_length is not None and self.chunk.size + 2 > e.max_length:
+                raise ValueError(
+                    f"chunk.size ({self.chunk.size}) plus special tokens exceeds "
+                    f"embedders.{i}.max_length ({e.max_length}): every chunk would be truncated"
+                )
+        return self
+
+
+class SearchConfig(Model):
+    """How a query is answered; stored in `configs/search/*.yaml`, written by `tridex tune`."""
+
+    mode: Literal["hybrid", "dense", "sparse", "colbert", "bm25"] = "hybrid"
+    fusion: Fusion | None = None
+    """None: what is measured best for the index's model (`zscore` for the packaged one, `weighted` for M3)."""
+    weights: dict[Channel, float] | None = None
+    candidates: int = Field(200, gt=0)
+    """Top-n of each channel that enters the union."""
+    rerank: str | None = None
+    rerank_k: int = Field(100, gt=0)
+
+
+def parse_override(text: str) -> tuple[list[str], Any]:
+    """`embedders.0.pool.max_size=4` to (path, value); the value is read as YAML."""
+    key, sep, value = text.partition("=")
+    if not sep or not key:
+        raise ConfigError(f"--set {text!r}: expected key.path=value")
+    try:
+        return key.split("."), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {key}: not a YAML value: {value!r}") from error
+
+
+def apply_override(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Sets one value in a tree of dicts and lists, making the dicts on the way."""
+    node: Any = tree
+    for depth, (part, following) in enumerate(zip(path, [*path[1:], ""], strict=True)):
+        last = depth == len(path) - 1
+        if isinstance(node, list):
+            if not part.isdigit() or int(part) > len(node):
+                raise ConfigError(f"{'.'.join(path[: depth + 1])}: expected an index from 0 to {len(node)}")
+            key: Any = int(part)
+            if key == len(node):
+                node.append({})
+        elif isinstance(node, dict):
+            key = part
+            node.setdefault(key, [] if following.isdigit() else {})
+        else:
+            raise ConfigError(f"{'.'.join(path[:depth])}: is a value, has no key {part!r}")
+        if last:
+            node[key] = value
+        node = node[key]
+
+
+def _describe(error: ValidationError) -> str:
+    lines = [
+        f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
+    ]
+    return "\n".join(lines)
+
+
+def validate(tree: dict[str, Any]) -> BuildConfig:
+    """A tree of plain values to a config; ConfigError with a key path on each line."""
+    try:
+        return BuildConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_describe(error)) from error
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file to a tree; ConfigError names the file."""
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys at the top level")
+    return tree
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), **sections: Any) -> BuildConfig:
+    """Defaults < `sections` < YAML file < overrides. `sections` are whole top-level trees, such as `input={...}`."""
+    tree: dict[str, Any] = {**sections, **(read_yaml(path) if path is not None else {})}
+    for text in overrides:
+        apply_override(tree, *parse_override(text))
+    return validate(tree)
