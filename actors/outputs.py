@@ -26,7 +26,7 @@ def _check_offsets(offsets: IntArray, size: int, what: str) -> None:
 
 def ranges(starts: IntArray, lengths: IntArray) -> IntArray:
     """Positions `start, start + 1, ... start + length - 1` of every range, one after the other: int64 (sum,)."""
-    ends = np.cumsum(lengths)
+    ends: IntArray = np.cumsum(lengths, dtype=np.int64)
     total = int(ends[-1]) if len(ends) else 0
     return np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
 
