@@ -28,7 +28,8 @@ def ranges(starts: IntArray, lengths: IntArray) -> IntArray:
     """Positions `start, start + 1, ... start + length - 1` of every range, one after the other: int64 (sum,)."""
     ends: IntArray = np.cumsum(lengths, dtype=np.int64)
     total = int(ends[-1]) if len(ends) else 0
-    return np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
+    positions: IntArray = np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
+    return positions
 
 
 def offsets_of(lengths: npt.NDArray[np.integer[Any]]) -> IntArray:
