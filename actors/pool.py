@@ -7,18 +7,16 @@ log2(rows) extra forward passes, once, and no other row is lost. This is the onl
 
 from __future__ import annotations
 
-import os
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import ray
-import torch
 from ray.data import ActorPoolStrategy
 
 from actors.embedders.base import Embedder
+from actors.isolate import Isolated, isolate
 from actors.outputs import EmbeddingBatch, IntArray, TokenBatch, concat
 from actors.registry import load_embedder
 from actors.spec import EmbedderSpec, Output
@@ -26,7 +24,7 @@ from actors.spec import EmbedderSpec, Output
 Finish = Callable[[EmbeddingBatch, TokenBatch], dict[str, pa.Array]]
 
 CPU_HEADROOM = 0.5
-"""CPUs left to reading, tokenising and writing, which are light: without it a pool can take every CPU and starve them."""
+"""CPUs left to reading, tokenising and writing: without it a pool takes every CPU and starves what feeds it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,40 +57,8 @@ def strategy(pool: PoolSpec, share: float = 1.0) -> ActorPoolStrategy:
     return ActorPoolStrategy(size=pool_size(pool, ray.cluster_resources(), share))
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A row that could not be embedded, with what the model said."""
-
-    row: int
-    error: str
-
-
-def _is_lost_device(error: BaseException) -> bool:
-    """A CUDA context that has failed once answers every later call with an error: no row is to blame for it."""
-    return isinstance(error, RuntimeError) and "CUDA error" in str(error) and not isinstance(error, torch.OutOfMemoryError)
-
-
-def embed_rows(
-    embed: Callable[[TokenBatch], EmbeddingBatch], tokens: TokenBatch, rows: IntArray
-) -> Iterator[tuple[IntArray, EmbeddingBatch] | Failure]:
-    """Embeds the rows; where that fails, each half of them, down to the single rows that are at fault."""
-    if len(rows) == 0:
-        return
-    try:
-        yield rows, embed(tokens.take(rows))
-    except Exception as error:
-        if _is_lost_device(error):
-            os._exit(1)  # Ray starts the actor again, with a new context, and repeats the block.
-        if len(rows) == 1:
-            yield Failure(int(rows[0]), f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
-            return
-        middle = len(rows) // 2
-        yield from embed_rows(embed, tokens, rows[:middle])
-        yield from embed_rows(embed, tokens, rows[middle:])
-
-
 def tokens_of(table: pa.Table, name: str) -> tuple[TokenBatch, IntArray]:
-    """The token columns of one embedder as a TokenBatch, and the table's rows that have any (the others have failed)."""
+    """One embedder's token columns as a TokenBatch, and the table's rows that have any (the others have failed)."""
     ids = table.column(f"{name}_ids").combine_chunks()
     rows = np.flatnonzero(ids.is_valid().to_numpy(zero_copy_only=False)).astype(np.int64)
     good = ids.drop_null()
@@ -102,7 +68,11 @@ def tokens_of(table: pa.Table, name: str) -> tuple[TokenBatch, IntArray]:
     return TokenBatch(good.flatten().to_numpy(), offsets, truncated.to_numpy()), rows
 
 
-def _place(column: pa.Array, positions: IntArray, size: int) -> pa.Array:
+def all_rows(n: int) -> IntArray:
+    return np.arange(n, dtype=np.int64)
+
+
+def place(column: pa.Array, positions: IntArray, size: int) -> pa.Array:
     """A column of `size` rows with `column[i]` at `positions[i]` and null elsewhere."""
     if len(positions) == size:
         return column
@@ -113,11 +83,12 @@ def _place(column: pa.Array, positions: IntArray, size: int) -> pa.Array:
     return column.take(pa.array(source, mask=missing))
 
 
-def _mark(table: pa.Table, failures: list[tuple[int, str]]) -> pa.Table:
+def mark(table: pa.Table, failures: dict[int, str]) -> pa.Table:
+    """Writes the errors into the block's `error` column."""
     if not failures:
         return table
     errors = table.column("error").to_pylist()
-    for row, error in failures:
+    for row, error in failures.items():
         errors[row] = error
     return table.set_column(table.column_names.index("error"), "error", pa.array(errors, pa.string()))
 
@@ -135,28 +106,20 @@ class EmbedActor:
         self.embedder: Embedder = load_embedder(spec)
         self.name, self.outputs, self.fields, self.finish = name, outputs, fields, finish
 
-    def _embed(self, tokens: TokenBatch) -> EmbeddingBatch:
-        return self.embedder.embed_tokens(tokens, self.outputs)
-
     def __call__(self, table: pa.Table) -> pa.Table:
         tokens, rows = tokens_of(table, self.name)
-        done: list[tuple[IntArray, EmbeddingBatch]] = []
-        failures: list[tuple[int, str]] = []
-        for result in embed_rows(self._embed, tokens, np.arange(len(rows), dtype=np.int64)):
-            if isinstance(result, Failure):
-                failures.append((int(rows[result.row]), result.error))
-            else:
-                done.append(result)
-        table = _mark(table.drop_columns([f"{self.name}_ids", f"{self.name}_truncated"]), failures)
-        for field, column in zip(self.fields, self._columns(tokens, rows, done, len(table)), strict=True):
+        found = isolate(lambda part: self.embedder.embed_tokens(tokens.take(part), self.outputs), all_rows(len(rows)))
+        columns = self._columns(tokens, rows, found, len(table))
+        table = table.drop_columns([f"{self.name}_ids", f"{self.name}_truncated"])
+        table = mark(table, {int(rows[failure.row]): str(failure) for failure in found.failures})
+        for field, column in zip(self.fields, columns, strict=True):
             table = table.append_column(field, column)
         return table
 
     def _columns(
-        self, tokens: TokenBatch, rows: IntArray, done: list[tuple[IntArray, EmbeddingBatch]], size: int
+        self, tokens: TokenBatch, rows: IntArray, found: Isolated[EmbeddingBatch], size: int
     ) -> list[pa.Array]:
-        if not done:
+        if not found.parts:
             return [pa.nulls(size, field.type) for field in self.fields]
-        kept = np.concatenate([part for part, _ in done])
-        columns = self.finish(concat([batch for _, batch in done]), tokens.take(kept))
-        return [_place(columns[field.name], rows[kept], size) for field in self.fields]
+        columns = self.finish(concat([batch for _, batch in found.parts]), tokens.take(found.rows))
+        return [place(columns[field.name], rows[found.rows], size) for field in self.fields]

@@ -19,7 +19,7 @@ QUESTIONS = (
     "compare two sequences and show what changed",
     "read rows from a comma separated file",
 )
-SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "ensurepip", "turtledemo", "idle_test", "__pycache__"}
+SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "ensurepip", "turtledemo", "idle_test"}
 MIN_CHARACTERS = 60
 
 

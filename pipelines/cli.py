@@ -1,0 +1,134 @@
+"""The `tridex` command: one thin function for each verb; the work is in the modules that it imports when it is called.
+
+Late imports keep `tridex --help` under a second (torch and Ray take several). With `--json` a command prints exactly
+one JSON document to stdout; everything else goes to stderr. Exit status: 0 done, 1 the work failed, 2 the request was
+wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from pipelines.config import BuildConfig, ConfigError, load_config
+
+
+class _Group(TyperGroup):
+    """Turns a wrong request into one message and exit status 2; a real failure keeps its traceback and status 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            typer.echo(f"tridex: {error}", err=True)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt:
+            typer.echo("tridex: stopped; run the same command again to go on", err=True)
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Embed a corpus of any size with BGE models on Ray, and search it with everything those models give.",
+)
+
+ConfigFile = Annotated[Path | None, typer.Argument(help="YAML file; without one the defaults are used.")]
+Input = Annotated[list[str] | None, typer.Option("--input", help="File, folder, glob or URI; may be repeated.")]
+IndexUri = Annotated[str | None, typer.Option("--index", help="Folder or URI of the index.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="KEY.PATH=VALUE over the config; may be repeated.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
+Index = Annotated[str, typer.Argument(help="Folder or URI of an index.")]
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, default=str, ensure_ascii=False))
+
+
+def _config(path: Path | None, inputs: list[str] | None, index: str | None, overrides: list[str] | None) -> BuildConfig:
+    """Options over the file over the defaults."""
+    sections = [f"input.paths={json.dumps(inputs)}"] if inputs else []
+    sections += [f"index.uri={json.dumps(index)}"] if index else []
+    return load_config(path, [*sections, *(overrides or [])])
+
+
+@app.command()
+def build(
+    config: ConfigFile = None,
+    input_paths: Input = None,
+    index: IndexUri = None,
+    overrides: Set = None,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove documents that are gone from the input.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Build an index, or bring it up to date: only new and changed documents are embedded."""
+    extra = ["job.prune=true"] if prune else []
+    job = _config(config, input_paths, index, [*(overrides or []), *extra])
+    from pipelines.build import build_index
+
+    summary = build_index(job)
+    _print_json(summary.to_dict()) if as_json else typer.echo(summary.text(), err=True)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the corpus and the index are written.")] = Path("demo"),
+) -> None:
+    """Build an index from the documentation of Python's standard library and answer three questions."""
+    from pipelines.build import build_index
+    from pipelines.demo import QUESTIONS, write_corpus
+    from pipelines.retrieval import open_index
+
+    shutil.rmtree(folder, ignore_errors=True)
+    written = write_corpus(folder / "corpus")
+    typer.echo(f"{written:,} passages written to {folder / 'corpus'}", err=True)
+    config = _config(None, [str(folder / "corpus" / "*.parquet")], str(folder / "index"), None)
+    typer.echo(build_index(config).text(), err=True)
+    index = open_index(str(folder / "index"))
+    for question in QUESTIONS:
+        typer.echo(f"\n? {question}\n{index.search(question, k=3)}")
+
+
+@app.command()
+def status(index: Index, as_json: Json = False) -> None:
+    """What is in an index: rows, outputs, model, quarantine, coverage of its search indexes, last job."""
+    from pipelines.store.status import read_status
+
+    facts = read_status(index)
+    _print_json(facts.to_dict()) if as_json else typer.echo(facts.text())
+
+
+@app.command()
+def search(
+    index: Index,
+    query: Annotated[list[str], typer.Argument(help="One query or several.")],
+    k: Annotated[int, typer.Option("-k", help="Hits for each query.")] = 10,
+    mode: Annotated[str, typer.Option(help="hybrid, dense, sparse, colbert or bm25.")] = "hybrid",
+    where: Annotated[str | None, typer.Option(help="SQL filter over the index's columns.")] = None,
+    rerank: Annotated[str | None, typer.Option(help="A reranker for the second stage.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Search an index; every hit shows each channel's score."""
+    from pipelines.retrieval import open_index
+
+    results = open_index(index).search(query, k=k, mode=mode, where=where, rerank=rerank)
+    if as_json:
+        _print_json([hits.to_dict() for hits in results])
+        return
+    for text, hits in zip(query, results, strict=True):
+        typer.echo(f"? {text}\n{hits}\n")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a terminal in the C locale
+    app()
