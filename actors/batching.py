@@ -1,0 +1,46 @@
+"""Which texts share a forward pass: longest first, cut by a budget in tokens, not by a number of rows.
+
+Packing without padding leaves only one reason to sort: texts of equal length stand side by side, so attention runs on
+them as one block. Longest first means that the pass that needs most memory comes first. The price is that a text's
+vector comes back out of order; `inverse` puts it right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from actors.outputs import IntArray
+
+
+def plan(lengths: IntArray, budget: int) -> list[IntArray]:
+    """Row numbers of each batch, longest text first; every row is in exactly one batch.
+
+    lengths: int (n,), in tokens. A batch holds at most `budget` tokens; a text longer than that stands alone.
+    """
+    if budget < 1:
+        raise ValueError(f"budget must be at least 1 token, got {budget}")
+    lengths = np.asarray(lengths, dtype=np.int64)
+    order = np.argsort(-lengths, kind="stable")
+    ends = np.cumsum(lengths[order])
+    batches, start, spent = [], 0, 0
+    while start < len(order):
+        stop = max(start + 1, int(np.searchsorted(ends, spent + budget, side="right")))
+        batches.append(order[start:stop])
+        start, spent = stop, int(ends[stop - 1])
+    return batches
+
+
+def inverse(batches: Sequence[IntArray]) -> IntArray:
+    """int64 (n,): where each text's result lies once the batches' results are joined; `joined[inverse]` is in order."""
+    order = np.concatenate([np.zeros(0, np.int64), *batches])
+    places = np.empty_like(order)
+    places[order] = np.arange(len(order))
+    return places
+
+
+def padding_share(lengths: IntArray, batches: Sequence[IntArray]) -> float:
+    """Share of computed tokens that would be padding if each batch were padded to its longest text: 0 to 1."""
+    padded = sum(int(lengths[batch].max()) * len(batch) for batch in batches)
+    return 1 - int(lengths.sum()) / padded if padded else 0.0

@@ -1,0 +1,100 @@
+"""Where and how a model runs. `auto` reads the hardware once and says in one line each why it chose what it chose.
+
+bf16 costs accuracy (cosine to fp32 about 0.9999 for trained BERT models) and more than doubles the speed where the
+processor multiplies it in hardware; where it only emulates bf16, fp32 is both faster and exact.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from transformers import PretrainedConfig
+
+from actors.spec import ComputeSpec
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """A resolved `ComputeSpec`. budget: tokens in one forward pass; threads: None leaves torch's choice."""
+
+    device: torch.device
+    dtype: torch.dtype
+    budget: int
+    threads: int | None
+    compile: bool
+    why: tuple[str, ...]
+    """One line for each choice, for people."""
+
+
+def resolve(spec: ComputeSpec, config: PretrainedConfig) -> Compute:
+    """Fill in every `auto` of `spec` for a model of this configuration on this machine."""
+    device, why_device = _device(spec)
+    dtype, why_dtype = _dtype(spec, device)
+    budget, why_budget = _budget(spec, device, config)
+    compiled = bool(spec.compile)
+    why_compile = f"compile: {compiled}, " + (
+        "as asked" if spec.compile is not None else "warm-up is longer than it saves"
+    )
+    threads = spec.threads if device.type == "cpu" else None
+    why_threads = f"threads: {threads or torch.get_num_threads()}, " + ("as asked" if threads else "torch's choice")
+    return Compute(
+        device, dtype, budget, threads, compiled, (why_device, why_dtype, why_budget, why_compile, why_threads)
+    )
+
+
+def _device(spec: ComputeSpec) -> tuple[torch.device, str]:
+    if spec.device is not None:
+        return torch.device(spec.device), f"device: {spec.device}, as asked"
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device()), f"device: cuda, {torch.cuda.get_device_name()}"
+    return torch.device("cpu"), "device: cpu, no accelerator found"
+
+
+def _dtype(spec: ComputeSpec, device: torch.device) -> tuple[torch.dtype, str]:
+    if spec.dtype != "auto":
+        return DTYPES[spec.dtype], f"dtype: {spec.dtype}, as asked"
+    if device.type == "cpu":
+        if cpu_has_bf16():
+            return torch.bfloat16, "dtype: bf16, the processor multiplies bf16 in hardware"
+        return torch.float32, "dtype: fp32, the processor has no bf16 multiply"
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16, "dtype: fp16, the GPU has no bf16"
+    return torch.bfloat16, "dtype: bf16, the GPU multiplies it at full rate"
+
+
+def _budget(spec: ComputeSpec, device: torch.device, config: PretrainedConfig) -> tuple[int, str]:
+    if spec.budget is not None:
+        return spec.budget, f"budget: {spec.budget} tokens, as asked"
+    if device.type == "cpu":
+        return 4096, "budget: 4096 tokens, activations of a layer stay near the caches"
+    budget = max(4096, 65536 * 1024 // max(1024, config.hidden_size))
+    return budget, f"budget: {budget} tokens, fills the GPU at hidden size {config.hidden_size}"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 in hardware (AMX tiles or AVX512-BF16) rather than by way of fp32."""
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+@torch.inference_mode()
+def gemm_rate(device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int], seconds: float = 0.5) -> float:
+    """FLOP/s of an (m, k) x (k, n) linear layer, best pass of those that fit in `seconds`; `shape` is (m, k, n)."""
+    m, k, n = shape
+    x, weight = torch.randn(m, k, device=device, dtype=dtype), torch.randn(n, k, device=device, dtype=dtype)
+    best, deadline = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < deadline:
+        _synchronise(device)
+        start = time.perf_counter()
+        torch.nn.functional.linear(x, weight)
+        _synchronise(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * m * k * n / best
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

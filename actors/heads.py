@@ -1,0 +1,75 @@
+"""What is read off the hidden states: one vector a text, a weight a term, a vector a token.
+
+Everything works on packed tokens, so the sparse head needs no (texts x vocabulary) table: it sorts (text, token id)
+keys and takes the maximum of each run. Results are float32 whatever the dtype of the pass: half precision stops here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize as unit
+
+from actors.outputs import IntArray, MultiVectors, SparseVectors
+from actors.spec import Pooling
+
+
+@torch.inference_mode()
+def dense(
+    hidden: Tensor, offsets: IntArray, pooling: Pooling, *, normalize: bool = True, truncate_dim: int | None = None
+) -> Tensor:
+    """float32 (n, d): one vector a text. hidden: (T, h). Dimensions are cut before the L2 norm (eps 1e-12)."""
+    vectors = _pool(hidden, offsets, pooling)[:, :truncate_dim]
+    return unit(vectors, dim=-1) if normalize else vectors
+
+
+def _pool(hidden: Tensor, offsets: IntArray, pooling: Pooling) -> Tensor:
+    bounds = torch.from_numpy(offsets).to(hidden.device)
+    if pooling == "cls":
+        return hidden[bounds[:-1]].float()
+    if pooling == "last_token":
+        return hidden[bounds[1:] - 1].float()
+    if pooling == "mean":
+        return torch.segment_reduce(hidden.float(), "mean", offsets=bounds)
+    raise ValueError(f"pooling must be cls, mean or last_token, got {pooling!r}")
+
+
+@torch.inference_mode()
+def sparse(
+    hidden: Tensor, ids: Tensor, offsets: IntArray, linear: nn.Linear, excluded_ids: Collection[int]
+) -> SparseVectors:
+    """M3's lexical weights: ReLU of one number a token, the maximum where an id repeats, ids ascending in each row.
+
+    hidden: (T, h); ids: int64 (T,); excluded_ids: special tokens, which get no weight. Weights of 0 are dropped.
+    """
+    weights = torch.relu(linear(hidden)).flatten().float().cpu().numpy()
+    tokens = ids.cpu().numpy()
+    rows = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    kept = (weights > 0) & ~np.isin(tokens, list(excluded_ids))
+    keys = rows[kept] << 32 | tokens[kept]
+    order = np.argsort(keys, kind="stable")
+    keys, weights = keys[order], weights[kept][order]
+    firsts = np.flatnonzero(np.diff(keys, prepend=-1))
+    best = np.maximum.reduceat(weights, firsts) if len(firsts) else weights
+    bounds = np.searchsorted(keys[firsts] >> 32, np.arange(len(offsets)))
+    return SparseVectors(bounds.astype(np.int64), keys[firsts].astype(np.uint32), best)
+
+
+@torch.inference_mode()
+def colbert(
+    hidden: Tensor, offsets: IntArray, linear: nn.Linear | None, *, normalize: bool = True,
+    truncate_dim: int | None = None,
+) -> MultiVectors:  # fmt: skip
+    """One float32 vector a token, without each text's first token (cls); a closing eos is kept.
+
+    linear: None takes the hidden states as they are. Dimensions are cut before the L2 norm (eps 1e-12).
+    """
+    kept = torch.ones(len(hidden), dtype=torch.bool)
+    kept[torch.from_numpy(offsets[:-1])] = False
+    tokens = hidden[kept.nonzero().flatten().to(hidden.device)]
+    vectors = (tokens if linear is None else linear(tokens))[:, :truncate_dim].float()
+    vectors = unit(vectors, dim=-1) if normalize else vectors
+    return MultiVectors(offsets - np.arange(len(offsets)), vectors.cpu().numpy())

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import BertConfig
+
+from actors import compute
+from actors.compute import resolve
+from actors.spec import ComputeSpec
+
+
+@pytest.mark.parametrize(("hardware", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_takes_bf16_where_the_processor_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch, hardware: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(compute, "cpu_has_bf16", lambda: hardware)
+    resolved = resolve(ComputeSpec(device="cpu"), BertConfig())
+    assert resolved.dtype == dtype
+    assert any("bf16" in line for line in resolved.why)
+
+
+def test_what_is_asked_for_is_kept() -> None:
+    spec = ComputeSpec(dtype="fp32", budget=77, compile=True, threads=3, device="cpu")
+    resolved = resolve(spec, BertConfig())
+    assert resolved.dtype == torch.float32
+    assert (resolved.budget, resolved.threads, resolved.compile) == (77, 3, True)
+    assert all("as asked" in line for line in resolved.why)
+
+
+def test_every_choice_is_explained() -> None:
+    why = resolve(ComputeSpec(), BertConfig()).why
+    assert [line.split(":")[0] for line in why] == ["device", "dtype", "budget", "compile", "threads"]
+
+
+def test_the_rate_of_a_matrix_product_is_a_rate() -> None:
+    assert compute.gemm_rate(torch.device("cpu"), torch.float32, (64, 64, 64), seconds=0.01) > 1e6
