@@ -1,0 +1,51 @@
+"""Connects to Ray, or starts a local one that lives as long as the job.
+
+A local Ray gets one CPU more than the machine has: the light stages (reading, tokenising, writing) then always find a
+slot beside one model a core, and the operating system shares the cores out. Everything binds to the loopback interface.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from pipelines.config import RayConfig
+
+LOOPBACK = "127.0.0.1"
+
+
+@contextmanager
+def running(config: RayConfig) -> Iterator[None]:
+    """A Ray to work on: the one that this process is connected to, that of `address` or `RAY_ADDRESS`, or a new one."""
+    if ray.is_initialized():
+        _quiet()
+        yield
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, log_to_driver=False)
+    else:
+        ray.init(
+            num_cpus=config.num_cpus or (os.cpu_count() or 1) + 1,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _node_ip_address=LOOPBACK,
+        )
+    try:
+        _quiet()
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _quiet() -> None:
+    """Our own progress line says what happens; Ray's would be a second voice."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
