@@ -1,0 +1,299 @@
+"""Runs on the driver: fragments that workers wrote become rows of the table, each exactly once.
+
+Lance itself does not help here: an append is never refused, and the same fragment committed twice is there twice. So
+every commit carries {job, run, seq}; after an error the driver looks whether the table's history has that transaction
+before it tries again. A commit builds on a version that was read before the lease was checked, and a driver that takes
+a lease over first commits a fence (a merge that changes nothing, which Lance lets no older append pass): a driver that
+was frozen in between is refused by the store itself, not by a check that it might have passed long ago.
+
+Documents are replaced and completed whole: a fragment with some chunks of a document waits in `Committer` until all of
+its chunks were written, and the rows that a changed document replaces are deleted by the commit that brings the new.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import lance
+import numpy as np
+import pyarrow as pa
+from lance.commit import CommitConflictError
+from lance.fragment import FragmentMetadata
+
+from pipelines.config import ConfigError
+from pipelines.store.lease import Lease
+from pipelines.store.schema import Identity, Target, quarantine_schema
+from pipelines.store.writer import address_parts
+
+Record = Mapping[str, Any]
+"""One row of `writer.RECORD_SCHEMA`."""
+
+ATTEMPTS = 8
+_FIRST_PAUSE = 0.2
+
+
+class CommitError(RuntimeError):
+    """The table could not be written; rows committed before stay, and the job can be started again."""
+
+
+def open_dataset(uri: str, options: Mapping[str, str]) -> lance.LanceDataset | None:
+    """The newest version; None where there is no table."""
+    try:
+        return lance.dataset(uri, storage_options=dict(options))
+    except ValueError as error:
+        if "not found" not in str(error):
+            raise
+        return None
+
+
+def _create(uri: str, schema: pa.Schema, options: Mapping[str, str]) -> lance.LanceDataset:
+    return lance.write_dataset(schema.empty_table(), uri, schema=schema, storage_options=dict(options))
+
+
+def verify(dataset: lance.LanceDataset, target: Target) -> None:
+    """ConfigError where the table was built by other settings: names the first field that differs."""
+    have = Identity.from_metadata(dataset.schema.metadata)
+    if have is None:
+        raise ConfigError(f"{target.documents_uri}: this table is not a tridex index (no identity in its schema)")
+    difference = have.difference(target.identity)
+    if difference is not None:
+        raise ConfigError(f"{target.documents_uri}: the index was built with other settings: {difference}")
+    for column in target.schema:
+        if column.name not in dataset.schema.names:
+            raise ConfigError(f"{target.documents_uri}: the index has no column {column.name!r}, the job writes one")
+        have_type = dataset.schema.field(column.name).type
+        if have_type != column.type:
+            raise ConfigError(
+                f"{target.documents_uri}: column {column.name!r} is {have_type} in the index, {column.type} in the job"
+            )
+
+
+def create_or_open(target: Target, lease: Lease | None = None) -> lance.LanceDataset:
+    """The `documents` table of `target`, made empty where there is none, and verified where there is one.
+
+    Makes the quarantine table too. With a lease that was taken over, fences off the driver that held it before.
+    """
+    options = dict(target.storage_options)
+    dataset = open_dataset(target.documents_uri, options)
+    if dataset is None:
+        dataset = _create(target.documents_uri, target.schema, options)
+    else:
+        verify(dataset, target)
+    if open_dataset(target.quarantine_uri, options) is None:
+        _create(target.quarantine_uri, quarantine_schema(), options)
+    if lease is not None and lease.took_over:
+        dataset = fence(target, lease)
+    return dataset
+
+
+def fence(target: Target, lease: Lease) -> lance.LanceDataset:
+    """Commits a merge that changes nothing; commits that build on older versions are refused from then on."""
+    properties = {"job": target.job, "run": target.run, "fence": str(lease.row.epoch)}
+
+    def operation(dataset: lance.LanceDataset) -> Any:
+        return lance.LanceOperation.Merge([f.metadata for f in dataset.get_fragments()], dataset.lance_schema)
+
+    return _commit(target.documents_uri, target.storage_options, operation, properties, lease.check)
+
+
+def _find(dataset: lance.LanceDataset, since: int, properties: Mapping[str, str]) -> bool:
+    """Whether a version after `since` was made by the transaction with these properties."""
+    for version in range(since + 1, dataset.latest_version + 1):
+        transaction = dataset.read_transaction(version)
+        if transaction is not None and properties.items() <= transaction.transaction_properties.items():
+            return True
+    return False
+
+
+def _commit(
+    uri: str,
+    options: Mapping[str, str],
+    operation: Callable[[lance.LanceDataset], Any],
+    properties: Mapping[str, str],
+    check: Callable[[], None],
+) -> lance.LanceDataset:
+    """One transaction, exactly once: built on a version read before `check`, looked up before it is tried again.
+
+    `properties` must be unique to this transaction. CommitError after `ATTEMPTS` attempts, with the store's last words.
+    """
+    since: int | None = None
+    failure: Exception | None = None
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(_FIRST_PAUSE * 2 ** (attempt - 1))
+        try:
+            dataset = lance.dataset(uri, storage_options=dict(options))
+            if since is None:
+                since = dataset.version
+            elif _find(dataset, since, properties):
+                return dataset
+            check()
+            transaction = lance.Transaction(dataset.version, operation(dataset), transaction_properties=properties)
+            return lance.LanceDataset.commit(uri, transaction, storage_options=dict(options), max_retries=0)
+        except (OSError, CommitConflictError) as error:
+            failure = error
+    raise CommitError(f"{uri}: {ATTEMPTS} commits failed, the last one: {failure}") from failure
+
+
+def _fragments(records: Iterable[Record]) -> list[FragmentMetadata]:
+    return [FragmentMetadata.from_json(r["fragment"]) for r in records]
+
+
+def replacement(dataset: lance.LanceDataset, new: list[FragmentMetadata], addresses: list[int]) -> Any:
+    """An operation that adds fragments and deletes the rows at `addresses` in one step; a plain append without any."""
+    if not addresses:
+        return lance.LanceOperation.Append(new)
+    updated, emptied = [], []
+    for fragment_id, offsets in address_parts(np.array(addresses, np.uint64)).items():
+        fragment = dataset.get_fragment(fragment_id)
+        if fragment is None:
+            continue
+        left = fragment.delete_rows(offsets)
+        if left is None:
+            emptied.append(fragment_id)
+        else:
+            updated.append(left)
+    return lance.LanceOperation.Update(
+        removed_fragment_ids=emptied, updated_fragments=updated, new_fragments=new, fields_modified=[]
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What a driver has committed since it started."""
+
+    rows: int = 0
+    documents: int = 0
+    quarantined: int = 0
+    replaced: int = 0
+    n_tokens: int = 0
+    n_truncated: int = 0
+    rows_truncated: int = 0
+    bytes: int = 0
+    fragments: int = 0
+    commits: int = 0
+
+    def plus(self, records: Iterable[Record]) -> Totals:
+        total = self
+        for r in records:
+            if r["kind"] == "quarantine":
+                total = replace(total, quarantined=total.quarantined + r["rows"])
+                continue
+            total = replace(
+                total,
+                rows=total.rows + r["rows"],
+                documents=total.documents + r["documents"],
+                replaced=total.replaced + len(r["replaces"]),
+                n_tokens=total.n_tokens + r["n_tokens"],
+                n_truncated=total.n_truncated + r["n_truncated"],
+                rows_truncated=total.rows_truncated + r["rows_truncated"],
+                bytes=total.bytes + r["bytes"],
+                fragments=total.fragments + 1,
+            )
+        return replace(total, commits=total.commits + 1)
+
+
+@dataclass(slots=True)
+class _Held:
+    """A document that is not whole yet."""
+
+    of: int
+    seen: int = 0
+    records: list[Record] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Committer:
+    """Collects records of `write_block` and commits them every `fragments` fragments or `seconds` seconds.
+
+    `commit_due` wants to be asked after each record: nothing is committed by itself.
+    """
+
+    target: Target
+    lease: Lease
+    fragments: int = 16
+    seconds: float = 60
+    totals: Totals = Totals()
+    _seq: int = 0
+    _ready: list[Record] = field(default_factory=list)
+    _failed: list[Record] = field(default_factory=list)
+    _held: dict[str, _Held] = field(default_factory=dict)
+    _last: float = field(default_factory=time.monotonic)
+
+    def add(self, record: Record) -> None:
+        """Takes one row of a block that `write_block` returned."""
+        good = record["kind"] == "documents"
+        if not good:
+            self._failed.append(record)
+        elif not record["partial"]:
+            self._ready.append(record)
+        for part in record["partial"]:
+            held = self._held.setdefault(part["doc_id"], _Held(part["of"]))
+            held.seen += part["rows"]
+            if good:
+                held.records.append(record)
+            if held.seen >= held.of:
+                self._ready += self._held.pop(part["doc_id"]).records
+
+    @property
+    def incomplete(self) -> list[str]:
+        """Ids of documents whose chunks have not all arrived; after the last block: documents that lost a block."""
+        return list(self._held)
+
+    @property
+    def pending(self) -> int:
+        """Fragments that the next commit would bring."""
+        return len(self._ready) + len(self._failed)
+
+    def commit_due(self) -> bool:
+        if not self.pending:
+            return False
+        return self.pending >= self.fragments or time.monotonic() - self._last >= self.seconds
+
+    def commit(self) -> Totals:
+        """Commits what is ready, failed rows to the quarantine first. LeaseLost where another driver took over."""
+        if self._failed:
+            self._transact(self.target.quarantine_uri, self._failed)
+            self._failed = []
+        if self._ready:
+            self._transact(self.target.documents_uri, self._ready)
+            self._ready = []
+        self._last = time.monotonic()
+        return self.totals
+
+    def prune(self, addresses: Iterable[int]) -> int:
+        """Deletes rows (`Census.prune`) in one commit; returns how many."""
+        gone = list(addresses)
+        if gone:
+            self._operate(self.target.documents_uri, lambda dataset: replacement(dataset, [], gone))
+        return len(gone)
+
+    def _transact(self, uri: str, records: list[Record]) -> None:
+        new = _fragments(records)
+        replaced = sorted({address for r in records for address in r["replaces"]})
+        self._operate(uri, lambda dataset: replacement(dataset, new, replaced))
+        self.totals = self.totals.plus(records)
+
+    def _operate(self, uri: str, operation: Callable[[lance.LanceDataset], Any]) -> None:
+        self._seq += 1
+        properties = {"job": self.target.job, "run": self.target.run, "seq": str(self._seq)}
+        _commit(uri, self.target.storage_options, operation, properties, self.lease.check)
+
+
+def settle_quarantine(target: Target, sources: Iterable[str] | None = None) -> None:
+    """After a complete run: drops quarantine rows of earlier runs, so that the table lists what fails now.
+
+    `sources` limits that to rows of the files that the run read.
+    """
+    dataset = open_dataset(target.quarantine_uri, target.storage_options)
+    if dataset is None:
+        return
+    where = f"run IS DISTINCT FROM {json.dumps(target.run)}".replace('"', "'")
+    if sources is not None:
+        quoted = ", ".join("'" + s.replace("'", "''") + "'" for s in sources)
+        where += f" AND source IN ({quoted})"
+    dataset.delete(where)

@@ -1,0 +1,212 @@
+"""What an index is: its tables, their columns, and the identity that says which settings made them.
+
+The identity lies in the schema metadata of `documents`, so one atomic commit makes table and identity together and no
+side file can get lost or disagree. It costs strictness: a field that differs refuses the table, even where the numbers
+might have come out alike, because vectors of two models in one column cannot be told apart afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.config import BuildConfig, ConfigError
+
+FORMAT_VERSION = 1
+IDENTITY_KEY = b"tridex.identity"
+QUARANTINE = "quarantine"
+LEASES = "leases"
+FLOAT_CODECS = {"float16": pa.float16(), "float32": pa.float32()}
+
+_HEAD = (
+    pa.field("doc_id", pa.string()),
+    pa.field("chunk_id", pa.string()),
+    pa.field("chunk_index", pa.int32()),
+    pa.field("chunk_count", pa.int32()),
+    pa.field("start", pa.int64()),
+    pa.field("end", pa.int64()),
+    pa.field("text", pa.string()),
+)
+_TAIL = (
+    pa.field("source", pa.string()),
+    pa.field("content_hash", pa.binary(16)),
+    pa.field("n_tokens", pa.int32()),
+    pa.field("n_truncated", pa.int32()),
+)
+SYSTEM_COLUMNS = tuple(f.name for f in (*_HEAD, *_TAIL))
+
+
+def table_uri(uri: str, table: str) -> str:
+    """Where LanceDB keeps a table of the database at `uri`."""
+    return f"{uri.rstrip('/')}/{table}.lance"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Everything that decides which numbers are in the columns of an index.
+
+    chunk: mode, size, overlap. text: the template that joins title and text. embedders: for each column prefix what
+    `Embedder.identity()` says, and `outputs`, `dense` (dtype), `colbert` (codec), `colbert_pooling`.
+    """
+
+    chunk: Mapping[str, Any]
+    text: str
+    embedders: Mapping[str, Mapping[str, Any]]
+    format_version: int = FORMAT_VERSION
+
+    def to_metadata(self) -> dict[bytes, bytes]:
+        tree = {
+            "format_version": self.format_version,
+            "chunk": dict(self.chunk),
+            "text": self.text,
+            "embedders": {name: dict(e) for name, e in self.embedders.items()},
+        }
+        return {IDENTITY_KEY: json.dumps(tree, sort_keys=True).encode()}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[bytes, bytes] | None) -> Identity | None:
+        """None where the schema carries no identity: the table was not made by tridex."""
+        text = (metadata or {}).get(IDENTITY_KEY)
+        return None if text is None else cls(**json.loads(text))
+
+    def difference(self, other: Identity) -> str | None:
+        """The first field in which `other` (what the caller has) differs from this one (what the index has)."""
+        mine, theirs = dict(_leaves(self)), dict(_leaves(other))
+        for key in sorted(mine.keys() | theirs.keys(), key=_order):
+            if mine.get(key, _ABSENT) != theirs.get(key, _ABSENT):
+                return f"{key}: index has {_show(mine, key)}, you have {_show(theirs, key)}"
+        return None
+
+    def additions(self, other: Identity) -> dict[str, tuple[str, ...]]:
+        """Outputs of each embedder that `other` has and this index does not, if nothing else differs; else empty."""
+        merged = {name: dict(e) for name, e in other.embedders.items()}
+        added: dict[str, tuple[str, ...]] = {}
+        for name, embedder in merged.items():
+            have = tuple(self.embedders.get(name, {}).get("outputs", ()))
+            new = tuple(o for o in embedder["outputs"] if o not in have)
+            if new:
+                added[name] = new
+            if have:
+                embedder["outputs"] = list(have)
+        kept = {name: e for name, e in merged.items() if name in self.embedders}
+        same = self.difference(Identity(other.chunk, other.text, kept, other.format_version)) is None
+        return added if same else {}
+
+
+_ABSENT = object()
+
+
+def _show(leaves: Mapping[str, Any], key: str) -> str:
+    return repr(leaves[key]) if key in leaves else "nothing"
+
+
+def _order(key: str) -> tuple[bool, bool, str]:
+    """The format version first; of an embedder the model's name, then the rest."""
+    return key != "format_version", not key.endswith(".model"), key
+
+
+def _leaves(identity: Identity) -> Iterator[tuple[str, Any]]:
+    yield "format_version", identity.format_version
+    yield from ((f"chunk.{key}", value) for key, value in identity.chunk.items())
+    yield "text", identity.text
+    for name, embedder in identity.embedders.items():
+        for key, value in embedder.items():
+            yield f"embedders.{name}.{key}", sorted(value) if isinstance(value, (list, tuple)) else value
+
+
+def identity_of(config: BuildConfig, embedders: Mapping[str, Mapping[str, Any]]) -> Identity:
+    """Identity of the index that `config` builds; `embedders` maps each name to its `Embedder.identity()`.
+
+    The outputs are those in the config, or the identity's own `outputs` where the config leaves them open.
+    """
+    chunk: dict[str, Any] = {"mode": config.chunk.mode}
+    if config.chunk.mode == "tokens":
+        chunk |= {"size": config.chunk.size, "overlap": config.chunk.overlap}
+    described = {
+        e.name: {
+            **embedders[e.name],
+            "outputs": list(e.outputs or embedders[e.name]["outputs"]),
+            "dense": e.codec.dense,
+            "colbert": e.colbert_codec,
+            "colbert_pooling": e.codec.colbert_pooling,
+        }
+        for e in config.embedders
+    }
+    return Identity(chunk, config.input.template, described)
+
+
+def output_field(name: str, embedder: Mapping[str, Any], output: str) -> pa.Field:
+    """Column `NAME_OUTPUT` of one embedder as its identity describes it."""
+    if output == "dense":
+        kind: pa.DataType = pa.list_(FLOAT_CODECS[embedder["dense"]], embedder["dim"])
+    elif output == "sparse":
+        kind = pa.struct([("indices", pa.list_(pa.uint32())), ("values", pa.list_(pa.float32()))])
+    elif embedder["colbert"] in FLOAT_CODECS:
+        kind = pa.list_(pa.list_(FLOAT_CODECS[embedder["colbert"]], embedder["colbert_dim"]))
+    else:
+        kind = pa.large_binary()
+    return pa.field(f"{name}_{output}", kind)
+
+
+def output_fields(identity: Identity) -> list[pa.Field]:
+    return [output_field(name, e, o) for name, e in identity.embedders.items() for o in e["outputs"]]
+
+
+def documents_schema(identity: Identity, metadata_fields: Sequence[pa.Field] = ()) -> pa.Schema:
+    """Schema of the `documents` table, identity in its metadata; ConfigError names a metadata column that collides."""
+    outputs = output_fields(identity)
+    taken = {*SYSTEM_COLUMNS, *(f.name for f in outputs)}
+    for column in metadata_fields:
+        if column.name in taken:
+            raise ConfigError(f"input.columns.metadata: {column.name!r} is a column that the index itself makes")
+        taken.add(column.name)
+    return pa.schema([*_HEAD, *metadata_fields, *_TAIL, *outputs], metadata=identity.to_metadata())
+
+
+def quarantine_schema() -> pa.Schema:
+    """One row for each input row that is not in `documents`; `position` is -1 where a whole file could not be read."""
+    return pa.schema(
+        [
+            pa.field("source", pa.string()),
+            pa.field("position", pa.int64()),
+            pa.field("doc_id", pa.string()),
+            pa.field("chunk_id", pa.string()),
+            pa.field("error", pa.string()),
+            pa.field("traceback", pa.string()),
+            pa.field("job", pa.string()),
+            pa.field("run", pa.string()),
+            pa.field("time", pa.timestamp("us", "UTC")),
+        ]
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a job writes: small, picklable, sent to every worker. Secrets in `storage_options` stay out of `repr`."""
+
+    uri: str
+    schema: pa.Schema
+    table: str = "documents"
+    storage_options: Mapping[str, str] = field(default_factory=dict, repr=False)
+    job: str = "build"
+    run: str = ""
+    """One start of a driver; names its commits and its quarantine rows."""
+
+    @property
+    def documents_uri(self) -> str:
+        return table_uri(self.uri, self.table)
+
+    @property
+    def quarantine_uri(self) -> str:
+        return table_uri(self.uri, QUARANTINE)
+
+    @property
+    def identity(self) -> Identity:
+        identity = Identity.from_metadata(self.schema.metadata)
+        if identity is None:
+            raise ValueError("Target.schema carries no identity: make it with documents_schema()")
+        return identity

@@ -1,0 +1,181 @@
+"""Runs on a worker: one block of embedded rows becomes Lance fragments that nothing refers to yet.
+
+Workers write, the driver commits. A worker that dies leaves files behind, never rows; `maintain.optimize` removes them.
+A document whose chunks lie in several blocks gets a fragment of its own in each, so that the driver can hold it back
+until it is whole without holding anything else: a block cut through a document costs two small fragments, which a
+compaction joins.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from lance.fragment import write_fragments
+
+from pipelines.store.schema import Target, quarantine_schema
+
+REPLACES = "replaces"
+"""Optional block column, `list<uint64>`: addresses of the table's rows that a changed document's new rows replace."""
+
+RECORD_SCHEMA = pa.schema(
+    [
+        pa.field("kind", pa.string()),
+        pa.field("fragment", pa.string()),
+        pa.field("rows", pa.int64()),
+        pa.field("documents", pa.int64()),
+        pa.field("n_tokens", pa.int64()),
+        pa.field("n_truncated", pa.int64()),
+        pa.field("rows_truncated", pa.int64()),
+        pa.field("bytes", pa.int64()),
+        pa.field("replaces", pa.list_(pa.uint64())),
+        pa.field("partial", pa.list_(pa.struct([("doc_id", pa.string()), ("rows", pa.int64()), ("of", pa.int64())]))),
+    ]
+)
+"""What `write_block` returns, one row a fragment.
+
+documents: documents whose first chunk is in the fragment, so that the sum counts each once. n_tokens, n_truncated:
+sums; rows_truncated: rows that lost tokens. partial: documents that are only partly in this block; a `documents`
+fragment has at most one, and then holds nothing else; a `quarantine` fragment lists the chunks that will never come.
+"""
+
+
+def _has_extension(kind: pa.DataType) -> bool:
+    if isinstance(kind, pa.BaseExtensionType):
+        return True
+    return any(_has_extension(kind.field(i).type) for i in range(kind.num_fields))
+
+
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of `schema`, in its order and types. Errors name the column.
+
+    Ray's tensor types are refused: a process without Ray reads their storage, and LanceDB finds no vector in it.
+    """
+    columns = []
+    for column in schema:
+        if column.name not in table.column_names:
+            raise ValueError(f"write_block: column {column.name!r} is missing; the block has {table.column_names}")
+        values = table.column(column.name)
+        if _has_extension(values.type):
+            raise TypeError(f"write_block: column {column.name!r} has extension type {values.type}: return pyarrow")
+        try:
+            columns.append(values if values.type == column.type else values.cast(column.type))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise TypeError(
+                f"write_block: column {column.name!r} is {values.type}, not {column.type}: {error}"
+            ) from None
+    return pa.table(columns, schema=schema)
+
+
+def _write(table: pa.Table, uri: str, target: Target) -> dict[str, Any]:
+    fragments = write_fragments(
+        table,
+        uri,
+        schema=table.schema,
+        mode="append",
+        max_rows_per_file=max(table.num_rows, 1),
+        storage_options=dict(target.storage_options),
+    )
+    written = [f.physical_rows for f in fragments]
+    if written != [table.num_rows]:
+        raise RuntimeError(f"{uri}: {table.num_rows} rows went in, fragments of {written} rows came out")
+    return {
+        "fragment": json.dumps(fragments[0].to_json()),
+        "rows": table.num_rows,
+        "bytes": sum(f.file_size_bytes or 0 for f in fragments[0].files),
+    }
+
+
+def _total(column: pa.ChunkedArray) -> int:
+    return int(pc.sum(column).as_py() or 0)
+
+
+def _document_record(rows: pa.Table, target: Target, partial: list[dict[str, Any]]) -> dict[str, Any]:
+    replaces = rows.column(REPLACES).combine_chunks().flatten().unique() if REPLACES in rows.column_names else []
+    return _write(conform(rows, target.schema), target.documents_uri, target) | {
+        "kind": "documents",
+        "documents": _total(pc.equal(rows.column("chunk_index"), 0)),
+        "n_tokens": _total(rows.column("n_tokens")),
+        "n_truncated": _total(rows.column("n_truncated")),
+        "rows_truncated": _total(pc.greater(rows.column("n_truncated"), 0)),
+        "replaces": replaces,
+        "partial": partial,
+    }
+
+
+def quarantine_rows(rows: pa.Table, target: Target) -> pa.Table:
+    """Failed rows as the quarantine keeps them: the first line of `error`, and the rest of it as the traceback."""
+    parts = [str(e).partition("\n") for e in rows.column("error").to_pylist()]
+    n = rows.num_rows
+    columns = {
+        name: rows.column(name) if name in rows.column_names else pa.nulls(n)
+        for name in ("source", "position", "doc_id", "chunk_id")
+    } | {
+        "error": pa.array([p[0] for p in parts], pa.string()),
+        "traceback": pa.array([p[2] or None for p in parts], pa.string()),
+        "job": pa.array([target.job] * n, pa.string()),
+        "run": pa.array([target.run] * n, pa.string()),
+        "time": pa.array([datetime.now(timezone.utc)] * n, pa.timestamp("us", "UTC")),
+    }
+    return conform(pa.table(columns), quarantine_schema())
+
+
+def _quarantine_record(rows: pa.Table, target: Target, partial: list[dict[str, Any]]) -> dict[str, Any]:
+    counts = {"documents": 0, "n_tokens": 0, "n_truncated": 0, "rows_truncated": 0, "replaces": []}
+    written = _write(quarantine_rows(rows, target), target.quarantine_uri, target)
+    return written | counts | {"kind": "quarantine", "partial": partial}
+
+
+def _partial_documents(table: pa.Table) -> list[dict[str, Any]]:
+    """Documents with fewer rows in this block, good and failed together, than they have chunks."""
+    chunks = table.filter(pc.greater(table.column("chunk_count"), 1)).select(["doc_id", "chunk_count"])
+    if not chunks.num_rows:
+        return []
+    seen = chunks.group_by("doc_id").aggregate([("chunk_count", "max"), ("chunk_count", "count")])
+    short = seen.filter(pc.less(seen.column("chunk_count_count"), seen.column("chunk_count_max"))).to_pylist()
+    return [{"doc_id": s["doc_id"], "rows": s["chunk_count_count"], "of": s["chunk_count_max"]} for s in short]
+
+
+def _without(table: pa.Table, mask: pa.ChunkedArray) -> pa.Table:
+    """The rows outside `mask`; the table itself, not a copy of its vectors, where there are none inside."""
+    return table.filter(pc.invert(mask)) if pc.any(mask).as_py() else table
+
+
+def _records(table: pa.Table, target: Target) -> Iterator[dict[str, Any]]:
+    failed = pc.is_valid(table.column("error"))
+    good, bad = _without(table, failed), table.filter(failed)
+    partial = _partial_documents(table)
+    ids = pa.array([p["doc_id"] for p in partial], pa.string())
+    whole = _without(good, pc.is_in(good.column("doc_id"), value_set=ids))
+    if whole.num_rows:
+        yield _document_record(whole, target, [])
+    in_bad = dict.fromkeys((p["doc_id"] for p in partial), 0)
+    for entry in partial:
+        rows = good.filter(pc.equal(good.column("doc_id"), entry["doc_id"]))
+        in_bad[entry["doc_id"]] = entry["rows"] - rows.num_rows
+        if rows.num_rows:
+            yield _document_record(rows, target, [entry | {"rows": rows.num_rows}])
+    if bad.num_rows:
+        failed_chunks = [p | {"rows": in_bad[p["doc_id"]]} for p in partial if in_bad[p["doc_id"]]]
+        yield _quarantine_record(bad, target, failed_chunks)
+
+
+def write_block(table: pa.Table, target: Target) -> pa.Table:
+    """Writes the rows of one block as fragments and returns their records (`RECORD_SCHEMA`); commits nothing.
+
+    Rows with `error` set become a fragment of the quarantine. Columns of the block that the table does not have are
+    left out. Raises ValueError or TypeError that names the column where the block does not fit the table, and OSError
+    as it comes from the store (disk full, access denied): such a block must not count as done.
+    """
+    return pa.Table.from_pylist(list(_records(table, target)), schema=RECORD_SCHEMA)
+
+
+def address_parts(addresses: np.ndarray[Any, np.dtype[np.uint64]]) -> dict[int, list[int]]:
+    """Row addresses (uint64) to row offsets for each fragment."""
+    fragments, offsets = addresses >> np.uint64(32), addresses & np.uint64(0xFFFFFFFF)
+    return {int(f): np.unique(offsets[fragments == f]).astype(int).tolist() for f in np.unique(fragments)}
