@@ -67,6 +67,15 @@ class TokenBatch:
         )
 
 
+def concat_tokens(batches: Sequence[TokenBatch]) -> TokenBatch:
+    """One TokenBatch out of several, in order."""
+    return TokenBatch(
+        np.concatenate([b.ids for b in batches]),
+        _stack([b.offsets for b in batches]),
+        np.concatenate([b.n_truncated for b in batches]),
+    )
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SparseVectors:
     """Learned lexical weights as compressed sparse rows.

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
 
+from actors.blocks import all_rows, mark, place, tokens_of
 from actors.embedders.base import Embedder
 from actors.isolate import Isolated, isolate
 from actors.outputs import EmbeddingBatch, IntArray, TokenBatch, concat
@@ -55,42 +55,6 @@ def strategy(pool: PoolSpec, share: float = 1.0) -> ActorPoolStrategy:
     """A pool of fixed size: Ray starts an autoscaling one with its minimum and was seen never to add the second actor
     to a 16-second job."""
     return ActorPoolStrategy(size=pool_size(pool, ray.cluster_resources(), share))
-
-
-def tokens_of(table: pa.Table, name: str) -> tuple[TokenBatch, IntArray]:
-    """One embedder's token columns as a TokenBatch, and the table's rows that have any (the others have failed)."""
-    ids = table.column(f"{name}_ids").combine_chunks()
-    rows = np.flatnonzero(ids.is_valid().to_numpy(zero_copy_only=False)).astype(np.int64)
-    good = ids.drop_null()
-    lengths = good.value_lengths().to_numpy(zero_copy_only=False)
-    truncated = table.column(f"{name}_truncated").combine_chunks().drop_null()
-    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    return TokenBatch(good.flatten().to_numpy(), offsets, truncated.to_numpy()), rows
-
-
-def all_rows(n: int) -> IntArray:
-    return np.arange(n, dtype=np.int64)
-
-
-def place(column: pa.Array, positions: IntArray, size: int) -> pa.Array:
-    """A column of `size` rows with `column[i]` at `positions[i]` and null elsewhere."""
-    if len(positions) == size:
-        return column
-    source = np.zeros(size, dtype=np.int64)
-    source[positions] = np.arange(len(positions))
-    missing = np.ones(size, dtype=bool)
-    missing[positions] = False
-    return column.take(pa.array(source, mask=missing))
-
-
-def mark(table: pa.Table, failures: dict[int, str]) -> pa.Table:
-    """Writes the errors into the block's `error` column."""
-    if not failures:
-        return table
-    errors = table.column("error").to_pylist()
-    for row, error in failures.items():
-        errors[row] = error
-    return table.set_column(table.column_names.index("error"), "error", pa.array(errors, pa.string()))
 
 
 class EmbedActor:

@@ -1,0 +1,44 @@
+"""Blocks that travel between stages: pyarrow tables in which a failed row keeps its place, with nulls and an `error`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from actors.outputs import IntArray, TokenBatch
+
+
+def tokens_of(table: pa.Table, name: str) -> tuple[TokenBatch, IntArray]:
+    """One embedder's token columns as a TokenBatch, and the table's rows that have any (the others have failed)."""
+    ids = table.column(f"{name}_ids").combine_chunks()
+    rows = np.flatnonzero(ids.is_valid().to_numpy(zero_copy_only=False)).astype(np.int64)
+    good = ids.drop_null()
+    lengths = good.value_lengths().to_numpy(zero_copy_only=False)
+    truncated = table.column(f"{name}_truncated").combine_chunks().drop_null()
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    return TokenBatch(good.flatten().to_numpy(), offsets, truncated.to_numpy()), rows
+
+
+def all_rows(n: int) -> IntArray:
+    return np.arange(n, dtype=np.int64)
+
+
+def place(column: pa.Array, positions: IntArray, size: int) -> pa.Array:
+    """A column of `size` rows with `column[i]` at `positions[i]` and null elsewhere."""
+    if len(positions) == size:
+        return column
+    source = np.zeros(size, dtype=np.int64)
+    source[positions] = np.arange(len(positions))
+    missing = np.ones(size, dtype=bool)
+    missing[positions] = False
+    return column.take(pa.array(source, mask=missing))
+
+
+def mark(table: pa.Table, failures: dict[int, str]) -> pa.Table:
+    """Writes the errors into the block's `error` column."""
+    if not failures:
+        return table
+    errors = table.column("error").to_pylist()
+    for row, error in failures.items():
+        errors[row] = error
+    return table.set_column(table.column_names.index("error"), "error", pa.array(errors, pa.string()))

@@ -1,0 +1,94 @@
+"""What happens to a block between reading and writing: plain functions over pyarrow tables, none of which knows Ray.
+
+A row that has failed keeps its place with `error` set and nulls elsewhere, so every stage handles the good rows and
+leaves the others as they are; that costs a gather and a scatter for blocks that hold a failed row, nothing for others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from actors.blocks import all_rows, mark, place
+from actors.isolate import isolate
+from actors.outputs import EmbeddingBatch, IntArray, MultiVectors, TokenBatch, concat_tokens
+from actors.preparation import Preparation, load_preparation
+from actors.spec import EmbedderSpec
+from pipelines.config import EmbedderConfig
+from pipelines.store.codecs import encode_colbert
+
+SLICE_BYTES = 4 * 2**20
+"""Text tokenised at once: the tokenizer's own objects take some 50 times the space of the text."""
+
+
+def good_rows(table: pa.Table) -> IntArray:
+    """Positions of the rows without an error: int64."""
+    return np.flatnonzero(pc.is_null(table.column("error")).to_numpy(zero_copy_only=False)).astype(np.int64)
+
+
+@lru_cache(maxsize=16)
+def _preparation(spec: EmbedderSpec) -> Preparation:
+    """Once for each worker process and embedder."""
+    return load_preparation(spec)
+
+
+def tokenise(table: pa.Table, embedders: tuple[EmbedderConfig, ...]) -> pa.Table:
+    """Adds `NAME_ids` and `NAME_truncated` of each embedder, and `n_tokens`, `n_truncated`: the largest of them."""
+    counts, cuts = np.zeros(len(table), np.int32), np.zeros(len(table), np.int32)
+    for embedder in embedders:
+        table, tokens, rows = _tokenise(table, embedder)
+        counts[rows] = np.maximum(counts[rows], tokens.lengths)
+        cuts[rows] = np.maximum(cuts[rows], tokens.n_truncated)
+    return table.append_column("n_tokens", pa.array(counts)).append_column("n_truncated", pa.array(cuts))
+
+
+def _tokenise(table: pa.Table, embedder: EmbedderConfig) -> tuple[pa.Table, TokenBatch, IntArray]:
+    preparation = _preparation(embedder.spec())
+    rows = good_rows(table)
+    texts = table.column("text").take(pa.array(rows))
+    parts, kept = [preparation.tokenise([])], [rows[:0]]
+    failures: dict[int, str] = {}
+    for piece in slices(pc.binary_length(texts).to_numpy(zero_copy_only=False)):
+        found = isolate(lambda part: preparation.tokenise(texts.take(pa.array(part)).to_pylist()), piece)
+        parts += [tokens for _, tokens in found.parts]
+        kept.append(rows[found.rows])
+        failures |= {int(rows[failure.row]): str(failure) for failure in found.failures}
+    tokens, where = concat_tokens(parts), np.concatenate(kept)
+    ids = pa.ListArray.from_arrays(pa.array(tokens.offsets.astype(np.int32)), pa.array(tokens.ids))
+    table = mark(table, failures).append_column(f"{embedder.name}_ids", place(ids, where, len(table)))
+    cuts = place(pa.array(tokens.n_truncated), where, len(table))
+    return table.append_column(f"{embedder.name}_truncated", cuts), tokens, where
+
+
+def slices(sizes: IntArray, limit: int = SLICE_BYTES) -> list[IntArray]:
+    """Neighbouring rows whose sizes sum to about `limit`; a larger row stands alone."""
+    bins = np.cumsum(sizes, dtype=np.int64) // limit
+    edges = np.flatnonzero(np.diff(bins)) + 1
+    return np.split(all_rows(len(sizes)), edges) if len(sizes) else []
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Turns what an embedder gives into the columns that its index keeps: dense dtype, ColBERT pooling and codec."""
+
+    embedder: EmbedderConfig
+
+    def __call__(self, batch: EmbeddingBatch, tokens: TokenBatch) -> dict[str, pa.Array]:
+        codec = self.embedder.codec
+        stored = EmbeddingBatch(
+            None if batch.dense is None else batch.dense.astype(codec.dense, copy=False),
+            batch.sparse,
+            None if batch.colbert is None else self._colbert(batch.colbert, tokens),
+            batch.n_tokens,
+            batch.n_truncated,
+        )
+        return stored.to_arrow(self.embedder.name)
+
+    def _colbert(self, vectors: MultiVectors, tokens: TokenBatch) -> MultiVectors:
+        pooling = self.embedder.codec.colbert_pooling
+        ids = np.delete(tokens.ids, tokens.offsets[:-1]) if pooling == "distinct" else None
+        return encode_colbert(vectors, self.embedder.colbert_codec, pooling, ids)
