@@ -42,8 +42,8 @@ class EmbedderSpec:
     """Hub revision: a commit hash pins the weights."""
     model_class: ModelClass | None = None
     pooling: Pooling | None = None
-    normalize: bool = True
-    """L2-normalise dense and ColBERT vectors."""
+    normalize: bool | None = True
+    """L2-normalise dense and ColBERT vectors. None: what the checkpoint's modules.json says, True without one."""
     query_instruction: str | None = None
     query_instruction_format: str | None = None
     passage_instruction: str | None = None

