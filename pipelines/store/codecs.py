@@ -1,0 +1,212 @@
+"""How ColBERT vectors are stored: a codec (bytes a vector) and a pooling (vectors a document).
+
+No codec is trained on the corpus. Levels, rotation and codebook follow from the dimension alone, because the vectors
+are unit vectors whose coordinates behave like N(0, 1/d) draws (after a rotation, for `pq`). That costs a little
+accuracy against codebooks fitted to one corpus, and buys a build without a training pass, workers that agree without
+talking to each other, and codes that stay readable when the corpus changes. Measured on the packaged model, even the
+sign alone keeps nDCG within noise (benchmarks/RESULTS.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from actors.outputs import Array, IntArray, MultiVectors, offsets_of
+
+Floats = npt.NDArray[np.float32]
+Codes = npt.NDArray[np.uint8]
+
+LLOYD_MAX_4 = (0.9816, 0.4528, 1.5104)
+"""Threshold and levels of the best 4-level quantiser of N(0, 1) (Max 1960)."""
+PQ_DIMS = 16
+"""Dimensions that one byte of a `pq` code stands for: 24 bytes a vector at 384 dimensions, half of `sign`."""
+POOLINGS = ("none", "sequential2", "sequential3", "distinct")
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """One way to store a float32 vector; `width` gives the bytes of one vector of `dim` dimensions."""
+
+    encode: Callable[[Floats], Array]
+    decode: Callable[[Array, int], Floats]
+    width: Callable[[int], int]
+    is_float: bool = False
+    """Stored as `list<fixed_size_list<float>>`, not as bytes."""
+
+
+def _encode_int8(vectors: Floats) -> Codes:
+    scale = (np.abs(vectors).max(axis=1, initial=0.0) / 127).astype(np.float16)
+    divisor = np.where(scale == 0, 1, scale.astype(np.float32))[:, None]
+    values = np.clip(np.rint(vectors / divisor), -127, 127).astype(np.int8)
+    return np.hstack([scale[:, None].view(np.uint8), values.view(np.uint8)])
+
+
+def _decode_int8(codes: Array, dim: int) -> Floats:
+    scale = np.ascontiguousarray(codes[:, :2]).view(np.float16).astype(np.float32)
+    return np.ascontiguousarray(codes[:, 2:]).view(np.int8).astype(np.float32) * scale
+
+
+def _encode_bits2(vectors: Floats) -> Codes:
+    dim = vectors.shape[1]
+    threshold = np.float32(LLOYD_MAX_4[0] / np.sqrt(dim))
+    levels = np.zeros((len(vectors), -(-dim // 4) * 4), np.uint8)
+    levels[:, :dim] = (vectors > -threshold).view(np.uint8) + (vectors > 0) + (vectors > threshold)
+    packed: Codes = levels[:, 0::4] | levels[:, 1::4] << 2 | levels[:, 2::4] << 4 | levels[:, 3::4] << 6
+    return packed
+
+
+def _decode_bits2(codes: Array, dim: int) -> Floats:
+    _, inner, outer = LLOYD_MAX_4
+    levels = np.array([-outer, -inner, inner, outer], np.float32) / np.float32(np.sqrt(dim))
+    places: Codes = codes[:, :, None] >> np.array([0, 2, 4, 6], np.uint8) & 3
+    return levels[places.reshape(len(codes), -1)[:, :dim]]
+
+
+def _encode_sign(vectors: Floats) -> Codes:
+    return np.packbits(vectors > 0, axis=1, bitorder="little")
+
+
+def _decode_sign(codes: Array, dim: int) -> Floats:
+    positive = np.unpackbits(codes, axis=1, count=dim, bitorder="little")
+    scale = np.float32(1 / np.sqrt(dim))
+    return positive.astype(np.float32) * (2 * scale) - scale
+
+
+@lru_cache(maxsize=8)
+def rotation(dim: int) -> Floats:
+    """A fixed orthogonal (dim, dim) matrix: it spreads the variance evenly over the coordinates."""
+    q, r = np.linalg.qr(np.random.default_rng(dim).standard_normal((dim, dim)))
+    return (q * np.sign(np.diag(r))).astype(np.float32)
+
+
+@lru_cache(maxsize=1)
+def codebook() -> Floats:
+    """256 centroids (256, PQ_DIMS) of N(0, I), by k-means in float64 from a fixed seed: the same on every machine."""
+    draws = np.random.default_rng(0).standard_normal((20_000, PQ_DIMS))
+    centroids = draws[:256].copy()
+    for _ in range(20):
+        nearest = (draws @ centroids.T - 0.5 * (centroids**2).sum(axis=1)).argmax(axis=1)
+        counts = np.bincount(nearest, minlength=256)
+        for axis in range(PQ_DIMS):
+            sums = np.bincount(nearest, draws[:, axis], 256)
+            centroids[:, axis] = np.where(counts > 0, sums / np.maximum(counts, 1), centroids[:, axis])
+    return centroids.astype(np.float32)
+
+
+def _pq_parts(dim: int) -> int:
+    return -(-dim // PQ_DIMS)
+
+
+def _encode_pq(vectors: Floats) -> Codes:
+    dim = vectors.shape[1]
+    padded = _pq_parts(dim) * PQ_DIMS
+    rotated = np.pad(vectors, ((0, 0), (0, padded - dim))) @ rotation(padded) * np.float32(np.sqrt(padded))
+    centroids = codebook()
+    bias = 0.5 * (centroids**2).sum(axis=1)
+    codes = np.empty((len(vectors), _pq_parts(dim)), np.uint8)
+    for part in range(codes.shape[1]):
+        block = rotated[:, part * PQ_DIMS : (part + 1) * PQ_DIMS]
+        codes[:, part] = (block @ centroids.T - bias).argmax(axis=1)
+    return codes
+
+
+def _decode_pq(codes: Array, dim: int) -> Floats:
+    padded = _pq_parts(dim) * PQ_DIMS
+    rotated = codebook()[codes].reshape(len(codes), padded) / np.float32(np.sqrt(padded))
+    return np.ascontiguousarray((rotated @ rotation(padded).T)[:, :dim])
+
+
+def _float_codec(dtype: type[np.float16] | type[np.float32]) -> Codec:
+    return Codec(
+        encode=lambda vectors: vectors.astype(dtype),
+        decode=lambda codes, _dim: codes.astype(np.float32),
+        width=lambda dim: dim * np.dtype(dtype).itemsize,
+        is_float=True,
+    )
+
+
+CODECS: dict[str, Codec] = {
+    "float32": _float_codec(np.float32),
+    "float16": _float_codec(np.float16),
+    "int8": Codec(_encode_int8, _decode_int8, lambda dim: dim + 2),
+    "bits2": Codec(_encode_bits2, _decode_bits2, lambda dim: -(-dim // 4)),
+    "sign": Codec(_encode_sign, _decode_sign, lambda dim: -(-dim // 8)),
+    "pq": Codec(_encode_pq, _decode_pq, _pq_parts),
+}
+
+
+def get_codec(name: str) -> Codec:
+    """The codec of that name; ValueError lists the names there are."""
+    if name not in CODECS:
+        raise ValueError(f"unknown ColBERT codec {name!r}; there are {', '.join(CODECS)}")
+    return CODECS[name]
+
+
+def encode(vectors: Array, codec: str) -> Array:
+    """Unit vectors (m, d), float32 or float16, to what is stored: uint8 (m, width) or, for float codecs, (m, d)."""
+    return get_codec(codec).encode(np.asarray(vectors, np.float32))
+
+
+def decode(codes: Array, codec: str, dim: int) -> Floats:
+    """What is stored, (m, width), to float32 (m, dim)."""
+    return get_codec(codec).decode(codes, dim)
+
+
+def width(codec: str, dim: int) -> int:
+    """Bytes of one stored vector of `dim` dimensions."""
+    return get_codec(codec).width(dim)
+
+
+def pooled_groups(offsets: IntArray, pooling: str, token_ids: npt.NDArray[Any] | None = None) -> IntArray:
+    """For each vector the number, over the whole batch, of the pooled vector that it joins: int64 (m,).
+
+    Groups never cross texts and are numbered in the order in which they begin. `distinct` needs the token id of each
+    vector and joins all places of one token in one text.
+    """
+    lengths = np.diff(offsets)
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    if pooling == "none":
+        return np.arange(len(rows))
+    if pooling in ("sequential2", "sequential3"):
+        size = int(pooling[-1])
+        within = np.arange(len(rows)) - offsets[rows]
+        groups: IntArray = offsets_of(-(-lengths // size))[rows] + within // size
+        return groups
+    if pooling != "distinct":
+        raise ValueError(f"unknown ColBERT pooling {pooling!r}; there are {', '.join(POOLINGS)}")
+    if token_ids is None or len(token_ids) != len(rows):
+        raise ValueError(f"pooling 'distinct' needs one token id for each of the {len(rows)} vectors")
+    key = rows << 32 | np.asarray(token_ids, np.int64)
+    _, first, member = np.unique(key, return_index=True, return_inverse=True)
+    order = np.empty(len(first), np.int64)
+    order[np.argsort(first)] = np.arange(len(first))
+    return order[member]
+
+
+def pool(vectors: MultiVectors, pooling: str, token_ids: npt.NDArray[Any] | None = None) -> MultiVectors:
+    """Means of the vectors of each group, normalised again: float32. See `pooled_groups` for the groups."""
+    if pooling == "none":
+        return vectors
+    groups = pooled_groups(vectors.offsets, pooling, token_ids)
+    if not len(groups):
+        return vectors
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    sums = np.add.reduceat(vectors.vectors[order].astype(np.float32), starts, axis=0)
+    norms = np.linalg.norm(sums, axis=1, keepdims=True)
+    rows = np.repeat(np.arange(len(vectors)), np.diff(vectors.offsets))[order][starts]
+    return MultiVectors(offsets_of(np.bincount(rows, minlength=len(vectors))), sums / np.maximum(norms, 1e-12))
+
+
+def encode_colbert(
+    vectors: MultiVectors, codec: str, pooling: str = "none", token_ids: npt.NDArray[Any] | None = None
+) -> MultiVectors:
+    """Pools, then encodes: the ColBERT output of an embedder to what the table stores."""
+    pooled = pool(vectors, pooling, token_ids)
+    return MultiVectors(pooled.offsets, encode(pooled.vectors, codec))

@@ -1,0 +1,115 @@
+"""Codecs decode exactly what their definition says, and poolings average exactly the vectors they should."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from actors.outputs import MultiVectors
+from pipelines.store import codecs
+
+
+def unit(n: int, dim: int, seed: int = 0) -> np.ndarray:
+    x = np.random.default_rng(seed).standard_normal((n, dim)).astype(np.float32)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("codec", codecs.CODECS)
+@pytest.mark.parametrize("dim", [384, 96, 21])
+def test_width_and_shape(codec: str, dim: int) -> None:
+    stored = codecs.encode(unit(7, dim), codec)
+    assert len(stored) == 7
+    assert stored[0].nbytes == codecs.width(codec, dim)
+    decoded = codecs.decode(stored, codec, dim)
+    assert decoded.shape == (7, dim)
+    assert decoded.dtype == np.float32
+
+
+def test_sign_is_bit_j_of_byte_i_lowest_first() -> None:
+    x = np.full((1, 16), -1.0, np.float32)
+    x[0, [0, 9, 15]] = 1.0
+    assert codecs.encode(x, "sign").tolist() == [[0b00000001, 0b10000010]]
+    assert codecs.decode(codecs.encode(x, "sign"), "sign", 16).tolist() == (np.sign(x) / 4).tolist()
+
+
+def test_sign_takes_zero_as_negative() -> None:
+    assert codecs.encode(np.zeros((1, 8), np.float32), "sign").tolist() == [[0]]
+
+
+def test_int8_is_a_float16_scale_and_then_the_values() -> None:
+    x = np.array([[0.5, -1.0, 0.25, 0.0]], np.float32)
+    stored = codecs.encode(x, "int8")
+    scale = np.float32(np.float16(1 / 127))
+    assert stored[0, :2].view(np.float16)[0] == np.float16(1 / 127)
+    values = np.clip(np.rint(x / scale), -127, 127)
+    assert stored[0, 2:].view(np.int8).tolist() == values[0].astype(int).tolist()
+    assert np.array_equal(codecs.decode(stored, "int8", 4), (values * scale).astype(np.float32))
+
+
+def test_bits2_has_the_four_levels_of_the_gaussian_quantiser() -> None:
+    t = 0.9816 / 2
+    x = np.array([[-t - 0.01, -0.01, 0.01, t + 0.01]], np.float32)
+    assert codecs.encode(x, "bits2").tolist() == [[0b11100100]]
+    expected = np.array([[-1.5104, -0.4528, 0.4528, 1.5104]], np.float32) / 2
+    np.testing.assert_allclose(codecs.decode(codecs.encode(x, "bits2"), "bits2", 4), expected, rtol=1e-6)
+
+
+def test_pq_decodes_to_the_nearest_centroid_of_every_part() -> None:
+    x = unit(5, 32)
+    rotated = x @ codecs.rotation(32) * np.sqrt(32)
+    parts = rotated.reshape(5, 2, codecs.PQ_DIMS)
+    distance = ((parts[:, :, None] - codecs.codebook()) ** 2).sum(-1)
+    codes = codecs.encode(x, "pq")
+    assert np.array_equal(codes, distance.argmin(-1))
+    decoded = codecs.decode(codes, "pq", 32) @ codecs.rotation(32) * np.sqrt(32)
+    np.testing.assert_allclose(decoded.reshape(5, 2, -1), codecs.codebook()[codes], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("codec", "least"),
+    [("float32", 1), ("float16", 0.9999), ("int8", 0.999), ("bits2", 0.92), ("sign", 0.78), ("pq", 0.6)],
+)
+def test_decoded_vectors_point_the_same_way(codec: str, least: float) -> None:
+    x = unit(200, 384)
+    y = codecs.decode(codecs.encode(x, codec), codec, 384)
+    cosine = (x * y).sum(1) / np.linalg.norm(y, axis=1)
+    assert cosine.mean() >= least - 1e-6
+
+
+@given(st.lists(st.integers(0, 9), max_size=6), st.sampled_from([2, 3]))
+@settings(max_examples=50, deadline=None)
+def test_sequential_pooling_averages_neighbours_within_a_text(lengths: list[int], size: int) -> None:
+    offsets = np.cumsum([0, *lengths])
+    x = unit(int(offsets[-1]), 8) if offsets[-1] else np.zeros((0, 8), np.float32)
+    pooled = codecs.pool(MultiVectors(offsets, x), f"sequential{size}")
+    for i, length in enumerate(lengths):
+        text = x[offsets[i] : offsets[i + 1]]
+        expected = [text[j : j + size].mean(0) for j in range(0, length, size)]
+        expected = [e / np.linalg.norm(e) for e in expected]
+        np.testing.assert_allclose(pooled.row(i), np.array(expected).reshape(-1, 8), atol=1e-5)
+
+
+def test_distinct_pooling_joins_the_places_of_one_token_in_order_of_first_use() -> None:
+    x = np.eye(5, dtype=np.float32)
+    pooled = codecs.pool(MultiVectors(np.array([0, 4, 5]), x), "distinct", np.array([7, 3, 7, 3, 7]))
+    half = np.float32(np.sqrt(0.5))
+    assert pooled.offsets.tolist() == [0, 2, 3]
+    np.testing.assert_allclose(pooled.vectors, [[half, 0, half, 0, 0], [0, half, 0, half, 0], [0, 0, 0, 0, 1]])
+
+
+def test_encode_colbert_survives_arrow() -> None:
+    coded = codecs.encode_colbert(MultiVectors(np.array([0, 3, 3, 8]), unit(8, 24)), "sign", "sequential2")
+    back = MultiVectors.from_arrow(coded.to_arrow(), codecs.width("sign", 24))
+    assert back.offsets.tolist() == [0, 2, 2, 5]
+    assert np.array_equal(back.vectors, coded.vectors)
+
+
+def test_wrong_names_and_missing_ids_are_named() -> None:
+    with pytest.raises(ValueError, match="unknown ColBERT codec 'bit'; there are float32, float16"):
+        codecs.encode(unit(1, 8), "bit")
+    with pytest.raises(ValueError, match="unknown ColBERT pooling 'ward'"):
+        codecs.pool(MultiVectors(np.array([0, 1]), unit(1, 8)), "ward")
+    with pytest.raises(ValueError, match="one token id for each of the 2 vectors"):
+        codecs.pool(MultiVectors(np.array([0, 2]), unit(2, 8)), "distinct")
