@@ -49,15 +49,20 @@ def load_backbone(folder: Path, compute: Compute, *, trust_remote_code: bool = F
         torch.set_num_threads(compute.threads)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if config.model_type in ENCODERS:
-        return PackedEncoder(_load(folder, compute, config, add_pooling_layer=False))
+        return PackedEncoder(load_pretrained(AutoModel, folder, compute, config, add_pooling_layer=False))
     if config.model_type in PACKABLE:
-        return PackedTransformer(_load(folder, compute, config, attn_implementation=PACKED_ATTENTION))
-    return PaddedTransformer(_load(folder, compute, config, trust_remote_code=trust_remote_code))
+        return PackedTransformer(
+            load_pretrained(AutoModel, folder, compute, config, attn_implementation=PACKED_ATTENTION)
+        )
+    return PaddedTransformer(load_pretrained(AutoModel, folder, compute, config, trust_remote_code=trust_remote_code))
 
 
-def _load(folder: Path, compute: Compute, config: PretrainedConfig, **options: Any) -> PreTrainedModel:
+def load_pretrained(
+    auto: Any, folder: Path, compute: Compute, config: PretrainedConfig, **options: Any
+) -> PreTrainedModel:
+    """What one of transformers' Auto classes makes of a folder; ValueError, with the names, where weights are missing."""
     with _quiet():
-        model, report = AutoModel.from_pretrained(
+        model, report = auto.from_pretrained(
             folder, config=config, dtype=compute.dtype, output_loading_info=True, **options
         )
     wrong = sorted(report["missing_keys"]) + [str(key) for key in report["mismatched_keys"]]
