@@ -1,0 +1,61 @@
+"""Lance tables: a part is one fragment of the version that was there when the job was planned."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.files import File, plain, scheme_of
+from pipelines.readers.base import BATCH_BYTES, Inspection, Part, Raw
+
+
+@contextlib.contextmanager
+def _errors_of(file: File) -> Iterator[None]:
+    """Lance raises ValueError and RuntimeError too where a file is damaged."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        raise OSError(f"{file.uri}: {error}") from error
+
+
+def _open(file: File) -> pa.dataset.Dataset:
+    import lance
+
+    local = scheme_of(file.uri) in ("", "file")
+    return lance.dataset(
+        file.path if local else file.uri,
+        version=int(file.version) if file.version else None,
+        storage_options=None if local else plain(file.options),
+    )
+
+
+def inspect(file: File, part_bytes: int) -> Inspection:
+    with _errors_of(file):
+        table = _open(file)
+        parts = []
+        row = 0
+        for fragment in table.get_fragments():
+            n_rows = fragment.count_rows()
+            size = sum(data.file_size_bytes or 0 for data in fragment.metadata.files)
+            parts.append(Part(fragment.fragment_id, fragment.fragment_id + 1, row, n_rows, size))
+            row += n_rows
+        return Inspection(tuple(parts), table.schema, version=str(table.version))
+
+
+def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, limit: int) -> Iterator[Raw]:
+    position = part.first_row
+    row_bytes = part.size / max(part.rows or 1, 1)
+    n_rows = max(1, min(batch_rows, int(BATCH_BYTES / max(row_bytes, 1))))
+    with _errors_of(file):
+        table = _open(file)
+        fragments = (
+            [table.get_fragment(i) for i in range(part.start, part.stop)] if part.stop >= 0 else table.get_fragments()
+        )
+        for fragment in fragments:
+            for batch in fragment.to_batches(columns=list(columns), batch_size=n_rows, batch_readahead=1):
+                values = {name: batch.column(name) for name in columns if name in batch.schema.names}
+                yield Raw(values, np.arange(position, position + len(batch)), [None] * len(batch))
+                position += len(batch)

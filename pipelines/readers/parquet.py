@@ -1,0 +1,65 @@
+"""Parquet: a part is a run of row groups, read column by column in batches sized from the footer's statistics.
+
+A damaged row group costs only itself: the others are independent, so they are still read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipelines.files import READ_ERRORS, File
+from pipelines.readers.base import BATCH_BYTES, Inspection, Part, Raw
+
+
+def inspect(file: File, part_bytes: int) -> Inspection:
+    """Reads the footer only."""
+    with file.open() as handle:
+        footer = pq.ParquetFile(handle)
+        return Inspection(_parts(footer.metadata, part_bytes), footer.schema_arrow)
+
+
+def _parts(metadata: pq.FileMetaData, part_bytes: int) -> tuple[Part, ...]:
+    parts: list[Part] = []
+    first, rows, size, row = 0, 0, 0, 0
+    for i in range(metadata.num_row_groups):
+        group = metadata.row_group(i)
+        rows += group.num_rows
+        size += sum(group.column(c).total_compressed_size for c in range(group.num_columns))
+        if size >= part_bytes or i == metadata.num_row_groups - 1:
+            parts.append(Part(first, i + 1, row, rows, size))
+            first, row, rows, size = i + 1, row + rows, 0, 0
+    return tuple(parts)
+
+
+def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, limit: int) -> Iterator[Raw]:
+    with file.open() as handle:
+        footer = pq.ParquetFile(handle)
+        position = part.first_row
+        for group in range(part.start, footer.metadata.num_row_groups if part.stop < 0 else part.stop):
+            n_rows = footer.metadata.row_group(group).num_rows
+            yield from _row_group(footer, group, position, columns, batch_rows)
+            position += n_rows
+
+
+def _row_group(
+    footer: pq.ParquetFile, group: int, position: int, columns: Sequence[str], batch_rows: int
+) -> Iterator[Raw]:
+    last = position + footer.metadata.row_group(group).num_rows
+    size = _rows_that_fit(footer.metadata.row_group(group), batch_rows)
+    try:
+        for batch in footer.iter_batches(size, row_groups=[group], columns=list(columns)):
+            values = {name: batch.column(name) for name in columns if name in batch.schema.names}
+            yield Raw(values, np.arange(position, position + len(batch)), [None] * len(batch))
+            position += len(batch)
+    except READ_ERRORS as error:
+        message = f"row group {group} is damaged, its rows {position} to {last - 1} are lost: {error}"
+        yield Raw({}, np.array([position], dtype=np.int64), [message])
+
+
+def _rows_that_fit(group: pq.RowGroupMetaData, batch_rows: int) -> int:
+    """At most `batch_rows`, fewer where rows are so large that a batch would exceed BATCH_BYTES."""
+    row_bytes = group.total_byte_size / max(group.num_rows, 1)
+    return max(1, min(batch_rows, int(BATCH_BYTES / max(row_bytes, 1))))
