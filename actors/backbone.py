@@ -60,7 +60,7 @@ def load_backbone(folder: Path, compute: Compute, *, trust_remote_code: bool = F
 def load_pretrained(
     auto: Any, folder: Path, compute: Compute, config: PretrainedConfig, **options: Any
 ) -> PreTrainedModel:
-    """What one of transformers' Auto classes makes of a folder; ValueError, with the names, where weights are missing."""
+    """What one of transformers' Auto classes makes of a folder; ValueError names the weights that are missing."""
     with _quiet():
         model, report = auto.from_pretrained(
             folder, config=config, dtype=compute.dtype, output_loading_info=True, **options
