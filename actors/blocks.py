@@ -1,4 +1,4 @@
-"""Blocks that travel between stages: pyarrow tables in which a failed row keeps its place, with nulls and an `error`."""
+"""Blocks that travel between stages: pyarrow tables where a failed row keeps its place, with nulls and an `error`."""
 
 from __future__ import annotations
 

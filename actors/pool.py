@@ -8,7 +8,6 @@ log2(rows) extra forward passes, once, and no other row is lost. This is the onl
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import pyarrow as pa
 import ray
@@ -19,24 +18,12 @@ from actors.embedders.base import Embedder
 from actors.isolate import Isolated, isolate
 from actors.outputs import EmbeddingBatch, IntArray, TokenBatch, concat
 from actors.registry import load_embedder
-from actors.spec import EmbedderSpec, Output
+from actors.spec import EmbedderSpec, Output, PoolSpec
 
 Finish = Callable[[EmbeddingBatch, TokenBatch], dict[str, pa.Array]]
 
 CPU_HEADROOM = 0.5
 """CPUs left to reading, tokenising and writing: without it a pool takes every CPU and starves what feeds it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolSpec:
-    """Size and resources of one pool. max_size None: as many actors as the cluster holds when the job starts."""
-
-    num_cpus: float = 1
-    num_gpus: float = 0
-    min_size: int = 1
-    max_size: int | None = None
-    accelerator_type: str | None = None
-    batch_rows: int = 1000
 
 
 def pool_size(pool: PoolSpec, cluster: dict[str, float], share: float = 1.0) -> int:

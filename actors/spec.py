@@ -58,3 +58,14 @@ class EmbedderSpec:
     """Runs Python code from the checkpoint. Never set by a table, only by you."""
     cache_dir: str | None = None
     compute: ComputeSpec = field(default_factory=ComputeSpec)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSpec:
+    """Size and resources of one pool. max_size None: as many actors as the cluster holds when the job starts."""
+
+    num_cpus: float = 1
+    num_gpus: float = 0
+    min_size: int = 1
+    max_size: int | None = None
+    accelerator_type: str | None = None

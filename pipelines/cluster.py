@@ -10,9 +10,11 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 
+from actors.spec import EmbedderSpec
 from pipelines.config import RayConfig
 
 LOOPBACK = "127.0.0.1"
@@ -49,3 +51,16 @@ def _quiet() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def describe(spec: EmbedderSpec) -> dict[str, Any]:
+    """Identity and outputs of an embedder, from a worker: the driver's machine need not hold the model."""
+    described: dict[str, Any] = ray.get(ray.remote(num_cpus=0.25)(_describe).remote(spec))
+    return described
+
+
+def _describe(spec: EmbedderSpec) -> dict[str, Any]:
+    from actors.registry import load_embedder
+
+    embedder = load_embedder(spec)
+    return {**embedder.identity(), "outputs": list(embedder.outputs)}

@@ -7,14 +7,14 @@ mistypes one error message; leniency would cost him a night.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
-from actors.spec import ComputeSpec, DType, EmbedderSpec, ModelClass, Output, Pooling
+from actors.spec import ComputeSpec, DType, EmbedderSpec, ModelClass, Output, Pooling, PoolSpec
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 
@@ -103,6 +103,15 @@ class PoolConfig(Model):
         if self.max_size != "auto" and self.max_size < self.min_size:
             raise ValueError(f"max_size ({self.max_size}) is smaller than min_size ({self.min_size})")
         return self
+
+    def spec(self) -> PoolSpec:
+        return PoolSpec(
+            num_cpus=self.num_cpus,
+            num_gpus=self.num_gpus,
+            min_size=self.min_size,
+            max_size=None if self.max_size == "auto" else self.max_size,
+            accelerator_type=self.accelerator_type,
+        )
 
 
 class CodecConfig(Model):
@@ -232,6 +241,11 @@ class SearchConfig(Model):
     """Top-n of each channel that enters the union."""
     rerank: str | None = None
     rerank_k: int = Field(100, gt=0)
+
+
+def plain(options: Mapping[str, SecretStr]) -> dict[str, str]:
+    """Storage options with their secrets in the clear: for the clients that need them, never for a log or the index."""
+    return {key: value.get_secret_value() for key, value in options.items()}
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:

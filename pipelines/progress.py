@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TextIO
 
+from pipelines.store.commit import Totals
+
 
 def duration(seconds: float) -> str:
     """Seconds as `42s`, `3m10s` or `5h02m`."""
@@ -32,28 +34,6 @@ def size(n: float) -> str:
 
 
 @dataclass
-class Counts:
-    """Sums over what has been written. Documents are source rows, rows are chunks."""
-
-    documents: int = 0
-    rows: int = 0
-    quarantined: int = 0
-    tokens: int = 0
-    padding: int = 0
-    truncated_rows: int = 0
-    truncated_tokens: int = 0
-
-    def add(self, other: Counts) -> None:
-        for name in self.__dataclass_fields__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-
-    @property
-    def padding_share(self) -> float:
-        """Padding over all positions that the model computed."""
-        return self.padding / max(1, self.tokens + self.padding)
-
-
-@dataclass
 class Progress:
     """Prints the state of a job of `total` documents; None where the total is not known."""
 
@@ -61,38 +41,28 @@ class Progress:
     enabled: bool = True
     stream: TextIO = field(default_factory=lambda: sys.stderr)
     every: float = 10.0
-    counts: Counts = field(default_factory=Counts)
     started: float = field(default_factory=time.monotonic)
-    _last: float = 0.0
+    _last: float = field(default_factory=time.monotonic)
 
-    def add(self, counts: Counts) -> None:
-        self.counts.add(counts)
-        now = time.monotonic()
+    def show(self, counts: Totals, now: bool = False) -> None:
+        """A line, if it is time for one or `now`."""
         live = self.stream.isatty()
-        if self.enabled and (now - self._last >= (0.2 if live else self.every)):
-            self._last = now
-            print(
-                f"\r\x1b[K{self.line()}" if live else self.line(),
-                end="" if live else "\n",
-                file=self.stream,
-                flush=True,
-            )
+        passed = time.monotonic() - self._last
+        if self.enabled and (now or passed >= (0.2 if live else self.every)):
+            self._last += passed
+            start, end = ("\r\x1b[K", "\n" if now else "") if live else ("", "\n")
+            print(f"{start}{self.line(counts)}", end=end, file=self.stream, flush=True)
 
-    def close(self) -> None:
-        if self.enabled and self.stream.isatty():
-            print(f"\r\x1b[K{self.line()}", file=self.stream, flush=True)
-
-    def line(self) -> str:
+    def line(self, counts: Totals) -> str:
         """`12,000 of 55,232 documents, 9.8k tokens/s, padding 0.0%, truncated 41, quarantined 0, 4m10s left`."""
-        c, elapsed = self.counts, max(1e-9, time.monotonic() - self.started)
-        done = c.documents + c.quarantined
+        elapsed = max(1e-9, time.monotonic() - self.started)
+        done = counts.documents
         of = "" if self.total is None else f" of {self.total:,}"
         parts = [
             f"{done:,}{of} documents",
-            f"{c.tokens / elapsed / 1000:.1f}k tokens/s",
-            f"padding {c.padding_share:.1%}",
-            f"truncated {c.truncated_rows:,}",
-            f"quarantined {c.quarantined:,}",
+            f"{counts.n_tokens / elapsed / 1000:.1f}k tokens/s",
+            f"truncated {counts.rows_truncated:,}",
+            f"quarantined {counts.quarantined:,}",
         ]
         if self.total is not None and 0 < done < self.total:
             parts.append(f"{duration(elapsed / done * (self.total - done))} left")

@@ -6,8 +6,10 @@ leaves the others as they are; that costs a gather and a scatter for blocks that
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +20,14 @@ from actors.isolate import isolate
 from actors.outputs import EmbeddingBatch, IntArray, MultiVectors, TokenBatch, concat_tokens
 from actors.preparation import Preparation, load_preparation
 from actors.spec import EmbedderSpec
-from pipelines.config import EmbedderConfig
+from pipelines.chunk import chunk_table
+from pipelines.config import BuildConfig, EmbedderConfig
+from pipelines.read import Unit, read_schema, read_unit
+from pipelines.selection import select
 from pipelines.store.codecs import encode_colbert
 
+BLOCK_ROWS = 1024
+SAMPLE_ROWS = 256
 SLICE_BYTES = 4 * 2**20
 """Text tokenised at once: the tokenizer's own objects take some 50 times the space of the text."""
 
@@ -69,6 +76,29 @@ def slices(sizes: IntArray, limit: int = SLICE_BYTES) -> list[IntArray]:
     bins = np.cumsum(sizes, dtype=np.int64) // limit
     edges = np.flatnonzero(np.diff(bins)) + 1
     return np.split(all_rows(len(sizes)), edges) if len(sizes) else []
+
+
+def select_documents(work: pa.Table, config: BuildConfig, fields: Sequence[pa.Field]) -> Iterator[pa.Table]:
+    """Reads units of input and keeps what the census says is to be done. `work` holds pickled (Unit, UnitPlan)."""
+    read = partial(read_unit, config=config.input, batch_rows=BLOCK_ROWS, fields=fields)
+    for pair in work.column("work").to_pylist():
+        unit, plan = pickle.loads(pair)  # noqa: S301  # made by the driver of this job
+        yield from select(unit, plan, read)
+
+
+def chunk(table: pa.Table, config: BuildConfig) -> pa.Table:
+    """Documents to chunks, by the tokens of the first embedder."""
+    return chunk_table(table, _preparation(config.embedders[0].spec()).tokenizer, config.chunk)
+
+
+def sample(units: Sequence[Unit], config: BuildConfig, fields: Sequence[pa.Field]) -> pa.Table:
+    """The first rows of the input, chunked and tokenised: what the rest will be like."""
+    for unit in units:
+        for table in read_unit(unit, config.input, SAMPLE_ROWS, fields):
+            good = table.take(pa.array(good_rows(table)))
+            if len(good):
+                return tokenise(chunk(good, config), config.embedders)
+    return tokenise(chunk(read_schema(fields).empty_table(), config), config.embedders)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,51 @@
+"""How many rows travel together: to a model, and into a fragment.
+
+Blocks are counted in rows but meant in bytes: a row is 2 kB with dense vectors alone, and 370 kB with 180 float16
+ColBERT vectors of 1024 dimensions. A look at the first rows of the input tells which; a factor of two is harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.config import BuildConfig
+from pipelines.store.codecs import width
+from pipelines.store.schema import Identity
+
+POOLED = {"none": 1, "sequential2": 2, "sequential3": 3, "distinct": 1}
+SPARSE_BYTES = 8
+"""A token id and a float32 weight."""
+
+
+def output_bytes(embedder: Mapping[str, Any], tokens: float) -> dict[str, float]:
+    """Bytes of each stored output of a text with this many tokens; `embedder` is its part of the identity."""
+    per_vector = width(embedder["colbert"], embedder["colbert_dim"] or 0)
+    sizes = {
+        "dense": embedder["dim"] * (2 if embedder["dense"] == "float16" else 4),
+        "sparse": tokens * SPARSE_BYTES,
+        "colbert": tokens / POOLED[embedder["colbert_pooling"]] * per_vector,
+    }
+    return {output: float(sizes[output]) for output in embedder["outputs"]}
+
+
+def row_bytes(identity: Identity, sample: pa.Table) -> float:
+    """Bytes of an average row of the index; `sample` has been tokenised."""
+    tokens = pc.mean(sample.column("n_tokens")).as_py() or 1.0
+    text = pc.mean(pc.binary_length(sample.column("text"))).as_py() or 0.0
+    return text + sum(sum(output_bytes(e, tokens).values()) for e in identity.embedders.values())
+
+
+def block_rows(config: BuildConfig, bytes_per_row: float) -> int:
+    """Rows that a model takes at once: the smallest pool's `batch_rows`, fewer where they would not fit a fragment."""
+    fits = max(1, int(config.index.fragment_bytes / max(1.0, bytes_per_row)))
+    return min(fits, *(e.pool.batch_rows for e in config.embedders))
+
+
+def fragment_rows(config: BuildConfig, bytes_per_row: float) -> int:
+    """Rows of a fragment: as many whole blocks as `index.fragment_bytes` holds, so that no block is cut."""
+    rows = block_rows(config, bytes_per_row)
+    return rows * max(1, int(config.index.fragment_bytes / max(1.0, bytes_per_row) / rows))

@@ -1,0 +1,46 @@
+"""What a job did, for people and for programs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipelines.progress import duration, size
+from pipelines.store.commit import Totals
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Counts of one run. Documents are source rows; rows are chunks."""
+
+    index: str
+    embedded: Totals
+    unchanged: int
+    duplicates: int
+    pruned: int
+    seconds: float
+    embed_seconds: float
+    """Without the start of Ray, the census and the search indexes."""
+    rows_in_index: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"tokens_per_second": round(self.tokens_per_second, 1)}
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.embedded.n_tokens / max(1e-9, self.embed_seconds)
+
+    def text(self) -> str:
+        e = self.embedded
+        lines = [
+            f"index       {self.index}: {self.rows_in_index:,} rows",
+            f"embedded    {e.documents:,} documents in {e.rows:,} rows, {e.n_tokens:,} tokens, {size(e.bytes)} written",
+            f"left alone  {self.unchanged:,} documents that were there already",
+            f"truncated   {e.rows_truncated:,} rows lost {e.n_truncated:,} tokens",
+            f"quarantine  {e.quarantined:,} rows ({self.duplicates:,} duplicate ids)",
+            f"time        {duration(self.seconds)}, of it embedding {duration(self.embed_seconds)}: "
+            f"{e.rows / max(1e-9, self.embed_seconds):,.0f} rows/s, {self.tokens_per_second / 1000:,.1f}k tokens/s",
+        ]
+        if self.pruned:
+            lines.insert(3, f"pruned      {self.pruned:,} rows whose documents are gone")
+        return "\n".join(lines)
