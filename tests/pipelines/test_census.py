@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -12,6 +13,7 @@ import lance
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -162,6 +164,7 @@ def test_partitions_do_not_change_the_result(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.ray
 def test_ray_gives_what_one_process_gives(ray_session: None, tmp_path: Path) -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     table = open_rows(tmp_path / "t.lance", [(str(i), "x", 1) for i in range(30)])
     units = [FakeUnit(f"u{u}", tuple((str(i * 3 + u), "x") for i in range(20))) for u in range(3)]
     here, there = (take_census(units, read, table, run=run) for run in (Here(), OnRay()))
