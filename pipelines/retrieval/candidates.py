@@ -1,0 +1,258 @@
+"""The four channels. Each gives its best rows for a query, and the exact score of any row it is asked about.
+
+`top` may be approximate where an index answers it; `scores` never is. Both see the same filter, before the top is
+cut. Rows are positions in the snapshot; equal scores keep table order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from lance.query import MatchQuery
+
+from actors.outputs import Array, EmbeddingBatch, IntArray, MultiVectors, SparseVectors
+from pipelines.retrieval.kernels import accumulate, sparse_dots, top_n, transpose
+from pipelines.retrieval.maxsim import maxsim
+from pipelines.retrieval.stored import Stored
+from pipelines.store.table import Snapshot, sql_in
+
+Floats = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+QUERY_BLOCK = 2**26
+"""Dense scores held at once when many queries are scanned together."""
+
+
+class Ranking(NamedTuple):
+    """Rows and their scores, best first."""
+
+    positions: IntArray
+    scores: Floats
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Queries:
+    """Queries, encoded once for all channels. token_weights: one a ColBERT vector, None where all count alike."""
+
+    texts: tuple[str, ...]
+    encoded: EmbeddingBatch | None = None
+    token_weights: Floats | None = None
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def dense(self) -> Floats:
+        assert self.encoded is not None
+        assert self.encoded.dense is not None
+        return self.encoded.dense.astype(np.float32, copy=False)
+
+    def sparse(self, i: int) -> tuple[npt.NDArray[np.uint32], Floats]:
+        assert self.encoded is not None
+        assert self.encoded.sparse is not None
+        return self.encoded.sparse.row(i)
+
+    def colbert(self, i: int) -> tuple[Floats, Floats | None]:
+        """Vectors (m, dim) and their weights."""
+        assert self.encoded is not None
+        assert self.encoded.colbert is not None
+        vectors = self.encoded.colbert
+        part = slice(vectors.offsets[i], vectors.offsets[i + 1])
+        weights = None if self.token_weights is None else self.token_weights[part]
+        return vectors.vectors[part].astype(np.float32, copy=False), weights
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Filter:
+    """A condition, as Lance takes it and as a mask over positions."""
+
+    where: str
+    allowed: Mask
+
+
+class ChannelSearch(Protocol):
+    """What a channel does. `top` answers all queries at once, so that a scan is shared."""
+
+    def top(self, queries: Queries, n: int, where: Filter | None) -> list[Ranking]:
+        """The n best rows of each query; fewer where fewer match."""
+        ...
+
+    def scores(self, queries: Queries, i: int, positions: IntArray) -> Floats:
+        """Exact scores (n,) of the rows at these positions for query i."""
+        ...
+
+
+def _merge(rankings: list[Ranking], n: int) -> Ranking:
+    positions = np.concatenate([r.positions for r in rankings])
+    scores = np.concatenate([r.scores for r in rankings])
+    order = np.lexsort((positions, -scores))[:n]
+    return Ranking(positions[order], scores[order])
+
+
+def _best(scores: Floats, start: int, n: int, where: Filter | None, above: float = -np.inf) -> Ranking:
+    allowed = None if where is None else where.allowed[start : start + len(scores)]
+    positions, best = top_n(scores, n, allowed, above)
+    return Ranking(positions + start, best)
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """Dot products of unit vectors."""
+
+    stored: Stored
+
+    def top(self, queries: Queries, n: int, where: Filter | None) -> list[Ranking]:
+        vectors = queries.dense()
+        found: list[list[Ranking]] = [[] for _ in range(len(queries))]
+        for start, block in self.stored.blocks("dense"):
+            step = max(1, QUERY_BLOCK // max(1, len(block)))
+            for first in range(0, len(vectors), step):
+                products = vectors[first : first + step] @ np.asarray(block).T
+                for i, row in enumerate(products, start=first):
+                    found[i].append(_best(row, start, n, where))
+        return [_merge(parts, n) for parts in found]
+
+    def scores(self, queries: Queries, i: int, positions: IntArray) -> Floats:
+        rows = self.stored.take("dense", positions)
+        assert isinstance(rows, np.ndarray)
+        # einsum adds each row in the same order; a BLAS product rounds by the row's place in the block.
+        products: Floats = np.einsum("ij,j->i", rows, queries.dense()[i])
+        return products
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inverted:
+    """Sparse rows turned around: for each token the positions that have it, and the weights."""
+
+    starts: IntArray
+    positions: npt.NDArray[np.int32]
+    weights: Floats
+
+    @classmethod
+    def of(cls, rows: SparseVectors) -> Inverted:
+        vocabulary = int(rows.token_ids.max(initial=0)) + 1
+        starts = np.zeros(vocabulary + 1, np.int64)
+        np.cumsum(np.bincount(rows.token_ids, minlength=vocabulary), out=starts[1:])
+        pairs = np.empty((2, len(rows.token_ids)), np.int64)
+        transpose(rows.offsets, rows.token_ids, starts[:-1].copy(), pairs)
+        return cls(starts, pairs[0].astype(np.int32), rows.weights[pairs[1]])
+
+    def add_to(self, scores: Floats, token_ids: Array, weights: Floats) -> None:
+        for token, weight in zip(token_ids, weights, strict=True):
+            if token < len(self.starts) - 1:
+                part = slice(self.starts[token], self.starts[token + 1])
+                accumulate(self.positions[part], self.weights[part], weight, scores)
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Dot products over shared token ids. A row that shares no token does not match."""
+
+    stored: Stored
+
+    @cached_property
+    def inverted(self) -> Inverted | None:
+        whole = self.stored.whole("sparse")
+        return Inverted.of(whole) if isinstance(whole, SparseVectors) else None
+
+    def top(self, queries: Queries, n: int, where: Filter | None) -> list[Ranking]:
+        if self.inverted is None:
+            return self._scan(queries, n, where)
+        found = []
+        for i in range(len(queries)):
+            scores = np.zeros(len(self.stored), np.float32)
+            self.inverted.add_to(scores, *queries.sparse(i))
+            found.append(_best(scores, 0, n, where, above=0))
+        return found
+
+    def _scan(self, queries: Queries, n: int, where: Filter | None) -> list[Ranking]:
+        found: list[list[Ranking]] = [[] for _ in range(len(queries))]
+        for start, block in self.stored.blocks("sparse"):
+            assert isinstance(block, SparseVectors)
+            for i in range(len(queries)):
+                found[i].append(_best(_dots(queries, i, block), start, n, where, above=0))
+        return [_merge(parts, n) for parts in found]
+
+    def scores(self, queries: Queries, i: int, positions: IntArray) -> Floats:
+        rows = self.stored.take("sparse", positions)
+        assert isinstance(rows, SparseVectors)
+        return _dots(queries, i, rows)
+
+
+def _dots(queries: Queries, i: int, rows: SparseVectors) -> Floats:
+    token_ids, weights = queries.sparse(i)
+    query = np.zeros(int(token_ids.max(initial=0)) + 1, np.float32)
+    query[token_ids] = weights
+    out = np.zeros(len(rows), np.float32)
+    sparse_dots(query, rows.offsets, rows.token_ids, rows.weights, out)
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class Colbert:
+    """Mean over query vectors of the best product in a document. A row without vectors does not match."""
+
+    stored: Stored
+    threads: int = 1
+
+    def top(self, queries: Queries, n: int, where: Filter | None) -> list[Ranking]:
+        found: list[list[Ranking]] = [[] for _ in range(len(queries))]
+        for start, block in self.stored.blocks("colbert"):
+            assert isinstance(block, MultiVectors)
+            empty = np.diff(block.offsets) == 0
+            for i in range(len(queries)):
+                scores = self._maxsim(queries, i, block)
+                scores[empty] = -np.inf
+                found[i].append(_best(scores, start, n, where))
+        return [_merge(parts, n) for parts in found]
+
+    def scores(self, queries: Queries, i: int, positions: IntArray) -> Floats:
+        rows = self.stored.take("colbert", positions)
+        assert isinstance(rows, MultiVectors)
+        return self._maxsim(queries, i, rows)
+
+    def _maxsim(self, queries: Queries, i: int, rows: MultiVectors) -> Floats:
+        vectors, weights = queries.colbert(i)
+        return maxsim(vectors, rows, self.stored.codec, weights, self.threads)
+
+
+@dataclass(frozen=True)
+class FullText:
+    """Raw BM25 of Lance's full-text index over the text. A row without any query word does not match and scores 0."""
+
+    snapshot: Snapshot
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def top(self, queries: Queries, n: int, where: Filter | None) -> list[Ranking]:
+        condition = None if where is None else where.where
+        return [self._ask(text, condition, n) for text in queries.texts]
+
+    def scores(self, queries: Queries, i: int, positions: IntArray) -> Floats:
+        if not len(positions):
+            return np.zeros(0, np.float32)
+        addresses = self.snapshot.rows.addresses(positions)
+        found = self._ask(queries.texts[i], sql_in("_rowaddr", addresses.tolist()), None)
+        order = np.argsort(found.positions)
+        scores = np.zeros(len(positions), np.float32)
+        if len(order):
+            ascending = found.positions[order]
+            where = np.minimum(np.searchsorted(ascending, positions), len(order) - 1)
+            hit = ascending[where] == positions
+            scores[hit] = found.scores[order][where[hit]]
+        return scores
+
+    def _ask(self, text: str, condition: str | None, n: int | None) -> Ranking:
+        table = self.snapshot.dataset.scanner(
+            columns=["_rowaddr", "_score"],
+            full_text_query=MatchQuery(text, "text"),
+            filter=condition,
+            prefilter=True,
+            limit=n,
+            disable_scoring_autoprojection=True,
+        ).to_table()
+        positions = self.snapshot.rows.positions(table["_rowaddr"].to_numpy())
+        scores = table["_score"].to_numpy().astype(np.float32, copy=False)
+        order = np.lexsort((positions, -scores))
+        return Ranking(positions[order], scores[order])

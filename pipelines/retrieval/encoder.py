@@ -1,0 +1,83 @@
+"""The model behind an index: made from the index's identity, loaded when the first query needs it, checked against it.
+
+This is the only way from retrieval to torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from actors.outputs import EmbeddingBatch, IntArray
+from actors.spec import EmbedderSpec, Output
+from pipelines.config import ConfigError
+from pipelines.store.schema import Identity
+
+if TYPE_CHECKING:
+    from actors.embedders.base import Embedder
+
+SPEC_FIELDS = (
+    "model", "revision", "model_class", "pooling", "normalize", "query_instruction", "query_instruction_format",
+    "passage_instruction", "passage_instruction_format", "query_max_length", "passage_max_length", "truncate_dim",
+)  # fmt: skip
+
+
+def spec_of(described: Mapping[str, Any]) -> EmbedderSpec:
+    """The spec that builds the embedder which an identity describes. Remote code is never run on a table's word."""
+    known = {key: described[key] for key in SPEC_FIELDS if described.get(key) is not None}
+    return EmbedderSpec(**known)
+
+
+def check_identity(uri: str, identity: Identity, name: str, embedder: Any) -> None:
+    """ConfigError, naming the first field that differs, if `embedder` did not build the columns NAME_*."""
+    described = {**identity.embedders[name], **embedder.identity()}
+    other = Identity(identity.chunk, identity.text, {**identity.embedders, name: described}, identity.format_version)
+    difference = identity.difference(other)
+    if difference is not None:
+        raise ConfigError(f"{uri}: built with another model: {difference}")
+
+
+class Encoder:
+    """Turns queries into the outputs that an index has."""
+
+    def __init__(
+        self, uri: str, identity: Identity, name: str, embedder: Embedder | EmbedderSpec | None = None
+    ) -> None:
+        self.uri = uri
+        self.identity = identity
+        self.name = name
+        self._given = None if isinstance(embedder, EmbedderSpec) else embedder
+        self._spec = embedder if isinstance(embedder, EmbedderSpec) else None
+        self._lock = Lock()
+
+        if self._given is not None:
+            check_identity(uri, identity, name, self._given)
+
+    @property
+    def embedder(self) -> Embedder:
+        """Loads the model on first use; ConfigError if it is not the one that built the index."""
+        with self._lock:
+            if self._given is None:
+                self._given = self._load()
+            return self._given
+
+    def _load(self) -> Embedder:
+        from actors.registry import load_embedder
+
+        embedder = load_embedder(self._spec or spec_of(self.identity.embedders[self.name]))
+        check_identity(self.uri, self.identity, self.name, embedder)
+        return embedder
+
+    def encode(self, texts: Sequence[str], outputs: Sequence[Output]) -> EmbeddingBatch:
+        """The queries' outputs. A query without a token gets zero vectors and matches nothing by meaning."""
+        return self.embedder.embed_queries(list(texts), list(outputs))
+
+    def token_ids(self, texts: Sequence[str]) -> tuple[IntArray, IntArray]:
+        """(ids, offsets) of the tokens behind the ColBERT vectors: all but the first of each query."""
+        tokens = self.embedder.tokenise(list(texts), "query")
+        keep = np.ones(len(tokens.ids), bool)
+        keep[tokens.offsets[:-1]] = False
+        return tokens.ids[keep].astype(np.int64), tokens.offsets - np.arange(len(tokens.offsets))

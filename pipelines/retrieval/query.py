@@ -1,0 +1,316 @@
+"""`open_index(uri).search(...)`: candidates of every channel, every channel's exact score for each, then one ranking.
+
+An opened index is a snapshot; open it again to see later commits. Nothing here imports Ray, and torch comes in only
+when a query has to be encoded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from actors.outputs import IntArray
+from actors.spec import EmbedderSpec, Output
+from pipelines.config import Channel, ConfigError, Fusion
+from pipelines.retrieval import fusion as fusing
+from pipelines.retrieval.candidates import (
+    ChannelSearch,
+    Colbert,
+    Dense,
+    Filter,
+    Floats,
+    FullText,
+    Queries,
+    Ranking,
+    Sparse,
+)
+from pipelines.retrieval.encoder import Encoder
+from pipelines.retrieval.grouping import Grouping, check_page, first_page
+from pipelines.retrieval.rerank import Reranker, as_reranker, rerank_hits
+from pipelines.retrieval.results import Hit, Hits
+from pipelines.retrieval.stored import Stored
+from pipelines.store.schema import Identity
+from pipelines.store.table import Snapshot, open_table
+
+if TYPE_CHECKING:
+    from actors.embedders.base import Embedder
+
+MODES = ("hybrid", "dense", "sparse", "colbert", "bm25")
+MEMORY = 4 * 2**30
+"""Bytes of stored columns that an opened index may hold."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """One query's candidates, ascending by position, with every channel's exact score."""
+
+    positions: IntArray
+    scores: Mapping[Channel, Floats]
+    tops: Mapping[Channel, Ranking]
+    """What each searched channel found by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A search, checked. See `Index.search` for the meaning of each field."""
+
+    k: int
+    mode: str
+    rule: fusing.Rule
+    where: Filter | None
+    candidates: int
+    columns: tuple[str, ...]
+    grouping: Grouping | None
+    offset: int
+    reranker: Reranker | None
+    rerank_k: int
+
+    @property
+    def searched(self) -> tuple[Channel, ...]:
+        """Channels that bring candidates."""
+        if self.mode != "hybrid":
+            return (self.mode,)  # type: ignore[return-value]
+        return tuple(c for c, w in self.rule.weights.items() if w > 0)
+
+    @property
+    def depth(self) -> int:
+        """How many rows must be ranked before paging."""
+        wanted = self.offset + self.k
+        return max(wanted, self.rerank_k) if self.reranker else wanted
+
+
+class Index:
+    """One embedder's view of an index, at one version. Safe to share between threads."""
+
+    def __init__(self, snapshot: Snapshot, encoder: Encoder, memory: int = MEMORY) -> None:
+        self.snapshot = snapshot
+        self.encoder = encoder
+        self.stored = Stored(snapshot, encoder.name, memory)
+
+    @property
+    def identity(self) -> Identity:
+        return self.snapshot.identity
+
+    @property
+    def name(self) -> str:
+        """Which embedder's columns are searched."""
+        return self.encoder.name
+
+    @property
+    def version(self) -> int:
+        return self.snapshot.version
+
+    def __len__(self) -> int:
+        return len(self.snapshot)
+
+    def __repr__(self) -> str:
+        channels = ", ".join(self.channels)
+        return f"Index({self.snapshot.uri!r}, {len(self)} rows, version {self.version}, {self.name}: {channels})"
+
+    @cached_property
+    def channels(self) -> dict[Channel, ChannelSearch]:
+        """The channels that this index has, by name."""
+        made: dict[Channel, ChannelSearch] = {}
+        if "dense" in self.stored.outputs:
+            made["dense"] = Dense(self.stored)
+        if "sparse" in self.stored.outputs:
+            made["sparse"] = Sparse(self.stored)
+        if "colbert" in self.stored.outputs:
+            made["colbert"] = Colbert(self.stored, threads=os.cpu_count() or 1)
+        if "text" in self.snapshot.indexes():
+            made["bm25"] = FullText(self.snapshot)
+        return made
+
+    @property
+    def default_rule(self) -> fusing.Rule:
+        """Fusion and weights where a search names none: measured for the packaged model, upstream's for others."""
+        model = str(self.identity.embedders[self.name]["model"])
+        return fusing.default_rule(model, tuple(self.channels))
+
+    @overload
+    def search(self, query: str, k: int = 10, **options: Any) -> Hits: ...
+    @overload
+    def search(self, query: Sequence[str], k: int = 10, **options: Any) -> list[Hits]: ...
+    def search(self, query: str | Sequence[str], k: int = 10, **options: Any) -> Hits | list[Hits]:
+        """The k best rows for a query, or for each of a list of queries in one pass.
+
+        Options (all by keyword):
+            mode: "hybrid" (default), or one channel: "dense", "sparse", "colbert", "bm25".
+            where: SQL condition over the table's columns, applied in every channel before its best are taken.
+            weights: weight of each channel in the hybrid; fusion: "zscore", "weighted", "rrf" or "dbsf".
+                None takes `default_rule`.
+            candidates: rows that each channel brings into the hybrid (200).
+            rerank: a second stage over the best `rerank_k` (100): "colbert", a reranker's name, or any object with
+                `.score(query, passages)`.
+            group_by: a column; at most `group_size` (1) hits for each of its values, k groups.
+            offset: hits (or groups) to skip.
+            columns: metadata columns to return; None returns all.
+
+        Raises ConfigError that names the argument at fault.
+        """
+        queries = [query] if isinstance(query, str) else list(query)
+        request = self.request(k, **options)
+        answers = self._answer(self.encode(queries), request)
+        return answers[0] if isinstance(query, str) else answers
+
+    def request(
+        self,
+        k: int = 10,
+        *,
+        mode: str = "hybrid",
+        where: str | None = None,
+        weights: Mapping[Channel, float] | None = None,
+        fusion: Fusion | None = None,
+        candidates: int = 200,
+        rerank: str | Reranker | None = None,
+        rerank_k: int = 100,
+        group_by: str | None = None,
+        group_size: int = 1,
+        offset: int = 0,
+        columns: Sequence[str] | None = None,
+    ) -> Request:
+        """Checks the options of a search; ConfigError names the one at fault."""
+        self._check_mode(mode)
+        check_page(k=k, candidates=candidates, rerank_k=rerank_k, group_size=group_size, offset=offset)
+        chosen = tuple(self.snapshot.metadata_columns if columns is None else columns)
+        self.snapshot.check_columns(chosen, "columns")
+        if group_by is not None:
+            self.snapshot.check_columns([group_by], "group_by")
+        return Request(
+            k=k,
+            mode=mode,
+            rule=fusing.checked_rule(self.default_rule, tuple(self.channels), fusion, weights),
+            where=None if where is None else self.filter(where),
+            candidates=max(candidates, offset + k),
+            columns=chosen,
+            grouping=None if group_by is None else Grouping(group_by, group_size),
+            offset=offset,
+            reranker=None if rerank is None else as_reranker(rerank, tuple(self.channels)),
+            rerank_k=rerank_k,
+        )
+
+    def _check_mode(self, mode: str) -> None:
+        if mode not in MODES:
+            raise ConfigError(f"mode: {mode!r} is unknown; there are {', '.join(MODES)}")
+        if mode == "bm25" and mode not in self.channels:
+            raise ConfigError("mode: the index has no full-text index over the text; `tridex optimize` builds one")
+        if mode != "hybrid" and mode not in self.channels:
+            raise ConfigError(f"mode: the index has no {mode} output; it has {', '.join(self.channels)}")
+
+    def filter(self, where: str) -> Filter:
+        """A SQL condition, evaluated once for all channels."""
+        allowed = np.zeros(len(self), bool)
+        allowed[self.snapshot.matching(where)] = True
+        return Filter(where, allowed)
+
+    def encode(self, queries: Sequence[str]) -> Queries:
+        """Queries for `candidates`; ConfigError for one that is empty or not a text."""
+        for i, text in enumerate(queries):
+            if not isinstance(text, str):
+                raise ConfigError(f"query {i}: expected a text, got {type(text).__name__}")
+            if not text.strip():
+                raise ConfigError(f"query {i}: is empty")
+        outputs: list[Output] = [o for o in self.stored.outputs if o in self.channels]
+        encoded = self.encoder.encode(queries, outputs) if outputs and queries else None
+        return Queries(tuple(queries), encoded)
+
+    def candidates(
+        self, queries: Queries, searched: Iterable[Channel], n: int, where: Filter | None = None
+    ) -> list[Candidates]:
+        """The union of the n best of each searched channel, scored exactly by every channel of the index."""
+        tops: dict[Channel, list[Ranking]] = {c: self.channels[c].top(queries, n, where) for c in searched}
+        return [self._scored(queries, i, {c: t[i] for c, t in tops.items()}) for i in range(len(queries))]
+
+    def _scored(self, queries: Queries, i: int, tops: Mapping[Channel, Ranking]) -> Candidates:
+        found = [top.positions for top in tops.values()]
+        positions = np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
+        scores = {c: channel.scores(queries, i, positions) for c, channel in self.channels.items()}
+        return Candidates(positions, scores, tops)
+
+    def _answer(self, queries: Queries, request: Request) -> list[Hits]:
+        n = request.candidates if request.mode == "hybrid" or request.grouping else request.depth
+        found = self.candidates(queries, request.searched, n, request.where)
+        truncated = np.zeros(len(queries), int) if queries.encoded is None else queries.encoded.n_truncated
+        return [
+            self._hits(text, candidates, request, int(cut))
+            for text, candidates, cut in zip(queries.texts, found, truncated, strict=True)
+        ]
+
+    def _hits(self, query: str, found: Candidates, request: Request, n_truncated: int) -> Hits:
+        hybrid = request.mode == "hybrid"
+        fused = fusing.fuse(found.scores, request.rule) if hybrid else found.scores[request.mode]  # type: ignore[index]
+        hits = self._fetch(found, fused, request)
+        if request.reranker is not None:
+            hits = rerank_hits(query, hits, request.reranker, request.rerank_k)
+        return Hits(
+            query,
+            tuple(first_page(hits, request.k, request.offset, request.grouping)),
+            request.mode,
+            request.rule.fusion if hybrid else None,
+            request.rule.weights if hybrid else {},
+            n_truncated,
+        )
+
+    def _fetch(self, found: Candidates, fused: Any, request: Request) -> list[Hit]:
+        """Hits for the rows that may reach the page, best first; equal scores in the order of chunk ids."""
+        order = np.argsort(-fused, kind="stable")
+        if request.grouping is None and len(order) > request.depth:
+            last = fused[order[request.depth - 1]]
+            order = order[: int(np.searchsorted(-fused[order], -last, side="right"))]
+        rows = self.snapshot.take(found.positions[order], self._fetched_columns(request))
+        hits = [
+            _hit(row, float(fused[j]), {c: float(s[j]) for c, s in found.scores.items()}, request)
+            for row, j in zip(rows.to_pylist(), order, strict=True)
+        ]
+        return sorted(hits, key=lambda hit: (-hit.score, hit.chunk_id))
+
+    def _fetched_columns(self, request: Request) -> list[str]:
+        group = [request.grouping.column] if request.grouping else []
+        return list(dict.fromkeys(["doc_id", "chunk_id", "text", *request.columns, *group]))
+
+
+def _hit(row: dict[str, Any], score: float, scores: dict[str, float], request: Request) -> Hit:
+    names = (*request.columns, *((request.grouping.column,) if request.grouping else ()))
+    metadata = {name: row[name] for name in names if name not in ("doc_id", "chunk_id", "text")}
+    return Hit(row["doc_id"], row["chunk_id"], score, scores, row["text"], metadata)
+
+
+def open_index(
+    uri: str | Path,
+    *,
+    table: str = "documents",
+    storage_options: Mapping[str, str] | None = None,
+    embedder: str | Embedder | EmbedderSpec | None = None,
+    version: int | None = None,
+    memory: int = MEMORY,
+) -> Index:
+    """Opens an index at its newest version, or at `version`.
+
+    embedder: the name of one of the index's embedders where it has several; or a loaded `Embedder`, or a spec (for a
+    model that moved to another folder, or that needs remote code). None loads the model that the index names, when
+    the first query needs it. memory: bytes of stored columns to hold.
+
+    Raises ConfigError for a missing index, a table that is no index, and a model that did not build it (naming the
+    field that differs).
+    """
+    snapshot = open_table(uri, table, storage_options, version)
+    name = _embedder_name(snapshot.identity, embedder if isinstance(embedder, str) else None)
+    encoder = Encoder(snapshot.uri, snapshot.identity, name, None if isinstance(embedder, str) else embedder)
+    return Index(snapshot, encoder, memory)
+
+
+def _embedder_name(identity: Identity, wanted: str | None) -> str:
+    names = list(identity.embedders)
+    if wanted is None and len(names) == 1:
+        return names[0]
+    if wanted is None:
+        raise ConfigError(f"embedder: the index has several, name one of {', '.join(names)}")
+    if wanted not in names:
+        raise ConfigError(f"embedder: the index has no {wanted!r}; it has {', '.join(names)}")
+    return wanted

@@ -1,0 +1,231 @@
+"""The read side: one version of the documents table, its identity, and the numbering of its rows.
+
+A snapshot is pinned when it is opened: writers go on, this reader sees what it opened until it opens again. Rows are
+numbered 0..n-1 in table order ("positions"), which is what arrays want; Lance's own row addresses (fragment << 32 |
+offset) are translated at the border. That costs one list of offsets for each fragment that has deletions, and nothing
+for the others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import lance
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from actors.outputs import IntArray, offsets_of
+from pipelines.config import ConfigError
+from pipelines.store.schema import FORMAT_VERSION, SYSTEM_COLUMNS, Identity, output_fields, table_uri
+
+Addresses = npt.NDArray[np.uint64]
+
+
+def sql_literal(value: str | int) -> str:
+    """A value as a SQL literal. The only place where values enter a filter: everything else stays a value."""
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise TypeError(f"ids are strings or integers, got {type(value).__name__}")
+    return str(value) if isinstance(value, int) else "'" + value.replace("'", "''") + "'"
+
+
+def sql_in(column: str, values: Iterable[str | int]) -> str:
+    """`column IN (...)` over bound values; no values give a condition that nothing meets."""
+    literals = ", ".join(map(sql_literal, values))
+    return f"{column} IN ({literals})" if literals else "false"
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """Live rows of one fragment. first: position of the first one; live: offsets within the fragment, None for all."""
+
+    id: int
+    first: int
+    rows: int
+    live: npt.NDArray[np.uint32] | None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Translates between positions (0..n-1 over the live rows, in table order) and row addresses."""
+
+    fragments: tuple[Fragment, ...]
+
+    def __len__(self) -> int:
+        return sum(f.rows for f in self.fragments)
+
+    def addresses(self, positions: IntArray) -> Addresses:
+        starts = np.array([f.first for f in self.fragments], np.int64)
+        owner = np.searchsorted(starts, positions, side="right") - 1
+        result = np.empty(len(positions), np.uint64)
+        for i in np.unique(owner):
+            fragment, chosen = self.fragments[i], owner == i
+            offsets = positions[chosen] - fragment.first
+            live = offsets if fragment.live is None else fragment.live[offsets]
+            result[chosen] = np.uint64(fragment.id << 32) | live.astype(np.uint64)
+        return result
+
+    def positions(self, addresses: Addresses) -> IntArray:
+        """-1 for addresses that are not (or no longer) in the table."""
+        result = np.full(len(addresses), -1, np.int64)
+        owner = (addresses >> np.uint64(32)).astype(np.int64)
+        offsets = (addresses & np.uint64(0xFFFFFFFF)).astype(np.int64)
+        by_id = {f.id: f for f in self.fragments}
+        for fragment_id in np.unique(owner):
+            fragment = by_id.get(int(fragment_id))
+            if fragment is None:
+                continue
+            chosen = np.flatnonzero(owner == fragment_id)
+            result[chosen] = _positions_in(fragment, offsets[chosen])
+        return result
+
+
+def _positions_in(fragment: Fragment, offsets: IntArray) -> IntArray:
+    if fragment.live is None:
+        return np.where(offsets < fragment.rows, fragment.first + offsets, -1)
+    if not len(fragment.live):
+        return np.full(len(offsets), -1, np.int64)
+    where = np.minimum(np.searchsorted(fragment.live, offsets), len(fragment.live) - 1)
+    return np.where(fragment.live[where] == offsets, fragment.first + where, -1)
+
+
+def rows_of(dataset: Any) -> Rows:
+    """Reads the deletions of those fragments that have any."""
+    found = dataset.get_fragments()
+    live = [_live_offsets(dataset, f) if f.num_deletions else None for f in found]
+    counts = [f.physical_rows if a is None else len(a) for f, a in zip(found, live, strict=True)]
+    starts = offsets_of(np.array(counts, np.int64))
+    return Rows(
+        tuple(
+            Fragment(f.fragment_id, int(first), rows, offsets)
+            for f, first, rows, offsets in zip(found, starts[:-1], counts, live, strict=True)
+        )
+    )
+
+
+def _live_offsets(dataset: Any, fragment: Any) -> npt.NDArray[np.uint32]:
+    table = dataset.scanner(columns=["_rowaddr"], fragments=[fragment], scan_in_order=True).to_table()
+    addresses: Addresses = table["_rowaddr"].to_numpy()
+    return (addresses & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One version of an index's documents table, open for reading."""
+
+    uri: str
+    dataset: Any
+    """A `lance.LanceDataset`, checked out at one version."""
+    identity: Identity
+    storage_options: Mapping[str, str]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def version(self) -> int:
+        return int(self.dataset.version)
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self.dataset.schema
+
+    @cached_property
+    def rows(self) -> Rows:
+        return rows_of(self.dataset)
+
+    @cached_property
+    def metadata_columns(self) -> tuple[str, ...]:
+        """The user's own columns, in table order."""
+        made = {*SYSTEM_COLUMNS, *(f.name for f in output_fields(self.identity))}
+        return tuple(name for name in self.schema.names if name not in made)
+
+    def indexes(self) -> dict[str, Any]:
+        """Column name to the description of Lance's index on it."""
+        return {d.field_names[0]: d for d in self.dataset.describe_indices()}
+
+    def scan(self, columns: Sequence[str], batch_rows: int = 8192) -> Iterator[pa.RecordBatch]:
+        """Batches of the whole table in the order of positions."""
+        yield from self.dataset.scanner(columns=list(columns), batch_size=batch_rows, scan_in_order=True).to_batches()
+
+    def take(self, positions: IntArray, columns: Sequence[str]) -> pa.Table:
+        """Rows by position, in the order asked for, duplicates included."""
+        if not len(positions):
+            return self.schema.empty_table().select(list(columns))
+        return self.dataset.take(pa.array(positions), columns=list(columns))
+
+    def matching(self, where: str) -> IntArray:
+        """Positions of the rows that meet a SQL condition, ascending; ConfigError says what is wrong with it."""
+        check_filter(where)
+        try:
+            table = self.dataset.scanner(columns=["_rowaddr"], filter=where, use_scalar_index=True).to_table()
+        except ValueError as error:
+            raise ConfigError(f"where: {explain_filter_error(error)} in {where!r}") from error
+        return np.sort(self.rows.positions(table["_rowaddr"].to_numpy()))
+
+    def check_columns(self, columns: Sequence[str], argument: str) -> None:
+        unknown = [c for c in columns if c not in self.schema.names]
+        if unknown:
+            known = ", ".join(("doc_id", "chunk_id", *self.metadata_columns))
+            raise ConfigError(f"{argument}: the index has no column {unknown[0]!r}; it has {known}")
+
+
+def check_filter(where: str) -> None:
+    """Refuses what Lance's parser lets pass: nothing at all, and text after a semicolon, which it silently drops."""
+    if not isinstance(where, str):
+        raise ConfigError(f"where: expected a SQL condition as a string, got {type(where).__name__}")
+    outside = re.sub(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`", "", where)
+    if not outside.strip() and outside == where:
+        raise ConfigError("where: the condition is empty")
+    if ";" in outside:
+        raise ConfigError(f"where: one condition is expected, found ';' in {where!r}")
+
+
+def explain_filter_error(error: ValueError) -> str:
+    """Lance's message without its prefixes and Rust source lines."""
+    text = re.sub(r",\s*\S*\.rs:\d+:\d+", "", str(error)).removeprefix("Invalid user input: ").strip()
+    syntax = re.search(r"\(sql parser error: (.*)\)", text)
+    return f"syntax error: {syntax[1]}" if syntax else re.sub(r"^Schema error: |\.$", "", text)
+
+
+def open_table(
+    uri: str | Path,
+    table: str = "documents",
+    storage_options: Mapping[str, str] | None = None,
+    version: int | None = None,
+) -> Snapshot:
+    """The table at its newest version, or at `version`; ConfigError says whether it is missing or no index of ours."""
+    uri, options = str(uri), dict(storage_options or {})
+    try:
+        dataset = lance.dataset(table_uri(uri, table), version=version, storage_options=options or None)
+    except (ValueError, OSError) as error:
+        raise ConfigError(_why_not_opened(uri, table, version, error)) from error
+    identity = _identity(dataset, uri, table)
+    return Snapshot(uri, dataset, identity, options)
+
+
+def _why_not_opened(uri: str, table: str, version: int | None, error: Exception) -> str:
+    missing = "not found" in str(error).lower()
+    if missing and version is not None:
+        return f"{uri}: no version {version} of table {table!r}, or no such index"
+    if missing and "://" not in uri and not Path(uri).exists():
+        return f"{uri}: no such index; `tridex build --index {uri}` makes one"
+    if missing:
+        return f"{uri}: not an index: there is no table {table!r} in it"
+    return f"{uri}: table {table!r} cannot be opened: {error}"
+
+
+def _identity(dataset: Any, uri: str, table: str) -> Identity:
+    identity = Identity.from_metadata(dataset.schema.metadata)
+    if identity is None:
+        raise ConfigError(f"{uri}: not an index: table {table!r} carries no tridex identity in its schema metadata")
+    if identity.format_version > FORMAT_VERSION:
+        raise ConfigError(
+            f"{uri}: format_version {identity.format_version} is newer than this program's {FORMAT_VERSION}; upgrade it"
+        )
+    return identity
