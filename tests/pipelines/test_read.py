@@ -100,6 +100,7 @@ def test_large_values_make_small_batches(tmp_path: Path, monkeypatch: pytest.Mon
 def _units(monkeypatch: pytest.MonkeyPatch, size: int, config: InputConfig) -> list[Unit]:
     monkeypatch.setattr(read, "UNIT_BYTES", size)
     monkeypatch.setattr(read, "MIN_BYTES", 1)
+    monkeypatch.setattr("pipelines.readers.jsonl.MIN_PART_BYTES", 1)
     return plan_units(config)
 
 
