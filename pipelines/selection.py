@@ -6,7 +6,7 @@ number within the unit. That costs an assumption, that a unit reads alike twice;
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,11 +63,18 @@ class UnitPlan:
         return found
 
 
-def select(unit: Any, plan: UnitPlan, read: ReadUnit) -> Iterator[pa.Table]:
-    """The rows of a unit that the main pass handles; one more row, with an error, where the unit is not what it was."""
+Only = Mapping[str, frozenset[int]]
+"""Sources and positions that a pass is limited to; position -1 stands for all of a source."""
+
+
+def select(unit: Any, plan: UnitPlan, read: ReadUnit, only: Only | None = None) -> Iterator[pa.Table]:
+    """The rows of a unit that the main pass handles, all of them or `only` some.
+
+    One more row, with an error, where the unit is not what it was.
+    """
     start, damaged, last = 0, False, None
     for table in read(unit):
-        selected = plan.apply(table, start)
+        selected = _limited(plan.apply(table, start), only)
         start += table.num_rows
         damaged |= bool(pc.any(pc.less(table.column("position"), 0)).as_py())
         last = table.slice(table.num_rows - 1)
@@ -75,6 +82,14 @@ def select(unit: Any, plan: UnitPlan, read: ReadUnit) -> Iterator[pa.Table]:
             yield selected
     if start != plan.rows and last is not None and not damaged:
         yield _changed(last, plan, start)
+
+
+def _limited(table: pa.Table, only: Only | None) -> pa.Table:
+    if only is None:
+        return table
+    where = zip(table.column("source").to_pylist(), table.column("position").to_pylist(), strict=True)
+    wanted = [not only.get(source, frozenset()).isdisjoint((position, -1)) for source, position in where]
+    return table.filter(pa.array(wanted, pa.bool_()))
 
 
 def _changed(row: pa.Table, plan: UnitPlan, rows: int) -> pa.Table:

@@ -12,7 +12,6 @@ its chunks were written, and the rows that a changed document replaces are delet
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -26,6 +25,7 @@ from lance.fragment import FragmentMetadata
 
 from pipelines.config import ConfigError
 from pipelines.store.lease import Lease
+from pipelines.store.quarantine import open_dataset
 from pipelines.store.schema import Identity, Target, quarantine_schema
 from pipelines.store.writer import address_parts
 
@@ -38,16 +38,6 @@ _FIRST_PAUSE = 0.2
 
 class CommitError(RuntimeError):
     """The table could not be written; rows committed before stay, and the job can be started again."""
-
-
-def open_dataset(uri: str, options: Mapping[str, str]) -> lance.LanceDataset | None:
-    """The newest version; None where there is no table."""
-    try:
-        return lance.dataset(uri, storage_options=dict(options))
-    except ValueError as error:
-        if "not found" not in str(error):
-            raise
-        return None
 
 
 def _create(uri: str, schema: pa.Schema, options: Mapping[str, str]) -> lance.LanceDataset:
@@ -282,18 +272,3 @@ class Committer:
         self._seq += 1
         properties = {"job": self.target.job, "run": self.target.run, "seq": str(self._seq)}
         _commit(uri, self.target.storage_options, operation, properties, self.lease.check)
-
-
-def settle_quarantine(target: Target, sources: Iterable[str] | None = None) -> None:
-    """After a complete run: drops quarantine rows of earlier runs, so that the table lists what fails now.
-
-    `sources` limits that to rows of the files that the run read.
-    """
-    dataset = open_dataset(target.quarantine_uri, target.storage_options)
-    if dataset is None:
-        return
-    where = f"run IS DISTINCT FROM {json.dumps(target.run)}".replace('"', "'")
-    if sources is not None:
-        quoted = ", ".join("'" + s.replace("'", "''") + "'" for s in sources)
-        where += f" AND source IN ({quoted})"
-    dataset.delete(where)

@@ -1,0 +1,106 @@
+"""`tridex optimize`: joins small fragments, drops old versions, and removes files that nothing refers to.
+
+All of it runs under the index's lease, so no job of ours is writing. A program that writes to the table by other means
+holds no lease: files younger than `orphan_age` are left alone for its sake, and as Lance removes unreferenced files all
+or none, one young file postpones the removal of all. Compaction moves rows: postings and other things that point at row
+addresses are void for the fragments it joined and have to be built again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import lance
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.store import lease
+from pipelines.store.quarantine import open_dataset
+from pipelines.store.schema import LEASES, QUARANTINE, table_uri
+from pipelines.store.table import open_table
+
+FRAGMENT_BYTES = 2**30
+"""Aim of a compaction: large enough that 100 million documents are some hundred files, small enough to rewrite one."""
+KEEP_VERSIONS = timedelta(hours=1)
+"""Searches that run while an index is optimised read the version that they opened."""
+ORPHAN_AGE = timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Optimized:
+    """What `optimize` did. `orphans_kept`: unreferenced files left because one of them is younger than allowed."""
+
+    fragments_before: int
+    fragments_after: int
+    bytes_freed: int
+    versions_removed: int
+    orphans_removed: int
+    orphans_kept: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def orphans(dataset: lance.LanceDataset) -> pa.Table:
+    """`path, last_modified` of data, deletion and index files that no version refers to."""
+    present = dataset.all_files().read_all().select(["path", "last_modified"])
+    known = dataset.tracked_files().read_all().column("path")
+    ours = pc.match_substring_regex(present.column("path"), "^(data|_deletions)/")
+    return present.filter(pc.and_(ours, pc.invert(pc.is_in(present.column("path"), value_set=known.combine_chunks()))))
+
+
+def _now_of_the_store(uri: str, options: Mapping[str, str]) -> datetime:
+    """The store's own clock: when it wrote the lease that was just taken. Ages are compared by one clock only."""
+    files = lance.dataset(table_uri(uri, LEASES), storage_options=dict(options)).all_files().read_all()
+    newest: datetime = pc.max(files.column("last_modified")).as_py()
+    return newest
+
+
+def target_rows(dataset: lance.LanceDataset, fragment_bytes: int = FRAGMENT_BYTES) -> int:
+    """Rows that make a fragment of about that many bytes, from 1,024 to Lance's own 1,048,576."""
+    files = [f for fragment in dataset.get_fragments() for f in fragment.metadata.files]
+    size = sum(f.file_size_bytes or 0 for f in files)
+    rows = max(1, dataset.count_rows())
+    return int(min(max(1024, fragment_bytes * rows // max(1, size)), 2**20))
+
+
+def optimize(
+    uri: str,
+    table: str = "documents",
+    storage_options: Mapping[str, str] | None = None,
+    *,
+    keep_versions: timedelta = KEEP_VERSIONS,
+    orphan_age: timedelta = ORPHAN_AGE,
+    lease_seconds: float = 60,
+) -> Optimized:
+    """Compacts the table and cleans up behind it. LeaseHeld (a ConfigError) while a job writes to the index."""
+    options = dict(storage_options or {})
+    open_table(uri, table, options)
+    with lease.acquire(uri, table, "optimize", lease_seconds=lease_seconds, storage_options=options):
+        dataset = lance.dataset(table_uri(uri, table), storage_options=options)
+        before = len(dataset.get_fragments())
+        dataset.optimize.compact_files(target_rows_per_fragment=target_rows(dataset))
+        dataset.optimize.optimize_indices()
+        now = _now_of_the_store(uri, options)
+        removed = _clean(dataset, keep_versions, orphan_age, now)
+        quarantine = open_dataset(table_uri(uri, QUARANTINE), options)
+        if quarantine is not None:
+            quarantine.optimize.compact_files()
+            _clean(quarantine, keep_versions, orphan_age, now)
+        return Optimized(before, len(dataset.get_fragments()), **removed)
+
+
+def _clean(dataset: lance.LanceDataset, keep: timedelta, orphan_age: timedelta, now: datetime) -> dict[str, int]:
+    found = orphans(dataset)
+    ages = [now - modified for modified in found.column("last_modified").to_pylist()]
+    removable = all(age >= orphan_age for age in ages)
+    stats = dataset.cleanup_old_versions(keep, delete_unverified=removable, error_if_tagged_old_versions=False)
+    return {
+        "bytes_freed": stats.bytes_removed,
+        "versions_removed": stats.old_versions,
+        "orphans_removed": len(ages) if removable else 0,
+        "orphans_kept": 0 if removable else len(ages),
+    }

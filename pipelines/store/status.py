@@ -1,0 +1,121 @@
+"""What is in an index, told from its tables alone: no Ray, no model, nothing of the job that built it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import lance
+
+from pipelines.store import lease
+from pipelines.store.quarantine import open_dataset, reasons
+from pipelines.store.schema import QUARANTINE, table_uri
+from pipelines.store.table import Snapshot, open_table
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """A search index of Lance: how many rows it covers, and how many are scanned instead."""
+
+    name: str
+    column: str
+    kind: str
+    indexed_rows: int
+    unindexed_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Facts about an index. Rows are chunks; `deleted_rows` still take space until `optimize`."""
+
+    uri: str
+    rows: int
+    documents: int
+    fragments: int
+    deleted_rows: int
+    bytes: int
+    version: int
+    versions: int
+    last_commit: str
+    last_job: str | None
+    embedders: dict[str, dict[str, Any]]
+    chunk: dict[str, Any]
+    indexes: tuple[Coverage, ...]
+    quarantine: int
+    quarantine_reasons: tuple[dict[str, Any], ...]
+    writer: str | None
+    """Who holds the lease, or held it when it died; None where no driver is at work."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def text(self) -> str:
+        lines = [
+            f"index       {self.uri}: {self.documents:,} documents in {self.rows:,} rows, {self.bytes / 1e6:,.1f} MB",
+            *(
+                f"embedder    {name}: {e['model']} ({', '.join(e['outputs'])}; colbert {e['colbert']})"
+                for name, e in self.embedders.items()
+            ),
+            f"fragments   {self.fragments:,}, with {self.deleted_rows:,} deleted rows",
+            f"versions    {self.versions:,}, the last one {self.version} of {self.last_commit}, job {self.last_job}",
+            *(
+                f"index on    {i.column}: {i.kind}, {i.indexed_rows:,} rows, {i.unindexed_rows:,} not covered yet"
+                for i in self.indexes
+            ),
+            f"quarantine  {self.quarantine:,} rows",
+            *(f"            {r['rows']:,} x {r['error']} ({_example(r)})" for r in self.quarantine_reasons),
+            f"writer      {self.writer or 'none'}",
+        ]
+        return "\n".join(lines)
+
+
+def _example(reason: Mapping[str, Any]) -> str:
+    position = reason["position"]
+    return str(reason["source"]) if position is None or position < 0 else f"{reason['source']} row {position}"
+
+
+def read_status(uri: str, table: str = "documents", storage_options: Mapping[str, str] | None = None) -> Status:
+    """Reads the facts; ConfigError where there is no index."""
+    options = dict(storage_options or {})
+    snapshot = open_table(uri, table, options)
+    dataset = snapshot.dataset
+    fragments, held = dataset.get_fragments(), lease.current(uri, table, options)
+    return Status(
+        uri=uri,
+        rows=dataset.count_rows(),
+        documents=dataset.count_rows(filter="chunk_index = 0"),
+        fragments=len(fragments),
+        deleted_rows=sum(f.num_deletions for f in fragments),
+        bytes=sum(file.file_size_bytes or 0 for f in fragments for file in f.metadata.files),
+        version=dataset.version,
+        versions=len(dataset.version_refs()),
+        last_commit=dataset.versions()[-1]["timestamp"].isoformat(timespec="seconds"),
+        last_job=_last_job(dataset) or (held and held.job),
+        embedders={name: dict(e) for name, e in snapshot.identity.embedders.items()},
+        chunk=dict(snapshot.identity.chunk),
+        indexes=tuple(_coverage(snapshot)),
+        quarantine=_count(table_uri(uri, QUARANTINE), options),
+        quarantine_reasons=tuple(reasons(uri, options)),
+        writer=None if held is None or held.released else str(held),
+    )
+
+
+def _last_job(dataset: lance.LanceDataset) -> str | None:
+    """The job of the newest commit that says one, among the last ten."""
+    found = [t.transaction_properties.get("job") for t in dataset.get_transactions(10) if t is not None]
+    return next((job for job in found if job), None)
+
+
+def _coverage(snapshot: Snapshot) -> list[Coverage]:
+    found = []
+    for column, index in snapshot.indexes().items():
+        stats = snapshot.dataset.index_statistics(index.name)
+        rows, missing = stats["num_indexed_rows"], stats["num_unindexed_rows"]
+        found.append(Coverage(index.name, column, index.index_type, rows, missing))
+    return found
+
+
+def _count(uri: str, options: Mapping[str, str]) -> int:
+    dataset = open_dataset(uri, options)
+    return 0 if dataset is None else int(dataset.count_rows())
