@@ -10,12 +10,13 @@ from typing import Any
 
 _HOMES = {
     "FlagAutoModel": "actors.registry",
-    "FlagAutoReranker": "actors.registry",
+    "FlagAutoReranker": "actors.rerankers.registry",
+    "load_reranker": "actors.rerankers.registry",
     "load_embedder": "actors.registry",
-    "FlagModel": "actors.embedders.base",
+    "FlagModel": "actors.embedders.dense",
     "BGEM3FlagModel": "actors.embedders.m3",
-    "FlagLLMModel": "actors.embedders.llm",
-    "FlagPseudoMoEModel": "actors.embedders.llm",
+    "FlagLLMModel": "actors.embedders.dense",
+    "FlagPseudoMoEModel": "actors.embedders.dense",
     "FlagICLModel": "actors.embedders.icl",
     "FlagReranker": "actors.rerankers.cross_encoder",
     "FlagLLMReranker": "actors.rerankers.llm",

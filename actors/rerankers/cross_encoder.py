@@ -1,0 +1,140 @@
+"""Encoder cross-encoders: a pair goes through the encoder as one text, and its first token becomes the score.
+
+BERT and XLM-RoBERTa, which is nearly every published reranker, run on our packed encoder; anything else that
+transformers loads for sequence classification runs padded through its own code. The head is a few thousand
+multiplications, so it stays in float32 even where the encoder does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+
+from actors.backbone import ENCODERS, load_pretrained
+from actors.backbones.encoder import PackedEncoder
+from actors.catalogue import max_positions
+from actors.compute import Compute, resolve
+from actors.outputs import IntArray, ranges
+from actors.prompts import PLAIN
+from actors.rerankers.engine import RerankOptions, Scorer
+from actors.rerankers.fronts import Front
+from actors.rerankers.loading import Checkpoint
+from actors.rerankers.pairs import Layout, PairBatch, encoder_layout
+
+Logits = Callable[[Tensor, IntArray, Tensor | None], Tensor]
+"""int64 ids (T,), host offsets (n + 1,), token types (T,) or None -> (n, 1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class CrossEncoder:
+    """One layout and one score a pair, whatever the architecture."""
+
+    compute: Compute
+    frame: Layout
+    logits: Logits
+
+    def layout(self, options: RerankOptions) -> Layout:
+        return self.frame
+
+    def outputs(self, options: RerankOptions) -> int:
+        return 1
+
+    @torch.inference_mode()
+    def score(self, batch: PairBatch, layout: Layout, options: RerankOptions) -> Tensor:
+        device, kinds = self.compute.device, batch.kinds(layout)
+        ids = torch.from_numpy(batch.tokens.ids.astype(np.int64)).to(device)
+        types = None if kinds is None else torch.from_numpy(kinds).to(device)
+        return self.logits(ids, batch.tokens.offsets, types).float()
+
+
+def load_cross_encoder(checkpoint: Checkpoint) -> CrossEncoder:
+    """Raises ValueError where the checkpoint has another number of labels than one, or no classification head."""
+    if checkpoint.adapter is not None:
+        raise ValueError("peft_path: adapters are merged into decoders only")
+    config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
+    if config.num_labels != 1:
+        raise ValueError(f"{checkpoint.folder} has {config.num_labels} labels; a reranker gives one score a pair")
+    compute = resolve(checkpoint.compute, config)
+    model = load_pretrained(
+        AutoModelForSequenceClassification, checkpoint.folder, compute, config,
+        trust_remote_code=checkpoint.trust_remote_code,
+    )  # fmt: skip
+    has_types = getattr(config, "type_vocab_size", 0) > 1
+    limit = max_positions(checkpoint.folder)
+    layout = encoder_layout(checkpoint.tokenizer, limit, has_types)
+    return CrossEncoder(compute, layout, _logits(model, config))
+
+
+def _logits(model: PreTrainedModel, config: PretrainedConfig) -> Logits:
+    if config.model_type not in ENCODERS:
+        return _Padded(model, config.pad_token_id or 0)
+    encoder, head = PackedEncoder(model.base_model), model.classifier.float()
+    if config.model_type == "bert":
+        pooler = model.base_model.pooler.float()
+        return _Packed(encoder, lambda first: head(pooler(first)))
+    return _Packed(encoder, head)
+
+
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    encoder: PackedEncoder
+    head: Callable[[Tensor], Tensor]
+    """(n, 1, h) float32, the first token of each text, to (n, 1)."""
+
+    def __call__(self, ids: Tensor, offsets: IntArray, types: Tensor | None) -> Tensor:
+        hidden = self.encoder.forward(ids, offsets, types)
+        firsts = torch.from_numpy(offsets[:-1]).to(ids.device)
+        return self.head(hidden[firsts].float()[:, None])
+
+
+@dataclass(frozen=True, slots=True)
+class _Padded:
+    model: Any
+    pad_id: int
+
+    def __call__(self, ids: Tensor, offsets: IntArray, types: Tensor | None) -> Tensor:
+        lengths = np.diff(offsets)
+        shape = (len(lengths), int(lengths.max()))
+        where = torch.from_numpy(ranges(np.arange(shape[0]) * shape[1], lengths)).to(ids.device)
+
+        def padded(values: Tensor, fill: int) -> Tensor:
+            rows = values.new_full(shape, fill)
+            rows.view(-1)[where] = values
+            return rows
+
+        extra = {} if types is None else {"token_type_ids": padded(types, 0)}
+        logits: Tensor = self.model(padded(ids, self.pad_id), padded(torch.ones_like(ids), 0), **extra).logits
+        return logits
+
+
+@dataclass
+class FlagReranker(Front):
+    """FlagEmbedding's `FlagReranker`: encoder rerankers such as bge-reranker-v2-m3.
+
+    Arguments and defaults are upstream's; `use_bf16` is ours. `compute_score` returns a list of floats, always.
+    """
+
+    model_name_or_path: str
+    use_fp16: bool = False
+    query_instruction_for_rerank: str | None = None
+    query_instruction_format: str = PLAIN
+    passage_instruction_for_rerank: str | None = None
+    passage_instruction_format: str = PLAIN
+    trust_remote_code: bool = False
+    cache_dir: str | None = None
+    devices: str | int | list[str] | list[int] | None = None
+    batch_size: int = 128
+    query_max_length: int | None = None
+    max_length: int = 512
+    normalize: bool = False
+    use_bf16: bool = False
+
+    @staticmethod
+    def load(checkpoint: Checkpoint) -> Scorer:
+        return load_cross_encoder(checkpoint)

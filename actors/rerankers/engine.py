@@ -1,0 +1,169 @@
+"""The one scoring engine under all four reranker classes: pairs in, one score for each pair and asked layer out.
+
+Pairs are sorted by length and cut into passes by a token budget; no pass is padded, so a score does not depend on
+which other pairs stand beside it. What differs between the classes is a `Scorer`: how a pair is laid out, and what
+happens between the tokens and the number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from actors.batching import plan
+from actors.checkpoint import fingerprint
+from actors.compute import Compute
+from actors.outputs import IntArray
+from actors.prompts import PLAIN, instruct
+from actors.rerankers.loading import Checkpoint
+from actors.rerankers.pairs import Layout, PairBatch, checked_pairs, join, token_ids
+
+Scores = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RerankOptions:
+    """What may change from call to call, under FlagEmbedding's names; a class ignores what it has no use for."""
+
+    query_instruction_for_rerank: str | None = None
+    query_instruction_format: str = PLAIN
+    passage_instruction_for_rerank: str | None = None
+    passage_instruction_format: str = PLAIN
+    query_max_length: int | None = None
+    """Tokens kept of a query; None: three quarters of `max_length`."""
+    max_length: int = 512
+    normalize: bool = False
+    """Logistic function of the score, into 0..1."""
+    batch_size: int | None = None
+    """Pairs in one pass at most; None: only the token budget counts."""
+    prompt: str | None = None
+    """Decoders: what follows the pair; None: the class's own."""
+    cutoff_layers: int | Sequence[int] | None = None
+    """Layered classes: the layers to score from, in any order; None: the last."""
+    compress_layers: Sequence[int] = (8,)
+    compress_ratio: int = 1
+    """Lightweight: before each of `compress_layers`, 1, 2, 4 or 8 neighbours of the passage become their mean."""
+    heads_by_layer: bool = False
+    """Lightweight: True gives each layer the head trained for it; False picks heads by position among the asked layers,
+    as upstream does and as published scores were computed."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_length", "query_max_length", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+    @property
+    def query_limit(self) -> int:
+        return self.query_max_length or max(1, self.max_length * 3 // 4)
+
+    def changed(self, changes: dict[str, Any]) -> RerankOptions:
+        """A copy with every option that is not None replaced; TypeError names one that does not exist."""
+        unknown = set(changes) - {field.name for field in fields(self)}
+        if unknown:
+            raise TypeError(f"unknown reranking option {sorted(unknown)[0]!r}")
+        return replace(self, **{name: value for name, value in changes.items() if value is not None})
+
+
+class Scorer(Protocol):
+    """A loaded model with its head."""
+
+    @property
+    def compute(self) -> Compute: ...
+
+    def layout(self, options: RerankOptions) -> Layout: ...
+
+    def outputs(self, options: RerankOptions) -> int:
+        """Scores that each pair gets. Raises ValueError where the options ask for what the model does not have."""
+
+    def score(self, batch: PairBatch, layout: Layout, options: RerankOptions) -> Tensor:
+        """float32 (n, outputs), on the model's device."""
+
+
+class Reranker:
+    """A loaded reranker. It keeps no state between calls, so any number of threads may share it."""
+
+    def __init__(self, checkpoint: Checkpoint, scorer: Scorer, options: RerankOptions) -> None:
+        self.checkpoint, self.tokenizer = checkpoint, checkpoint.tokenizer
+        self.scorer, self.options = scorer, options
+        scorer.outputs(options)
+
+    @property
+    def compute(self) -> Compute:
+        return self.scorer.compute
+
+    def compute_score(self, pairs: Any, **changes: Any) -> list[float] | list[list[float]]:
+        """Scores of one (query, passage) or of a list of them, in order, as Python floats.
+
+        A list of lists, one for each of `cutoff_layers` as asked, where there are several; else one list. `changes`
+        are fields of `RerankOptions`, for this call alone. Raises TypeError or ValueError that names the pair.
+        """
+        return score_lists(self.score_pairs(checked_pairs(pairs), self.options.changed(changes)))
+
+    def score(self, query: str, passages: Sequence[str], **changes: Any) -> Scores:
+        """float32 (n,): one query against its passages; with several cutoff layers, the score of the last one asked."""
+        pairs = checked_pairs([(query, passage) for passage in passages])
+        return np.ascontiguousarray(self.score_pairs(pairs, self.options.changed(changes))[:, -1])
+
+    def score_pairs(self, pairs: Sequence[tuple[str, str]], options: RerankOptions | None = None) -> Scores:
+        """float32 (n, k): k is the number of cutoff layers asked for, 1 for the classes without layers."""
+        options = options or self.options
+        width = self.scorer.outputs(options)
+        if not pairs:
+            return np.zeros((0, width), dtype=np.float32)
+        layout = self.scorer.layout(options)
+        batch = self._join(pairs, layout, options)
+        order = self._plan(batch.tokens.lengths, options)
+        parts = [self.scorer.score(batch.take(rows), layout, options) for rows in order]
+        scores = np.empty((len(pairs), width), dtype=np.float32)
+        scores[np.concatenate(order)] = torch.cat(parts).cpu().numpy()
+        return _logistic(scores) if options.normalize else scores
+
+    def _join(self, pairs: Sequence[tuple[str, str]], layout: Layout, options: RerankOptions) -> PairBatch:
+        queries = instruct(
+            [q for q, _ in pairs], options.query_instruction_for_rerank, options.query_instruction_format
+        )
+        passages = instruct(
+            [p for _, p in pairs], options.passage_instruction_for_rerank, options.passage_instruction_format
+        )
+        return join(
+            self.tokenizer, layout, token_ids(self.tokenizer, queries), token_ids(self.tokenizer, passages),
+            options.query_limit, options.max_length,
+        )  # fmt: skip
+
+    def _plan(self, lengths: IntArray, options: RerankOptions) -> list[IntArray]:
+        batches = plan(lengths, self.compute.budget)
+        if options.batch_size is None:
+            return batches
+        return [
+            part
+            for rows in batches
+            for part in np.split(rows, range(options.batch_size, len(rows), options.batch_size))
+        ]
+
+    def identity(self) -> dict[str, str]:
+        """What the scores depend on besides the texts; weights and tokenizer are sha256 sums."""
+        options = {field.name: repr(getattr(self.options, field.name)) for field in fields(self.options)}
+        return {
+            "weights": fingerprint(self.checkpoint.folder),
+            "tokenizer": self.tokenizer.sha256,
+            "adapter": str(self.checkpoint.adapter),
+            "dtype": str(self.compute.dtype),
+            **options,
+        }
+
+
+def score_lists(scores: Scores) -> list[float] | list[list[float]]:
+    """(n, k) as upstream returns it: a list of n floats, or of k such lists where k > 1."""
+    columns: list[list[float]] = scores.T.astype(np.float64).tolist()
+    return columns[0] if len(columns) == 1 else columns
+
+
+def _logistic(scores: Scores) -> Scores:
+    return (1 / (1 + np.exp(-scores.astype(np.float64)))).astype(np.float32)

@@ -1,0 +1,105 @@
+"""What the four classes with FlagEmbedding's names share: arguments become options, several devices share the pairs.
+
+A class lists its arguments once, as dataclass fields, in upstream's order and with upstream's defaults. They stay
+attributes and are read at every call, so that `reranker.max_length = 1024` works as it does upstream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+
+from actors.rerankers.engine import Reranker, RerankOptions, Scorer, Scores, score_lists
+from actors.rerankers.loading import Checkpoint, open_checkpoint
+from actors.rerankers.pairs import checked_pairs
+from actors.spec import ComputeSpec, DType
+
+Devices = str | int | list[str] | list[int] | None
+OPTIONS = frozenset(field.name for field in fields(RerankOptions))
+NO_EFFECT = frozenset({"use_dataloader", "num_workers"})
+"""Arguments of upstream's compute_score that choose how it pads; there is nothing to pad here."""
+
+
+@dataclass
+class Front:
+    """One loaded reranker for each device."""
+
+    @staticmethod
+    def load(checkpoint: Checkpoint) -> Scorer:
+        """The model and its head; each class has its own."""
+        raise NotImplementedError
+
+    def __post_init__(self) -> None:
+        given = vars(self)
+        self.engines = [_engine(self.load, given, device, self._options()) for device in device_names(given["devices"])]
+
+    @classmethod
+    def defaults(cls) -> RerankOptions:
+        """The options that this class starts from; without a limit on pairs in a pass, only tokens count."""
+        given: dict[str, Any] = {field.name: field.default for field in fields(cls) if field.name in OPTIONS}
+        return RerankOptions(**given | {"batch_size": None})
+
+    @property
+    def engine(self) -> Reranker:
+        return self.engines[0]
+
+    def compute_score(self, sentence_pairs: Any, **changes: Any) -> list[float] | list[list[float]]:
+        """Scores of one (query, passage) or of a list of them, in order.
+
+        `changes` replace the constructor's arguments for this call: batch_size, query_max_length, max_length,
+        normalize, prompt, cutoff_layers, compress_layers, compress_ratio as far as the class has them. With several
+        cutoff layers: a list of lists, in the order of `cutoff_layers`. Raises TypeError or ValueError, naming the
+        pair, for anything but two strings.
+        """
+        pairs = checked_pairs(sentence_pairs)
+        options = self._options().changed({k: v for k, v in changes.items() if k not in NO_EFFECT})
+        return score_lists(self._score(pairs, options))
+
+    def _score(self, pairs: list[tuple[str, str]], options: RerankOptions) -> Scores:
+        n = min(len(self.engines), len(pairs))
+        if n < 2:
+            return self.engine.score_pairs(pairs, options)
+        with ThreadPoolExecutor(n) as pool:
+            parts = list(pool.map(lambda i: self.engines[i].score_pairs(pairs[i::n], options), range(n)))
+        scores = np.empty((len(pairs), parts[0].shape[1]), dtype=np.float32)
+        for i, part in enumerate(parts):
+            scores[i::n] = part
+        return scores
+
+    def _options(self) -> RerankOptions:
+        return RerankOptions(**{name: value for name, value in vars(self).items() if name in OPTIONS})
+
+
+def _engine(
+    load: Callable[[Checkpoint], Scorer], given: dict[str, Any], device: str, options: RerankOptions
+) -> Reranker:
+    checkpoint = open_checkpoint(
+        given["model_name_or_path"],
+        cache_dir=given["cache_dir"],
+        adapter=given.get("peft_path"),
+        trust_remote_code=given["trust_remote_code"],
+        compute=ComputeSpec(device=device, dtype=precision(given["use_fp16"], given["use_bf16"], device)),
+    )
+    return Reranker(checkpoint, load(checkpoint), options)
+
+
+def precision(use_fp16: bool, use_bf16: bool, device: str) -> DType:
+    """bf16 before fp16 before fp32. On a CPU fp16 means fp32: few processors multiply it, and so upstream does."""
+    if use_bf16:
+        return "bf16"
+    return "fp16" if use_fp16 and not device.startswith("cpu") else "fp32"
+
+
+def device_names(devices: Devices) -> list[str]:
+    """Upstream's `devices` as torch names; None is every CUDA device, or the CPU. ValueError for an empty list."""
+    if devices is None:
+        return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
+    listed = devices if isinstance(devices, list) else [devices]
+    if not listed or not all(isinstance(device, (str, int)) for device in listed):
+        raise ValueError(f"devices must be a name, a number, or a list of either with at least one, got {devices!r}")
+    return [f"cuda:{device}" if isinstance(device, int) else device for device in listed]

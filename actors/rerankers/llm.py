@@ -1,0 +1,128 @@
+"""Decoder rerankers that are asked a question: the score is the logit of 'Yes' after the pair and the prompt.
+
+Of the LM head only the row of 'Yes' is kept, so a pass costs no product with the vocabulary. Any causal model that
+transformers loads can be used; the architectures that `actors.backbone` packs run unpadded.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from actors.backbone import Backbone, load_pretrained
+from actors.backbones.hf import PACKABLE, PACKED_ATTENTION, PackedTransformer, PaddedTransformer
+from actors.compute import Compute, resolve
+from actors.prompts import PLAIN
+from actors.rerankers.adapters import merge_lora
+from actors.rerankers.engine import RerankOptions, Scorer
+from actors.rerankers.fronts import Devices, Front
+from actors.rerankers.loading import Checkpoint
+from actors.rerankers.pairs import Layout, PairBatch, prompt_layout
+from actors.tokenizer import TextTokenizer
+
+PROMPT = (
+    "Given a query A and a passage B, determine whether the passage contains an answer to the query by providing a "
+    "prediction of either 'Yes' or 'No'."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class YesLogit:
+    """yes: float32 (h,), the row of 'Yes' in the LM head. softcap: Gemma2's limit on a logit."""
+
+    compute: Compute
+    tokenizer: TextTokenizer
+    backbone: Backbone
+    yes: Tensor
+    softcap: float | None
+    positions: int | None
+
+    def layout(self, options: RerankOptions) -> Layout:
+        named = self.tokenizer.named
+        bos = named.get("bos_token")
+        bos = None if bos == named.get("pad_token") else bos
+        return prompt_layout(self.tokenizer, bos, PROMPT if options.prompt is None else options.prompt, self.positions)
+
+    def outputs(self, options: RerankOptions) -> int:
+        return 1
+
+    @torch.inference_mode()
+    def score(self, batch: PairBatch, layout: Layout, options: RerankOptions) -> Tensor:
+        offsets = batch.tokens.offsets
+        ids = torch.from_numpy(batch.tokens.ids.astype(np.int64)).to(self.compute.device)
+        last = self.backbone.forward(ids, offsets)[torch.from_numpy(offsets[1:] - 1).to(ids.device)]
+        return softcapped(last.float() @ self.yes, self.softcap)[:, None]
+
+
+def softcapped(logits: Tensor, cap: float | None) -> Tensor:
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def yes_id(tokenizer: TextTokenizer) -> int:
+    """The first token of 'Yes' on its own: with a SentencePiece prefix space this may be the space."""
+    return tokenizer.ids(["Yes"])[0][0]
+
+
+def load_yes_logit(checkpoint: Checkpoint) -> YesLogit:
+    config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
+    compute = resolve(checkpoint.compute, config)
+    packed = config.model_type in PACKABLE
+    options = {"attn_implementation": PACKED_ATTENTION} if packed else {}
+    model = load_pretrained(
+        AutoModelForCausalLM, checkpoint.folder, compute, config,
+        trust_remote_code=checkpoint.trust_remote_code, **options,
+    )  # fmt: skip
+    if checkpoint.adapter is not None:
+        merge_lora(dict(model.named_parameters()), checkpoint.adapter)
+    yes = model.get_output_embeddings().weight[yes_id(checkpoint.tokenizer)].float().clone()
+    backbone, positions = _backbone(model, packed)
+    return YesLogit(compute, checkpoint.tokenizer, backbone, yes, _softcap(config), positions)
+
+
+def _backbone(model: PreTrainedModel, packed: bool) -> tuple[Backbone, int | None]:
+    """The decoder without its LM head, and the longest row that it takes (rotary positions set no limit)."""
+    if not packed:
+        padded = PaddedTransformer(model.base_model)
+        return padded, padded.max_positions
+    backbone = PackedTransformer(model.base_model)
+    backbone.max_positions = sys.maxsize
+    return backbone, None
+
+
+def _softcap(config: PretrainedConfig) -> float | None:
+    cap: float | None = getattr(config, "final_logit_softcapping", None)
+    return cap
+
+
+@dataclass
+class FlagLLMReranker(Front):
+    """FlagEmbedding's `FlagLLMReranker`: causal language models such as bge-reranker-v2-gemma.
+
+    Arguments and defaults are upstream's. `compute_score` returns a list of floats, always.
+    """
+
+    model_name_or_path: str
+    peft_path: str | None = None
+    use_fp16: bool = False
+    use_bf16: bool = False
+    query_instruction_for_rerank: str | None = "A: "
+    query_instruction_format: str = PLAIN
+    passage_instruction_for_rerank: str | None = "B: "
+    passage_instruction_format: str = PLAIN
+    cache_dir: str | None = None
+    trust_remote_code: bool = False
+    devices: Devices = None
+    prompt: str | None = None
+    batch_size: int = 128
+    query_max_length: int | None = None
+    max_length: int = 512
+    normalize: bool = False
+
+    @staticmethod
+    def load(checkpoint: Checkpoint) -> Scorer:
+        return load_yes_logit(checkpoint)

@@ -1,0 +1,120 @@
+"""From a reranker's name to its class: FlagEmbedding's table of ten, else what the checkpoint says it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from actors.catalogue import short_name
+from actors.checkpoint import resolve_folder
+from actors.rerankers.cross_encoder import FlagReranker
+from actors.rerankers.engine import Reranker
+from actors.rerankers.fronts import Front
+from actors.rerankers.layerwise import LayerWiseFlagLLMReranker
+from actors.rerankers.lightweight import LightWeightFlagLLMReranker
+from actors.rerankers.llm import FlagLLMReranker
+from actors.rerankers.loading import open_checkpoint, read_config_json
+from actors.spec import ComputeSpec
+
+RerankerClass = Literal["encoder-only-base", "decoder-only-base", "decoder-only-layerwise", "decoder-only-lightweight"]
+CLASSES: dict[RerankerClass, type[Front]] = {
+    "encoder-only-base": FlagReranker,
+    "decoder-only-base": FlagLLMReranker,
+    "decoder-only-layerwise": LayerWiseFlagLLMReranker,
+    "decoder-only-lightweight": LightWeightFlagLLMReranker,
+}
+
+RERANKERS: dict[str, RerankerClass] = {
+    "bge-reranker-base": "encoder-only-base",
+    "bge-reranker-large": "encoder-only-base",
+    "bge-reranker-v2-m3": "encoder-only-base",
+    "bge-reranker-v2-gemma": "decoder-only-base",
+    "bge-reranker-v2-minicpm-layerwise": "decoder-only-layerwise",
+    "bge-reranker-v2.5-gemma2-lightweight": "decoder-only-lightweight",
+    "jina-reranker-v2-base-multilingual": "encoder-only-base",
+    "gte-multilingual-reranker-base": "encoder-only-base",
+    "bce-reranker-base_v1": "encoder-only-base",
+    "jina-reranker-v1-turbo-en": "encoder-only-base",
+}
+"""Names as FlagEmbedding lists them. The jina and gte ones bring their own code: say `trust_remote_code=True`."""
+
+ARCHITECTURES: tuple[tuple[str, RerankerClass], ...] = (
+    ("LayerWiseMiniCPM", "decoder-only-layerwise"),
+    ("CostWiseGemma", "decoder-only-lightweight"),
+    ("ForSequenceClassification", "encoder-only-base"),
+    ("ForCausalLM", "decoder-only-base"),
+)
+"""Part of an architecture's name in config.json -> class; the first that fits."""
+
+
+def class_of(model: str, folder: Path) -> RerankerClass:
+    """By the model's name, else by the architecture in its config.json. ValueError where neither is known."""
+    named = RERANKERS.get(short_name(model))
+    if named is not None:
+        return named
+    architectures = read_config_json(folder).get("architectures") or []
+    for part, kind in ARCHITECTURES:
+        if any(part in architecture for architecture in architectures):
+            return kind
+    raise ValueError(
+        f"{model}: config.json names {architectures or 'no architecture'}, which is no reranker that is known here; "
+        f"give model_class, one of {', '.join(CLASSES)}"
+    )
+
+
+def load_reranker(
+    model: str,
+    *,
+    model_class: RerankerClass | None = None,
+    revision: str | None = None,
+    cache_dir: str | None = None,
+    peft_path: str | None = None,
+    trust_remote_code: bool = False,
+    compute: ComputeSpec | None = None,
+    **options: Any,
+) -> Reranker:
+    """A reranker by name, hub id or folder, ready to score.
+
+    `options` are fields of `RerankOptions`; what is not given is the class's default. compute: None takes the fastest
+    exact-enough setting of this machine (bf16 where the hardware multiplies it). Raises CheckpointError, a ValueError,
+    that names the file at fault.
+    """
+    folder = resolve_folder(model, revision, cache_dir, trust_remote_code)
+    front = CLASSES[_known(model_class or class_of(model, folder))]
+    checkpoint = open_checkpoint(str(folder), adapter=peft_path, trust_remote_code=trust_remote_code, compute=compute)
+    return Reranker(checkpoint, front.load(checkpoint), front.defaults().changed(options))
+
+
+def _known(model_class: str) -> RerankerClass:
+    for known in CLASSES:
+        if known == model_class:
+            return known
+    raise ValueError(f"model_class must be one of {', '.join(CLASSES)}, got {model_class!r}")
+
+
+class FlagAutoReranker:
+    """FlagEmbedding's factory; `from_finetuned` is its only method."""
+
+    def __init__(self) -> None:
+        raise OSError("FlagAutoReranker makes other classes: call FlagAutoReranker.from_finetuned(model_name_or_path)")
+
+    @staticmethod
+    def from_finetuned(
+        model_name_or_path: str,
+        model_class: RerankerClass | None = None,
+        use_fp16: bool = False,
+        trust_remote_code: bool | None = None,
+        **kwargs: Any,
+    ) -> Front:
+        """The class for this model, made with `kwargs`.
+
+        model_class None: by name, then, where upstream gives up, by the checkpoint's own config.json. ValueError where
+        neither says which of the four classes it is.
+        """
+        trusted = bool(trust_remote_code)
+        if model_class is None:
+            folder = resolve_folder(model_name_or_path, None, kwargs.get("cache_dir"), trusted)
+            model_class = class_of(model_name_or_path, folder)
+        front: Any = CLASSES[_known(model_class)]
+        made: Front = front(model_name_or_path, use_fp16=use_fp16, trust_remote_code=trusted, **kwargs)
+        return made
