@@ -63,12 +63,12 @@ def load_pretrained(
     """What one of transformers' Auto classes makes of a folder; ValueError names the weights that are missing."""
     with _quiet():
         model, report = auto.from_pretrained(
-            folder, config=config, dtype=compute.dtype, output_loading_info=True, **options
+            folder, config=config, dtype=compute.rounding or compute.dtype, output_loading_info=True, **options
         )
     wrong = sorted(report["missing_keys"]) + [str(key) for key in report["mismatched_keys"]]
     if wrong:
         raise ValueError(f"{folder}: weights missing or of another shape: {', '.join(wrong[:5])} ({len(wrong)} in all)")
-    return model.eval().requires_grad_(False).to(compute.device)
+    return model.eval().requires_grad_(False).to(compute.device, compute.dtype)
 
 
 @contextlib.contextmanager

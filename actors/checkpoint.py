@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -170,7 +171,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 def _load_pickled_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        tensors: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        tensors: dict[str, Tensor] = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError, ... by kind of damage
         raise CheckpointError(f"{path} is refused by torch's weights_only loader: {error}") from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
@@ -179,16 +182,20 @@ def _load_pickled_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def check_weights(folder: Path) -> None:
-    """Raises CheckpointError unless all weight files are there and the safetensors among them have intact headers."""
+    """Raises CheckpointError unless every weight file is there and can be opened; their data are mapped, not read."""
     for path in weight_files(folder):
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing")
-        if path.suffix == ".safetensors":
-            try:
-                with safe_open(path, framework="pt"):
-                    pass
-            except SafetensorError as error:
-                raise CheckpointError(f"{path} is corrupt: {error}") from error
+        if path.suffix == ".safetensors" and path.is_file():
+            _check_header(path)
+        else:
+            load_tensors(path)
+
+
+def _check_header(path: Path) -> None:
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is corrupt: {error}") from error
 
 
 def head_file(folder: Path, name: str) -> Path | None:

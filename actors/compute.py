@@ -28,6 +28,8 @@ class Compute:
     compile: bool
     why: tuple[str, ...]
     """One line for each choice, for people."""
+    rounding: torch.dtype | None = None
+    """The weights are rounded to this before they are used in `dtype`."""
 
 
 def resolve(spec: ComputeSpec, config: PretrainedConfig) -> Compute:
@@ -41,9 +43,9 @@ def resolve(spec: ComputeSpec, config: PretrainedConfig) -> Compute:
     )
     threads = spec.threads if device.type == "cpu" else None
     why_threads = f"threads: {threads or torch.get_num_threads()}, " + ("as asked" if threads else "torch's choice")
-    return Compute(
-        device, dtype, budget, threads, compiled, (why_device, why_dtype, why_budget, why_compile, why_threads)
-    )
+    rounding = None if spec.rounding is None else DTYPES[spec.rounding]
+    why = (why_device, why_dtype, why_budget, why_compile, why_threads)
+    return Compute(device, dtype, budget, threads, compiled, why, rounding)
 
 
 def _device(spec: ComputeSpec) -> tuple[torch.device, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,10 +11,22 @@ from torch import Tensor, nn
 
 from actors import heads
 from actors.backbone import Backbone
+from actors.backbones.hf import PaddedTransformer
 from actors.batching import inverse, plan
 from actors.compute import Compute
 from actors.outputs import Array, EmbeddingBatch, IntArray, MultiVectors, SparseVectors, TokenBatch, concat
 from actors.spec import Output, Pooling
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What one call wants. budget: at most so many tokens in a pass; whole: leave truncate_dim aside; domain: for
+    checkpoints with code of their own that route by domain."""
+
+    outputs: tuple[Output, ...]
+    budget: int | None = None
+    whole: bool = False
+    domain: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,24 +52,31 @@ class Engine:
         width = self.backbone.hidden_size if self.colbert is None else self.colbert.out_features
         return min(width, self.truncate_dim or width)
 
-    def embed_tokens(self, tokens: TokenBatch, outputs: Sequence[Output]) -> EmbeddingBatch:
+    def embed_tokens(self, tokens: TokenBatch, ask: Ask) -> EmbeddingBatch:
         """The asked outputs in the order of the texts. A text without any token gets zeros and no vectors."""
+        engine = replace(self, truncate_dim=None) if ask.whole else self
         lengths = tokens.lengths
         filled = np.flatnonzero(lengths)
-        batches = [filled[rows] for rows in plan(lengths[filled], self.compute.budget)]
+        budget = min(ask.budget or self.compute.budget, self.compute.budget)
+        batches = [filled[rows] for rows in plan(lengths[filled], budget)]
         empty = np.flatnonzero(lengths == 0)
-        parts = [self._embed_batch(tokens.take(rows), outputs) for rows in batches]
+        parts = [engine._embed_batch(tokens.take(rows), ask) for rows in batches]
         if len(empty) or not parts:
-            parts.append(self._zeros(tokens.take(empty), outputs))
+            parts.append(engine._zeros(tokens.take(empty), ask.outputs))
         return concat(parts).take(inverse([*batches, empty]))
 
-    def _embed_batch(self, tokens: TokenBatch, outputs: Sequence[Output]) -> EmbeddingBatch:
+    def _embed_batch(self, tokens: TokenBatch, ask: Ask) -> EmbeddingBatch:
         ids = torch.from_numpy(tokens.ids.astype(np.int64)).to(self.compute.device)
-        hidden = self.backbone.forward(ids, tokens.offsets)
-        dense = self._dense(hidden, tokens.offsets) if "dense" in outputs else None
-        sparse = self._sparse(hidden, ids, tokens.offsets) if "sparse" in outputs else None
-        colbert = self._colbert(hidden, tokens.offsets) if "colbert" in outputs else None
+        hidden = self._forward(ids, tokens.offsets, ask.domain)
+        dense = self._dense(hidden, tokens.offsets) if "dense" in ask.outputs else None
+        sparse = self._sparse(hidden, ids, tokens.offsets) if "sparse" in ask.outputs else None
+        colbert = self._colbert(hidden, tokens.offsets) if "colbert" in ask.outputs else None
         return self._batch(tokens, dense, sparse, colbert)
+
+    def _forward(self, ids: Tensor, offsets: IntArray, domain: str | None) -> Tensor:
+        if domain is not None and isinstance(self.backbone, PaddedTransformer):
+            return self.backbone.forward(ids, offsets, domain)
+        return self.backbone.forward(ids, offsets)
 
     def _dense(self, hidden: Tensor, offsets: IntArray) -> Array:
         cut, unit = self.truncate_dim, self.normalize

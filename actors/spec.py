@@ -28,6 +28,8 @@ class ComputeSpec:
     """torch.compile the forward pass; None decides from the device. It pays for itself only in long jobs."""
     threads: int | None = None
     """CPU threads of one process; None leaves torch's own choice."""
+    rounding: Literal["fp16", "bf16"] | None = None
+    """Round the weights to this before computing in `dtype`: what FlagEmbedding does on a CPU."""
     device: str | None = None
     """`cpu`, `cuda:0`, ...; None takes the first accelerator, else the CPU."""
 

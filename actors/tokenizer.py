@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
-from actors.checkpoint import CheckpointError, resolve_folder
+from actors.checkpoint import CheckpointError, read_json, resolve_folder
 from actors.outputs import IntArray, TokenBatch, offsets_of
 from actors.spec import EmbedderSpec
 
@@ -137,8 +137,8 @@ def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> TextToke
     backend = wrapper.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
-    prefix, suffix = _special_frame(backend)
     named = {role: int(wrapper.convert_tokens_to_ids(str(token))) for role, token in _named_tokens(wrapper)}
+    prefix, suffix = _frame(folder, backend, named)
     file = folder / "tokenizer.json"
     pipeline = file.read_bytes() if file.is_file() else backend.to_str().encode()
     sha256 = hashlib.sha256(pipeline + repr((prefix, suffix)).encode()).hexdigest()
@@ -148,6 +148,25 @@ def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> TextToke
 def _named_tokens(wrapper: object) -> list[tuple[str, object]]:
     tokens: dict[str, object] = wrapper.special_tokens_map  # type: ignore[attr-defined]
     return [(role, token) for role, token in tokens.items() if not isinstance(token, list)]
+
+
+def _frame(folder: Path, backend: Tokenizer, named: dict[str, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """tokenizer.json's special tokens, and the bos or eos that tokenizer_config.json asks for beyond them.
+
+    transformers 5 lets `add_bos_token: false` in the config replace the file's whole post-processor, which takes the
+    closing token from Qwen3-Embedding; so the file is read once more where the config has such a flag.
+    """
+    config = read_json(folder / "tokenizer_config.json") or {}
+    file = folder / "tokenizer.json"
+    if not file.is_file() or not {"add_bos_token", "add_eos_token"} & set(config):
+        return _special_frame(backend)
+    prefix, suffix = _special_frame(Tokenizer.from_file(str(file)))
+    bos, eos = named.get("bos_token"), named.get("eos_token")
+    if config.get("add_bos_token") and bos is not None and bos not in prefix:
+        prefix = (bos, *prefix)
+    if config.get("add_eos_token") and eos is not None and eos not in suffix:
+        suffix = (*suffix, eos)
+    return prefix, suffix
 
 
 def _special_frame(backend: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:

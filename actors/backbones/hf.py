@@ -8,6 +8,7 @@ costs the padding share of each batch.
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,7 @@ class _Wrapped:
         self.vocab_size: int = model.config.vocab_size
         self.max_positions: int = model.config.max_position_embeddings
         self.device: torch.device = model.device
+        self.takes_domain = "domain" in signature(model.forward).parameters
 
     def _check(self, segments: Segments) -> None:
         if segments.longest > self.max_positions:
@@ -78,8 +80,11 @@ class PaddedTransformer(_Wrapped):
     """Right-padded forward through the model's own code, for what cannot be packed."""
 
     @torch.inference_mode()
-    def forward(self, ids: Tensor, offsets: IntArray) -> Tensor:
-        """Last hidden states (T, h), padding removed. ids: int64 (T,); offsets: int64 (n + 1,) on the host."""
+    def forward(self, ids: Tensor, offsets: IntArray, domain: str | None = None) -> Tensor:
+        """Last hidden states (T, h), padding removed. ids: int64 (T,); offsets: int64 (n + 1,) on the host.
+
+        domain: an argument of that name goes to models whose forward has it (FlagEmbedding's pseudo MoE).
+        """
         segments = Segments(offsets, ids.device)
         self._check(segments)
         if not len(ids):
@@ -91,7 +96,8 @@ class PaddedTransformer(_Wrapped):
         padded = ids.new_full(shape, self.config.pad_token_id or 0)
         mask = ids.new_zeros(shape)
         padded.view(-1)[where], mask.view(-1)[where] = ids, 1
-        out = self.model(padded, attention_mask=mask, **_no_cache(self.config))
+        routed = {} if domain is None or not self.takes_domain else {"domain": domain}
+        out = self.model(padded, attention_mask=mask, **_no_cache(self.config), **routed)
         hidden: Tensor = out.last_hidden_state.flatten(0, 1)[where]
         return hidden
 

@@ -14,12 +14,12 @@ from torch import nn
 from transformers import AutoConfig
 
 from actors.backbone import load_backbone
-from actors.checkpoint import PACKAGED, CheckpointError, check_weights, fingerprint, load_head
+from actors.checkpoint import PACKAGED, CheckpointError, check_weights, fingerprint, head_file, load_head
 from actors.compute import Compute, resolve
-from actors.engine import Engine
+from actors.engine import Ask, Engine
 from actors.outputs import EmbeddingBatch, TokenBatch
 from actors.preparation import Kind, Preparation
-from actors.spec import OUTPUTS, EmbedderSpec, Output
+from actors.spec import OUTPUTS, Output
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 UNWEIGHTED = ("cls_token", "eos_token", "pad_token", "unk_token")
@@ -58,7 +58,7 @@ class Embedder:
 
         Raises ValueError for an output that this model has no head for.
         """
-        return self.engine.embed_tokens(tokens, self.checked(outputs))
+        return self.engine.embed_tokens(tokens, Ask(checked_outputs(outputs, self.outputs, self.spec.model)))
 
     def embed_corpus(self, texts: Iterable[str], outputs: Sequence[Output] | None = None) -> EmbeddingBatch:
         """Passages: the passage instruction and length."""
@@ -67,16 +67,6 @@ class Embedder:
     def embed_queries(self, texts: Iterable[str], outputs: Sequence[Output] | None = None) -> EmbeddingBatch:
         """Queries: the query instruction and length."""
         return self.embed_tokens(self.tokenise(texts, "query"), outputs)
-
-    def checked(self, outputs: Sequence[Output] | None) -> tuple[Output, ...]:
-        """The outputs, or ValueError with what this model can give."""
-        if outputs is None:
-            return self.outputs
-        missing = [output for output in outputs if output not in self.outputs]
-        if missing or not outputs:
-            why = f": the checkpoint has no {missing[0]} head" if missing and missing[0] in OUTPUTS else ""
-            raise ValueError(f"{self.spec.model} gives {', '.join(self.outputs)}, asked for {list(outputs)}{why}")
-        return tuple(outputs)
 
     def identity(self) -> dict[str, str | int | bool | None]:
         """What an index must have been built with to be searched with this embedder."""
@@ -105,6 +95,17 @@ class Embedder:
         }
 
 
+def checked_outputs(asked: Sequence[Output] | None, has: tuple[Output, ...], model: str) -> tuple[Output, ...]:
+    """The asked outputs (None: all), or ValueError with what the model can give."""
+    if asked is None:
+        return has
+    missing = [output for output in asked if output not in has]
+    if missing or not asked:
+        why = f": the checkpoint has no {missing[0]} head" if missing and missing[0] in OUTPUTS else ""
+        raise ValueError(f"{model} gives {', '.join(has)}, asked for {', '.join(asked) or 'nothing'}{why}")
+    return tuple(asked)
+
+
 def load_engine(preparation: Preparation) -> Engine:
     """The weights of a prepared model, in the dtype and on the device that its ComputeSpec resolves to."""
     spec, folder = preparation.spec, preparation.folder
@@ -113,25 +114,37 @@ def load_engine(preparation: Preparation) -> Engine:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
     compute = resolve(spec.compute, config)
     backbone = load_backbone(folder, compute, trust_remote_code=spec.trust_remote_code)
-    sparse, colbert, outputs = _heads(spec, folder, compute)
+    sparse, colbert = (_head(_head_folder(preparation), name, compute) for name in ("sparse_linear", "colbert_linear"))
+    if spec.colbert_dim and colbert is not None and colbert.out_features != spec.colbert_dim:
+        raise CheckpointError(f"{folder}: colbert_linear has {colbert.out_features} dimensions, not {spec.colbert_dim}")
+    named = preparation.tokenizer.named
+    excluded = frozenset(named[role] for role in UNWEIGHTED if role in named)
     return Engine(
-        backbone, compute, outputs, spec.pooling, bool(spec.normalize), spec.truncate_dim, sparse, colbert,
-        frozenset(preparation.tokenizer.named[role] for role in UNWEIGHTED if role in preparation.tokenizer.named),
+        backbone, compute, available_outputs(preparation), spec.pooling, bool(spec.normalize), spec.truncate_dim,
+        sparse, colbert, excluded,
     )  # fmt: skip
 
 
-def _heads(
-    spec: EmbedderSpec, folder: Path, compute: Compute
-) -> tuple[nn.Linear | None, nn.Linear | None, tuple[Output, ...]]:
-    """Sparse head, ColBERT head, and the outputs that they make possible; None for ColBERT may mean the identity."""
-    if spec.model_class != "encoder-only-m3":
-        return None, None, ("dense",)
-    heads = ASSETS / spec.model if spec.model in PACKAGED else folder
-    sparse, colbert = (_head(heads, name, compute) for name in ("sparse_linear", "colbert_linear"))
-    if spec.colbert_dim and colbert is not None and colbert.out_features != spec.colbert_dim:
-        raise CheckpointError(f"{heads}: colbert_linear has {colbert.out_features} dimensions, not {spec.colbert_dim}")
-    has = {"dense": True, "sparse": sparse is not None, "colbert": colbert is not None or spec.model in PACKAGED}
-    return sparse, colbert, tuple(output for output in OUTPUTS if has[output])
+def available_outputs(preparation: Preparation) -> tuple[Output, ...]:
+    """What the model can give: dense, and with the M3 class whatever it has a head for.
+
+    The packaged model needs no ColBERT head: its last hidden states serve as they are.
+    """
+    if preparation.spec.model_class != "encoder-only-m3":
+        return ("dense",)
+    folder = _head_folder(preparation)
+    identity = preparation.spec.model in PACKAGED
+    has = {
+        "dense": True,
+        "sparse": head_file(folder, "sparse_linear") is not None,
+        "colbert": identity or head_file(folder, "colbert_linear") is not None,
+    }
+    return tuple(output for output in OUTPUTS if has[output])
+
+
+def _head_folder(preparation: Preparation) -> Path:
+    model = preparation.spec.model
+    return ASSETS / model if model in PACKAGED else preparation.folder
 
 
 def _head(folder: Path, name: str, compute: Compute) -> nn.Linear | None:
@@ -140,4 +153,4 @@ def _head(folder: Path, name: str, compute: Compute) -> nn.Linear | None:
         return None
     linear = nn.Linear(loaded.weight.shape[1], loaded.weight.shape[0], device="meta")
     linear.weight, linear.bias = nn.Parameter(loaded.weight), nn.Parameter(loaded.bias)
-    return linear.requires_grad_(False).to(compute.device, compute.dtype)
+    return linear.requires_grad_(False).to(compute.rounding or compute.dtype).to(compute.device, compute.dtype)

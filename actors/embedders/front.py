@@ -1,0 +1,188 @@
+"""What FlagEmbedding's five embedder classes share: their arguments, and encode, encode_queries, encode_corpus.
+
+A class lists its arguments once, as dataclass fields in upstream's order with upstream's defaults. They stay attributes
+and are read at every call, as upstream, so `model.query_max_length = 64` works. A class says how queries are tokenised
+and what a result looks like; the rest is here and in the engine.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar, Generic, TypeVar, cast
+
+import numpy as np
+
+from actors.checkpoint import check_weights
+from actors.devices import DevicePool, Devices, device_names
+from actors.embedders.base import available_outputs, checked_outputs, load_engine
+from actors.engine import Ask, Engine
+from actors.outputs import Array, EmbeddingBatch, TokenBatch
+from actors.preparation import load_preparation
+from actors.prompts import PLAIN, instruct
+from actors.spec import ComputeSpec, EmbedderSpec, ModelClass, Output, Pooling
+
+Result = TypeVar("Result")
+NO_EFFECT = frozenset({"pad_to_multiple_of"})
+"""Call arguments of upstream's that choose how it pads; nothing is padded here."""
+
+
+@dataclass(eq=False)
+class Front(ABC, Generic[Result]):
+    """A model with FlagEmbedding's interface. Errors: see `load_embedder` and `Preparation.tokenise`."""
+
+    model_name_or_path: str
+    normalize_embeddings: bool = True
+    use_fp16: bool = True
+    """Half precision on an accelerator; on a CPU the weights are rounded to it and fp32 computes, as upstream."""
+    use_bf16: bool = False
+    query_instruction_for_retrieval: str | None = None
+    query_instruction_format: str = PLAIN
+    devices: Devices = None
+    """One device, or several that share every list of texts; None: all accelerators, else the CPU."""
+    pooling_method: str = "cls"
+    trust_remote_code: bool = False
+    cache_dir: str | None = None
+    batch_size: int = 256
+    """Only an upper bound here, of batch_size x max_length tokens: batches are cut by tokens, see `actors.batching`."""
+    query_max_length: int | None = None
+    """Default: 512, or the model's positions where it has fewer."""
+    passage_max_length: int | None = None
+    convert_to_numpy: bool = True
+    truncate_dim: int | None = None
+    _: KW_ONLY
+    passage_instruction_for_retrieval: str | None = None
+    passage_instruction_format: str = PLAIN
+    revision: str | None = None
+
+    model_class: ClassVar[ModelClass]
+    call_options: ClassVar[tuple[str, ...]] = ("convert_to_numpy",)
+    """Arguments of encode that replace the attribute of the same name for one call."""
+
+    def __post_init__(self) -> None:
+        self.target_devices = device_names(self.devices)
+        self.preparation = load_preparation(self._spec(self.target_devices[0]))
+        self.tokenizer = self.preparation.tokenizer
+        spec = self.preparation.spec
+        self.query_max_length, self.passage_max_length = spec.query_max_length, spec.passage_max_length
+        self.outputs = available_outputs(self.preparation)
+        self.runner: Engine | DevicePool
+        if len(self.target_devices) == 1:
+            self.runner = load_engine(self.preparation)
+        else:
+            check_weights(self.preparation.folder)
+            self.runner = DevicePool(spec, self.target_devices)
+
+    def _spec(self, device: str) -> EmbedderSpec:
+        return EmbedderSpec(
+            model=str(self.model_name_or_path),
+            revision=self.revision,
+            model_class=self.model_class,
+            pooling=cast(Pooling, self.pooling_method),
+            normalize=self.normalize_embeddings,
+            query_max_length=self.query_max_length,
+            passage_max_length=self.passage_max_length,
+            truncate_dim=self.truncate_dim,
+            trust_remote_code=self.trust_remote_code,
+            cache_dir=self.cache_dir,
+            compute=precision(self.use_fp16, self.use_bf16, device),
+        )
+
+    def encode(
+        self, sentences: str | Sequence[str], batch_size: int | None = None, max_length: int | None = None,
+        instruction: str | None = None, instruction_format: str | None = None, **options: Any,
+    ) -> Result:  # fmt: skip
+        """Texts as they are (or with `instruction`), cut to passage_max_length. One str gives one row."""
+        texts = instruct(as_list(sentences), instruction, instruction_format or PLAIN)
+        return self._encode(sentences, self._passages(texts, max_length), batch_size, options)
+
+    def encode_corpus(
+        self, corpus: str | Sequence[str], batch_size: int | None = None, max_length: int | None = None, **options: Any
+    ) -> Result:
+        """Texts with the passage instruction, cut to passage_max_length."""
+        texts = instruct(as_list(corpus), self.passage_instruction_for_retrieval, self.passage_instruction_format)
+        return self._encode(corpus, self._passages(texts, max_length), batch_size, options)
+
+    def encode_queries(
+        self, queries: str | Sequence[str], batch_size: int | None = None, max_length: int | None = None, **options: Any
+    ) -> Result:
+        """Texts with the query instruction, cut to query_max_length."""
+        texts = instruct(as_list(queries), self.query_instruction_for_retrieval, self.query_instruction_format)
+        return self._encode(queries, self._queries(texts, max_length), batch_size, options)
+
+    def embed_corpus(self, texts: Iterable[str], outputs: Sequence[Output] | None = None) -> EmbeddingBatch:
+        """As `encode_corpus`, every output of the model (or those asked) as contiguous buffers."""
+        written = instruct(texts, self.passage_instruction_for_retrieval, self.passage_instruction_format)
+        return self._embed(self._passages(written, None), outputs)
+
+    def embed_queries(self, texts: Iterable[str], outputs: Sequence[Output] | None = None) -> EmbeddingBatch:
+        """As `encode_queries`, every output of the model (or those asked) as contiguous buffers."""
+        written = instruct(texts, self.query_instruction_for_retrieval, self.query_instruction_format)
+        return self._embed(self._queries(written, None), outputs)
+
+    def stop_self_pool(self) -> None:
+        """Ends the processes of several devices; the next call starts them again."""
+        if isinstance(self.runner, DevicePool):
+            self.runner.close()
+
+    def _passages(self, texts: list[str], max_length: int | None) -> TokenBatch:
+        length = self.passage_max_length if max_length is None else max_length
+        return self.preparation.tokenise(texts, "plain", length)
+
+    def _queries(self, texts: list[str], max_length: int | None) -> TokenBatch:
+        length = self.query_max_length if max_length is None else max_length
+        return self.preparation.tokenise(texts, "plain", length)
+
+    def _encode(self, given: object, tokens: TokenBatch, batch_size: int | None, options: dict[str, Any]) -> Result:
+        chosen = self._chosen(options)
+        batch = self._embed(tokens, self._asked(chosen), batch_size, domain=self._domain(chosen))
+        return self._result(batch, chosen, isinstance(given, str))
+
+    def _embed(
+        self, tokens: TokenBatch, outputs: Sequence[Output] | None, batch_size: int | None = None, **ask: Any
+    ) -> EmbeddingBatch:
+        rows = self.batch_size if batch_size is None else batch_size
+        if rows < 1:
+            raise ValueError(f"batch_size must be at least 1, got {rows}")
+        budget = rows * int(tokens.lengths.max(initial=1))
+        asked = checked_outputs(outputs, self.outputs, self.model_name_or_path)
+        return self.runner.embed_tokens(tokens, Ask(asked, max(budget, 1), **ask))
+
+    def _chosen(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Every call option: as given, else the attribute. TypeError for an argument that does not exist."""
+        unknown = sorted(set(options) - set(self.call_options) - NO_EFFECT)
+        if unknown:
+            raise TypeError(f"{type(self).__name__}.encode has no argument {unknown[0]!r}")
+        given = {name: options.get(name) for name in self.call_options}
+        return {name: getattr(self, name) if value is None else value for name, value in given.items()}
+
+    def _as_upstream(self, values: Array) -> Array:
+        """float16 where upstream's pass on an accelerator gives it, float32 elsewhere."""
+        half = self.use_fp16 and not self.use_bf16 and not self.target_devices[0].startswith("cpu")
+        return values.astype(np.float16) if half else values
+
+    def _domain(self, chosen: dict[str, Any]) -> str | None:
+        return None
+
+    @abstractmethod
+    def _asked(self, chosen: dict[str, Any]) -> tuple[Output, ...]:
+        """The outputs that these call options ask for."""
+
+    @abstractmethod
+    def _result(self, batch: EmbeddingBatch, chosen: dict[str, Any], one: bool) -> Result:
+        """What the class returns for a list, or for one text."""
+
+
+def as_list(texts: str | Sequence[str]) -> Sequence[str]:
+    return [texts] if isinstance(texts, str) else texts
+
+
+def precision(use_fp16: bool, use_bf16: bool, device: str) -> ComputeSpec:
+    """bf16 before fp16 before fp32. On a CPU both only round the weights: upstream computes in fp32 there."""
+    if not (use_fp16 or use_bf16):
+        return ComputeSpec(dtype="fp32", device=device)
+    half = "bf16" if use_bf16 else "fp16"
+    if device.startswith("cpu"):
+        return ComputeSpec(dtype="fp32", rounding=cast(Any, half), device=device)
+    return ComputeSpec(dtype=cast(Any, half), device=device)

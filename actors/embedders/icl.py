@@ -1,0 +1,43 @@
+"""In-context learning: examples before a query, a suffix after it, neither ever cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar
+
+from actors.embedders.dense import DenseFront
+from actors.outputs import TokenBatch
+from actors.prompts import TAGGED, InContext, examples_prefix
+from actors.spec import ModelClass
+
+Examples = Sequence[Mapping[str, Any]]
+
+
+@dataclass(eq=False)
+class FlagICLModel(DenseFront):
+    """bge-en-icl. Examples: `{"instruct": ..., "query": ..., "response": ...}`; instruct defaults to the query's."""
+
+    query_instruction_format: str = TAGGED
+    pooling_method: str = "last_token"
+    _: KW_ONLY
+    suffix: str = "\n<response>"
+    examples_for_task: Examples | None = None
+    examples_instruction_format: str = "<instruct>{}\n<query>{}\n<response>{}"
+
+    model_class: ClassVar[ModelClass] = "decoder-only-icl"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.set_examples()
+
+    def set_examples(self, examples_for_task: Examples | None = None) -> None:
+        """Put these examples before every query; None goes back to the constructor's."""
+        examples = self.examples_for_task if examples_for_task is None else examples_for_task
+        template, instruction = self.examples_instruction_format, self.query_instruction_for_retrieval
+        self.prefix = "" if examples is None else examples_prefix(examples, template, instruction)
+
+    def _queries(self, texts: list[str], max_length: int | None) -> TokenBatch:
+        length = self.query_max_length if max_length is None else max_length
+        in_context = InContext(self.prefix, self.suffix)
+        return self.preparation.with_examples(in_context).tokenise(texts, "query", length)

@@ -1,0 +1,124 @@
+"""BGE-M3: dense vectors, lexical weights and token vectors out of one pass, in upstream's containers.
+
+Upstream's containers cost a Python object for each lexical weight; `embed_corpus` gives the same numbers as buffers.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from actors.embedders.front import Front
+from actors.embedders.pair_scores import lexical_score, pair_scores
+from actors.outputs import Array, EmbeddingBatch, SparseVectors
+from actors.spec import EmbedderSpec, ModelClass, Output
+
+Weights = Mapping[str, float]
+Pair = tuple[str, str] | Sequence[str]
+RETURNS: dict[str, Output] = {"return_dense": "dense", "return_sparse": "sparse", "return_colbert_vecs": "colbert"}
+
+
+@dataclass(eq=False)
+class BGEM3FlagModel(Front[dict[str, Any]]):
+    """bge-m3 and its like.
+
+    encode* return `{"dense_vecs": (n, d) float32, "lexical_weights": [{str(token id): weight}], "colbert_vecs":
+    [(tokens - 1, d)]}`, None for what was not asked, and single values for a single str.
+    """
+
+    _: KW_ONLY
+    colbert_dim: int = -1
+    """Checked against the head where positive."""
+    return_dense: bool = True
+    return_sparse: bool = False
+    return_colbert_vecs: bool = False
+
+    model_class: ClassVar[ModelClass] = "encoder-only-m3"
+    call_options: ClassVar[tuple[str, ...]] = (*RETURNS, "convert_to_numpy")
+
+    def _spec(self, device: str) -> EmbedderSpec:
+        return replace(super()._spec(device), colbert_dim=self.colbert_dim if self.colbert_dim > 0 else None)
+
+    def _asked(self, chosen: dict[str, Any]) -> tuple[Output, ...]:
+        return tuple(output for name, output in RETURNS.items() if chosen[name])
+
+    def _result(self, batch: EmbeddingBatch, chosen: dict[str, Any], one: bool) -> dict[str, Any]:
+        colbert = batch.colbert
+        result: dict[str, Any] = {
+            "dense_vecs": None if batch.dense is None else self._as_upstream(batch.dense),
+            "lexical_weights": None if batch.sparse is None else self._lexical_weights(batch.sparse),
+            "colbert_vecs": None if colbert is None else [colbert.row(i) for i in range(len(colbert))],
+        }
+        return {name: value[0] if one and value is not None else value for name, value in result.items()}
+
+    def _lexical_weights(self, sparse: SparseVectors) -> list[defaultdict[str, Any]]:
+        weights = self._as_upstream(sparse.weights)
+        keys = list(map(str, sparse.token_ids.tolist()))
+        bounds = zip(sparse.offsets[:-1].tolist(), sparse.offsets[1:].tolist(), strict=True)
+        return [defaultdict(int, zip(keys[i:j], weights[i:j], strict=True)) for i, j in bounds]
+
+    def convert_id_to_token(
+        self, lexical_weights: Weights | Sequence[Weights]
+    ) -> dict[str, float] | list[dict[str, float]]:
+        """Token texts instead of ids. Upstream's rule: a list of one gives its only element."""
+        rows = [lexical_weights] if isinstance(lexical_weights, Mapping) else lexical_weights
+        named = [{self.tokenizer.decode([int(key)]): weight for key, weight in row.items()} for row in rows]
+        return named[0] if len(named) == 1 else named
+
+    def compute_lexical_matching_score(
+        self, lexical_weights_1: Weights | Sequence[Weights], lexical_weights_2: Weights | Sequence[Weights]
+    ) -> float | Array:
+        """Sum over shared ids of the products: a number for two dicts, an (n1, n2) array for two lists."""
+        if isinstance(lexical_weights_1, Mapping) and isinstance(lexical_weights_2, Mapping):
+            return lexical_score(lexical_weights_1, lexical_weights_2)
+        if isinstance(lexical_weights_1, list) and isinstance(lexical_weights_2, list):
+            return np.array([[lexical_score(a, b) for b in lexical_weights_2] for a in lexical_weights_1])
+        raise ValueError(
+            "lexical weights must be two dicts or two lists of dicts, "
+            f"got {type(lexical_weights_1).__name__} and {type(lexical_weights_2).__name__}"
+        )
+
+    def colbert_score(self, q_reps: Array, p_reps: Array) -> Tensor:
+        """Mean over the query's tokens of the best dot product with a passage token: a 0-d tensor."""
+        return torch.from_numpy(np.asarray(q_reps) @ np.asarray(p_reps).T).amax(-1).sum() / len(q_reps)
+
+    def compute_score(
+        self, sentence_pairs: Pair | Sequence[Pair], batch_size: int | None = None, max_query_length: int | None = None,
+        max_passage_length: int | None = None, weights_for_different_modes: Sequence[float] | None = None,
+    ) -> dict[str, Any] | list[Any]:  # fmt: skip
+        """Scores by every mode, and weighted sums of them; weights are for dense, sparse, colbert, 1 each by default.
+
+        One pair gives floats, a list gives lists. No instruction and no truncate_dim, as upstream. A pair's score does
+        not depend on its batch (upstream's ColBERT score has a floor of 0 for tokens whose passage is padded).
+        """
+        if isinstance(sentence_pairs, list) and not sentence_pairs:
+            return []
+        one = isinstance(sentence_pairs[0], str)
+        pairs = _checked_pairs([sentence_pairs] if one else sentence_pairs)
+        weights = _checked_weights(weights_for_different_modes)
+        queries = self._queries([query for query, _ in pairs], max_query_length)
+        passages = self._passages([passage for _, passage in pairs], max_passage_length)
+        both = [self._embed(tokens, tuple(RETURNS.values()), batch_size, whole=True) for tokens in (queries, passages)]
+        scores = pair_scores(both[0], both[1], weights)
+        return {name: values[0] if one else values for name, values in scores.items()}
+
+
+def _checked_pairs(pairs: Any) -> list[tuple[str, str]]:
+    for i, pair in enumerate(pairs):
+        if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise TypeError(f"pair {i} must be two str, got {pair!r}")
+    return [(query, passage) for query, passage in pairs]
+
+
+def _checked_weights(weights: Sequence[float] | None) -> tuple[float, float, float]:
+    if weights is None:
+        return 1.0, 1.0, 1.0
+    if len(weights) != 3:
+        raise ValueError(f"weights_for_different_modes are three, for dense, sparse, colbert; got {len(weights)}")
+    return weights[0], weights[1], weights[2]
