@@ -27,7 +27,7 @@ from pipelines.progress import Progress
 from pipelines.read import Unit, metadata_fields, plan_units, read_unit
 from pipelines.sizing import block_rows, fragment_rows, row_bytes
 from pipelines.stages import Finish, chunk, sample, select_documents, tokenise
-from pipelines.store.commit import Committer, create_or_open
+from pipelines.store.commit import Committer, Totals, create_or_open
 from pipelines.store.fulltext import update_full_text
 from pipelines.store.lease import acquire
 from pipelines.store.schema import Target, documents_schema, identity_of, output_field
@@ -115,29 +115,30 @@ def records(fragments: ray.data.Dataset) -> Iterator[dict[str, Any]]:
 def commit_all(finished: Iterator[dict[str, Any]], committer: Committer, config: BuildConfig, census: Census) -> None:
     """Drives the graph: takes each record, commits when it is time, and once more at the end or when interrupted."""
     progress = Progress(census.to_embed, enabled=config.ray.progress)
+    seen = Totals()
     with interruptible():
         try:
             for record in finished:
                 committer.add(record)
-                progress.show(committer.totals)
+                seen = seen.plus([record])
+                progress.show(seen)
                 if committer.commit_due():
                     committer.commit()
-                check_quarantine(committer, config, census)
+                check_quarantine(seen, config, census)
         finally:
             committer.commit()
-            progress.show(committer.totals, now=True)
+            progress.show(seen, now=True)
     if committer.incomplete:
         raise JobFailed(f"chunks of {len(committer.incomplete):,} documents are missing: {committer.incomplete[:5]}")
 
 
-def check_quarantine(committer: Committer, config: BuildConfig, census: Census) -> None:
-    """JobFailed where more than `job.quarantine_limit` of the rows read so far have failed."""
-    total = committer.totals
-    seen = total.documents + total.quarantined
-    if seen >= min(1000, census.rows) and total.quarantined > config.job.quarantine_limit * seen:
+def check_quarantine(seen: Totals, config: BuildConfig, census: Census) -> None:
+    """JobFailed where more than `job.quarantine_limit` of the rows so far have failed."""
+    rows = seen.rows + seen.quarantined
+    if rows >= min(1000, census.to_embed + census.bad) and seen.quarantined > config.job.quarantine_limit * rows:
         raise JobFailed(
-            f"{total.quarantined:,} of the first {seen:,} rows went to quarantine, more than job.quarantine_limit "
-            f"({config.job.quarantine_limit:.0%}); `tridex status {committer.target.uri}` shows why"
+            f"{seen.quarantined:,} of the first {rows:,} rows went to quarantine, more than job.quarantine_limit "
+            f"({config.job.quarantine_limit:.0%}); `tridex status {config.index.uri}` shows why"
         )
 
 

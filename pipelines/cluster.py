@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.util.debug import log_once
 
 from actors.spec import EmbedderSpec
 from pipelines.config import RayConfig
@@ -27,17 +29,7 @@ def running(config: RayConfig) -> Iterator[None]:
         _quiet()
         yield
         return
-    address = config.address or os.environ.get("RAY_ADDRESS")
-    if address:
-        ray.init(address=address, log_to_driver=False)
-    else:
-        ray.init(
-            num_cpus=config.num_cpus or (os.cpu_count() or 1) + 1,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _node_ip_address=LOOPBACK,
-        )
+    _connect(config)
     try:
         _quiet()
         yield
@@ -45,11 +37,31 @@ def running(config: RayConfig) -> Iterator[None]:
         ray.shutdown()
 
 
+def _connect(config: RayConfig) -> None:
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    # Ray's core warns on stderr, as an error, that actors have arguments in the object store. Ray Data holds them.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    with warnings.catch_warnings():
+        # Lance warns of every fork; Ray forks only to execute another program at once, which is safe.
+        warnings.filterwarnings("ignore", message="lance")
+        if address:
+            ray.init(address=address, log_to_driver=False)
+            return
+        ray.init(
+            num_cpus=config.num_cpus or (os.cpu_count() or 1) + 1,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _node_ip_address=LOOPBACK,
+        )
+
+
 def _quiet() -> None:
-    """Our own progress line says what happens; Ray's would be a second voice."""
+    """Our own progress line says what happens; Ray's would be a second voice, and it even says that it is silent."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    log_once("ray_data_progress_manager_disabled")
     logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
