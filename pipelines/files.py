@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 from pydantic import SecretStr
 
-from pipelines.config import ConfigError
+from pipelines.config import ConfigError, plain
 
 READ_ERRORS = (OSError, EOFError, pa.ArrowException, UnicodeError)
 """What a damaged, missing or forbidden file raises while it is read."""
@@ -79,11 +79,6 @@ class File:
 
 def _buffered(file: pa.NativeFile) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(file, STREAM_BUFFER))
-
-
-def plain(options: Mapping[str, SecretStr]) -> dict[str, str]:
-    """The options with their secrets readable, for a client; never keep or print the result."""
-    return {key: value.get_secret_value() for key, value in options.items()}
 
 
 def redact(message: str, options: Mapping[str, SecretStr]) -> str:

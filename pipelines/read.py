@@ -20,6 +20,7 @@ from pipelines.files import READ_ERRORS, File, Listing, filesystem, list_files, 
 from pipelines.readers import READERS, format_of
 from pipelines.readers.base import Inspection, Part, whole
 from pipelines.rows import documents, error_table, read_schema
+from pipelines.store.schema import SYSTEM_COLUMNS
 
 __all__ = ["Unit", "metadata_fields", "plan_units", "read_schema", "read_unit"]
 
@@ -33,9 +34,7 @@ THREADS = 16
 SAMPLE_FILES = 16
 
 ID_NAMES = ("id", "_id", "doc_id")
-RESERVED = {"doc_id", "text", "source", "position", "content_hash", "error", "start", "end"} | {
-    "chunk_id", "chunk_index", "chunk_count", "n_tokens", "n_truncated"
-}  # fmt: skip
+RESERVED = {*SYSTEM_COLUMNS, "position", "error"}
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
-from pipelines.files import File, plain, scheme_of
+from pipelines.config import plain
+from pipelines.files import File, scheme_of
 from pipelines.readers.base import BATCH_BYTES, Inspection, Part, Raw
 
 

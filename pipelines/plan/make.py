@@ -1,0 +1,132 @@
+"""What a job will do, before it does it: a sample of the input, a few seconds of the model, and arithmetic.
+
+Nothing is written and Ray is not started, so a plan takes seconds; its figures are estimates, good to a few percent
+where the shards are alike (`pipelines.plan.sample` says what it looks at).
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+
+from actors.compute import resolve
+from actors.pool import pool_size
+from actors.preparation import Preparation, load_preparation
+from pipelines.config import BuildConfig, ConfigError, EmbedderConfig
+from pipelines.plan.checks import warnings_of
+from pipelines.plan.figures import EmbedderPlan, Plan
+from pipelines.plan.sample import Sample, calibrate, describe, model_config, take_sample
+from pipelines.read import plan_units
+from pipelines.sizing import block_rows, output_bytes, row_bytes
+from pipelines.store.codecs import CODECS
+from pipelines.store.schema import identity_of
+
+SAMPLE_ROWS = 2048
+EDGES = (0, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+"""Lower edges of the token histogram's bins; the last one is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """What is stated about the machines that will run the job."""
+
+    tokens_per_second: float | None = None
+    """Of one actor; given, no weights are loaded."""
+    price: float | None = None
+    """Of the whole pool, an hour."""
+    actors: int | None = None
+    """In each embedder's pool; None takes `pool.max_size`, or what fits this machine where that is `auto`."""
+
+
+def make_plan(config: BuildConfig, pool: Pool = Pool(), sample_rows: int = SAMPLE_ROWS) -> Plan:
+    """Reads a sample, runs each model on it for a few seconds unless the speed is stated, and scales up.
+
+    ConfigError for a wrong request: no such file, column or model, lengths that the model has no positions for.
+    """
+    units = plan_units(config.input)
+    prepared = {e.name: _prepare(i, e) for i, e in enumerate(config.embedders)}
+    described = {e.name: describe(e, prepared[e.name]) for e in config.embedders}
+    sample = take_sample(units, config, sample_rows)
+    identity = identity_of(config, described)
+    embedders = tuple(
+        _plan_embedder(e, prepared[e.name], identity.embedders[e.name], sample, pool, 1 / len(config.embedders))
+        for e in config.embedders
+    )
+    hours = max((e.hours for e in embedders if e.hours is not None), default=None)
+    per_row = row_bytes(identity, sample.chunks)
+    plan = Plan(
+        sampled=len(sample.documents),
+        units=len(units),
+        input_bytes=sum(unit.size for unit in units),
+        documents=sample.rows,
+        exact=sample.exact,
+        chunks=sample.chunks_in_all,
+        bad_share=sample.bad_share,
+        bad_reasons=sample.reasons(),
+        text_bytes=(pc.mean(pc.binary_length(sample.chunks["text"])).as_py() or 0.0) * sample.chunks_in_all,
+        histogram=_histogram(sample, config.embedders[0].name),
+        block_bytes=per_row * block_rows(config, per_row),
+        embedders=embedders,
+        hours=hours,
+        cost=None if hours is None or pool.price is None else hours * pool.price,
+    )
+    return replace(plan, warnings=warnings_of(plan, config))
+
+
+def _prepare(index: int, embedder: EmbedderConfig) -> Preparation:
+    try:
+        return load_preparation(embedder.spec())
+    except ValueError as error:
+        raise ConfigError(f"embedders.{index} ({embedder.model}): {error}") from error
+
+
+def _histogram(sample: Sample, name: str) -> dict[str, int]:
+    counts, _ = np.histogram(sum(sample.tokens(name)), [*EDGES, np.inf])
+    labels = [f"{a}-{b - 1}" for a, b in itertools.pairwise(EDGES)] + [f"{EDGES[-1]}+"]
+    scaled = np.round(counts * sample.chunks_in_all / max(1, len(sample.chunks))).astype(int).tolist()
+    return dict(zip(labels, scaled, strict=True))
+
+
+def _plan_embedder(
+    embedder: EmbedderConfig,
+    prepared: Preparation,
+    described: Mapping[str, Any],
+    sample: Sample,
+    pool: Pool,
+    share: float,
+) -> EmbedderPlan:
+    kept, lost = sample.tokens(embedder.name)
+    mean = float(kept.mean()) if len(kept) else 0.0
+    tokens = round(mean * sample.chunks_in_all)
+    actors = pool.actors or pool_size(embedder.pool.spec(), _here(), share)
+    speed = pool.tokens_per_second or calibrate(embedder, sample.chunks)
+    stored = {output: n * sample.chunks_in_all for output, n in output_bytes(described, mean).items()}
+    return EmbedderPlan(
+        name=embedder.name,
+        model=embedder.model,
+        actors=actors,
+        tokens=tokens,
+        rows_truncated=float((lost > 0).mean()) if len(lost) else 0.0,
+        tokens_truncated=float(lost.sum() / max(1, (kept + lost).sum())),
+        bytes=stored,
+        codec=embedder.colbert_codec,
+        colbert_bytes={
+            codec: output_bytes({**described, "colbert": codec}, mean)["colbert"] * sample.chunks_in_all
+            for codec in (CODECS if "colbert" in stored else ())
+        },
+        tokens_per_second=speed,
+        measured=pool.tokens_per_second is None,
+        hours=None if speed is None else tokens / (speed * actors) / 3600,
+        why=resolve(embedder.spec().compute, model_config(prepared)).why,
+    )
+
+
+def _here() -> dict[str, float]:
+    return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}

@@ -1,0 +1,133 @@
+"""Figures for a plan: a sample of the input, what a model gives, and how fast it runs here.
+
+The sample is up to 16 units spread over the input, so a corpus whose shards differ wildly is seen only in part. Rows
+are counted exactly where the format counts them (Parquet, Lance); elsewhere the sampled units are read to their end and
+bytes stand for rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from transformers import AutoConfig
+
+from actors.blocks import tokens_of
+from actors.catalogue import short_name
+from actors.checkpoint import PACKAGED, head_file
+from actors.outputs import IntArray
+from actors.preparation import Preparation
+from actors.registry import load_embedder
+from pipelines.config import BuildConfig, EmbedderConfig
+from pipelines.read import Unit, metadata_fields, read_schema, read_unit
+from pipelines.stages import chunk, good_rows, tokenise
+
+SAMPLE_UNITS = 16
+CALIBRATION_SECONDS = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Rows from all over the input."""
+
+    documents: pa.Table
+    """As read, bad rows among them."""
+    chunks: pa.Table
+    """The good ones, chunked and tokenised."""
+    rows: int
+    """Documents in the whole input, bad rows included."""
+    exact: bool
+    """`rows` was counted, not estimated."""
+
+    @property
+    def bad_share(self) -> float:
+        return 1 - len(good_rows(self.documents)) / max(1, len(self.documents))
+
+    @property
+    def chunks_in_all(self) -> int:
+        """Chunks of the whole input."""
+        return round(self.rows * len(self.chunks) / max(1, len(self.documents)))
+
+    def reasons(self) -> dict[str, int]:
+        """The five most frequent errors, without what differs from row to row."""
+        errors = [error.partition(":")[0] for error in self.documents["error"].drop_null().to_pylist()]
+        return {reason: errors.count(reason) for reason in sorted(set(errors), key=lambda r: -errors.count(r))[:5]}
+
+    def tokens(self, name: str) -> tuple[IntArray, IntArray]:
+        """(kept, dropped) tokens of each chunk for one embedder."""
+        tokens, _ = tokens_of(self.chunks, name)
+        return tokens.lengths.astype(np.int64), tokens.n_truncated.astype(np.int64)
+
+
+def take_sample(units: Sequence[Unit], config: BuildConfig, n_rows: int) -> Sample:
+    """The first rows of up to 16 units spread evenly over the input, and the number of rows of all units."""
+    fields = metadata_fields(config.input, units)
+    places = np.linspace(0, len(units) - 1, min(SAMPLE_UNITS, len(units))).round().astype(int)
+    share = -(-n_rows // max(1, len(places)))
+    tables: list[pa.Table] = [read_schema(fields).empty_table()]
+    counted: list[tuple[int, int]] = []
+    for unit in (units[i] for i in places):
+        blocks = read_unit(unit, config.input, share, fields)
+        tables.append(next(blocks, tables[0].slice(0, 0)))
+        if unit.rows is None:
+            counted.append((unit.size, len(tables[-1]) + sum(len(block) for block in blocks)))
+    documents = pa.concat_tables(tables)
+    rows, exact = count(units, counted)
+    good = documents.take(pa.array(good_rows(documents)))
+    return Sample(documents, tokenise(chunk(good, config), config.embedders), rows, exact)
+
+
+def count(units: Sequence[Unit], counted: Sequence[tuple[int, int]]) -> tuple[int, bool]:
+    """Rows of all units, and whether that is exact; unknown lengths by the rows a byte of `counted` (bytes, rows)."""
+    known = sum(unit.rows for unit in units if unit.rows is not None)
+    unknown = [unit for unit in units if unit.rows is None]
+    if len(unknown) == len(counted):
+        return known + sum(rows for _, rows in counted), True
+    per_byte = sum(rows for _, rows in counted) / max(1, sum(size for size, _ in counted))
+    return known + round(per_byte * sum(unit.size for unit in unknown)), False
+
+
+def model_config(preparation: Preparation) -> Any:
+    """transformers' configuration of a prepared model."""
+    return AutoConfig.from_pretrained(preparation.folder, trust_remote_code=preparation.spec.trust_remote_code)
+
+
+def describe(embedder: EmbedderConfig, preparation: Preparation) -> dict[str, Any]:
+    """Outputs and dimensions of a model, from its files' names and its config: no weights are read."""
+    hidden: int = model_config(preparation).hidden_size
+    dim = min(hidden, preparation.spec.truncate_dim or hidden)
+    outputs = ["dense"]
+    if preparation.spec.model_class == "encoder-only-m3":
+        packaged = short_name(embedder.model) in PACKAGED
+        outputs += ["sparse"] if head_file(preparation.folder, "sparse_linear") else []
+        outputs += ["colbert"] if packaged or head_file(preparation.folder, "colbert_linear") else []
+    return {"dim": dim, "colbert_dim": dim, "outputs": outputs}
+
+
+def calibrate(embedder: EmbedderConfig, chunks: pa.Table) -> float | None:
+    """Tokens a second of one actor on this machine, warm; None where the sample is empty."""
+    tokens, _ = tokens_of(chunks, embedder.name)
+    if not len(tokens):
+        return None
+    model = load_embedder(embedder.spec())
+    rows = max(1, round(model.compute.budget / max(1.0, float(tokens.lengths.mean()))))
+    parts = [tokens.take(part) for part in np.split(np.arange(len(tokens)), range(rows, len(tokens), rows))]
+    threads = torch.get_num_threads()
+    if model.compute.device.type == "cpu":
+        torch.set_num_threads(max(1, int(embedder.pool.num_cpus)))
+    try:
+        model.embed_tokens(parts[0], embedder.outputs)
+        done, began = 0, time.monotonic()
+        for part in parts:
+            model.embed_tokens(part, embedder.outputs)
+            done += int(part.lengths.sum())
+            if time.monotonic() - began > CALIBRATION_SECONDS:
+                break
+        return done / (time.monotonic() - began)
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,129 @@
+"""A plan's arithmetic is checked against what the corpus really holds; speeds are stated, so no weights are loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.config import BuildConfig, ConfigError, validate
+from pipelines.plan import Plan, Pool, make_plan
+from pipelines.plan import sample as sampling
+
+STATED = Pool(tokens_per_second=1000, price=2.0, actors=4)
+
+
+def _config(path: Path, **sections: Any) -> BuildConfig:
+    return validate({"input": {"paths": [str(path)]}, "index": {"uri": str(path / "idx")}, **sections})
+
+
+def _shards(folder: Path, texts: list[str], shards: int = 4) -> Path:
+    for i in range(shards):
+        rows = [{"id": f"{i}-{k}", "text": text} for k, text in enumerate(texts)]
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"{i}.parquet")
+    return folder
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    texts = ["cat " * 8] * 50 + ["cat " * 40] * 50
+    return make_plan(_config(_shards(tmp_path, texts)), STATED)
+
+
+def test_counts_tokens_and_bytes(plan: Plan) -> None:
+    assert (plan.documents, plan.exact, plan.chunks, plan.sampled) == (400, True, 400, 400)
+    assert {k: n for k, n in plan.histogram.items() if n} == {"0-15": 200, "32-63": 200}
+    (minilm,) = plan.embedders
+    assert minilm.tokens == 200 * 10 + 200 * 42
+    assert minilm.bytes["dense"] == 400 * 384 * 4
+    assert minilm.bytes["colbert"] == pytest.approx(minilm.tokens * 48)
+    assert minilm.colbert_bytes["float16"] == pytest.approx(minilm.tokens * 768)
+    assert plan.text_bytes == pytest.approx(200 * 32 + 200 * 160)
+    assert plan.index_bytes == plan.text_bytes + sum(minilm.bytes.values())
+
+
+def test_hours_and_cost_follow_from_the_stated_pool(plan: Plan) -> None:
+    assert plan.hours == pytest.approx(plan.embedders[0].tokens / 4000 / 3600)
+    assert plan.cost == pytest.approx(plan.hours * 2.0)
+    assert not plan.embedders[0].measured
+
+
+def test_the_text_and_the_json_say_the_same(plan: Plan) -> None:
+    text = plan.text()
+    assert "400, in 400 chunks" in text
+    assert "4 actors at 1,000 tokens/s each, stated" in text
+    assert "device: " in text
+    assert json.loads(json.dumps(plan.to_dict()))["documents"] == 400
+
+
+def test_documents_of_text_formats_are_estimated_from_bytes(tmp_path: Path) -> None:
+    for i in range(40):
+        rows = [json.dumps({"id": f"{i}-{k}", "text": "cat " * 200}) for k in range(200)]
+        (tmp_path / f"{i}.jsonl").write_text("\n".join(rows))
+    plan = make_plan(_config(tmp_path), STATED, sample_rows=100)
+    assert not plan.exact
+    assert plan.documents == pytest.approx(8000, rel=0.02)
+    assert "about " in plan.text()
+
+
+def test_chunks_are_counted_where_documents_are_cut(tmp_path: Path) -> None:
+    plan = make_plan(
+        _config(_shards(tmp_path, ["cat " * 100]), chunk={"size": 40, "overlap": 0, "mode": "tokens"}), STATED
+    )
+    assert (plan.documents, plan.chunks) == (4, 12)
+
+
+def test_each_embedder_has_its_figures(tmp_path: Path) -> None:
+    embedders = [{"name": "a"}, {"name": "b", "outputs": ["dense"], "max_length": 16, "codec": {"dense": "float16"}}]
+    plan = make_plan(_config(_shards(tmp_path, ["cat " * 30]), embedders=embedders), STATED)
+    a, b = plan.embedders
+    assert set(b.bytes) == {"dense"}
+    assert b.bytes["dense"] == a.bytes["dense"] / 2
+    assert (b.rows_truncated, b.tokens_truncated) == (1.0, pytest.approx(16 / 32))
+    assert any(line.startswith("b: 100% of the rows are truncated and lose 50%") for line in plan.warnings)
+
+
+def test_warnings(tmp_path: Path) -> None:
+    sections = {"embedders": [{"codec": {"colbert": "float32"}, "pool": {"batch_rows": 10**6}}]}
+    sections["index"] = {"uri": str(tmp_path / "idx"), "fragment_bytes": 2**40}
+    texts = ["cat " * 500] * 20 + [""] * 10
+    plan = make_plan(_config(_shards(tmp_path, texts), **sections), Pool(tokens_per_second=1, actors=10**6))
+    shown = "\n".join(plan.warnings)
+    assert "33.3% of the sampled rows are bad, more than job.quarantine_limit (5%)" in shown
+    assert "100% of the rows are truncated" in shown
+    assert "ColBERT takes " in shown
+    assert "Ray's object store" in shown
+    assert "text is empty (40)" in plan.text()
+
+
+def test_an_input_without_a_good_row(tmp_path: Path) -> None:
+    plan = make_plan(_config(_shards(tmp_path, [""])), Pool())
+    assert (plan.documents, plan.chunks, plan.hours) == (4, 0, None)
+    assert "not one document of the sample can be used" in plan.text()
+
+
+def test_an_empty_input(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"")
+    assert make_plan(_config(tmp_path), STATED).documents == 0
+
+
+def test_a_wrong_length_or_model_is_a_config_error(tmp_path: Path) -> None:
+    folder = _shards(tmp_path, ["x"])
+    with pytest.raises(ConfigError, match=r"embedders\.0 .*9000 is beyond the model's 512 positions"):
+        make_plan(_config(folder, embedders=[{"max_length": 9000}]), STATED)
+    with pytest.raises(ConfigError, match=r"embedders\.0 \(./nowhere\): model folder ./nowhere does not exist"):
+        make_plan(_config(folder, embedders=[{"model": "./nowhere"}]), STATED)
+
+
+def test_without_a_stated_speed_the_model_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "CALIBRATION_SECONDS", 0.1)
+    plan = make_plan(_config(_shards(tmp_path, ["cat " * 20] * 8)))
+    (minilm,) = plan.embedders
+    assert minilm.measured
+    assert minilm.tokens_per_second is not None
+    assert minilm.tokens_per_second > 0
+    assert plan.cost is None
