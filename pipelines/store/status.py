@@ -91,7 +91,7 @@ def read_status(uri: str, table: str = "documents", storage_options: Mapping[str
         version=dataset.version,
         versions=len(dataset.version_refs()),
         last_commit=dataset.versions()[-1]["timestamp"].isoformat(timespec="seconds"),
-        last_job=_last_job(dataset) or (held and held.job),
+        last_job=_last_job(dataset) or (held.job if held else None),
         embedders={name: dict(e) for name, e in snapshot.identity.embedders.items()},
         chunk=dict(snapshot.identity.chunk),
         indexes=tuple(_coverage(snapshot)),

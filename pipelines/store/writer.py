@@ -65,7 +65,7 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
             raise TypeError(f"write_block: column {column.name!r} has extension type {values.type}: return pyarrow")
         try:
             columns.append(values if values.type == column.type else values.cast(column.type))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        except pa.ArrowException as error:
             raise TypeError(
                 f"write_block: column {column.name!r} is {values.type}, not {column.type}: {error}"
             ) from None
