@@ -56,10 +56,13 @@ def passages() -> Iterator[tuple[str, str, str]]:
                 yield name, module, text
 
 
-def write_corpus(folder: Path, shards: int = 4) -> int:
-    """Writes the passages as parquet shards (`id`, `title`, `text`, `module`) and returns how many there are."""
+def write_corpus(folder: Path, shards: int = 4, modules: tuple[str, ...] = ()) -> int:
+    """Writes the passages as parquet shards (`id`, `title`, `text`, `module`) and returns how many there are.
+
+    `modules` limits them to those top-level modules; () takes all.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    rows = list(passages())
+    rows = [row for row in passages() if not modules or row[1].split(".")[0] in modules]
     for shard in range(shards):
         ids, modules, texts = zip(*rows[shard::shards], strict=True)
         table = pa.table({"id": ids, "title": ids, "text": texts, "module": modules})
