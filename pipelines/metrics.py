@@ -1,0 +1,142 @@
+"""Prometheus metrics of a running job, through Ray's agents: each process counts for itself, Prometheus adds up.
+
+Rates (tokens a second) are counters that Prometheus differentiates, so a lost scrape loses nothing. An update takes a
+few microseconds and happens once a block, not once a row. Without a Ray they count into nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from actors.backbones.hf import PaddedTransformer
+from actors.batching import padding_share, plan
+from actors.blocks import tokens_of
+from actors.pool import EmbedActor
+
+COUNTERS = {
+    "rows": "Rows embedded",
+    "tokens": "Tokens that a model saw, special tokens included",
+    "truncated_tokens": "Tokens dropped to fit the model's length",
+    "batches": "Forward passes",
+    "halvings": "Batches halved and run again after the device ran out of memory",
+    "failed_rows": "Rows that a model could not take",
+    "busy_seconds": "Time that actors spent on blocks",
+    "quarantined_rows": "Rows committed to the quarantine",
+    "committed_rows": "Rows committed to the table",
+    "commits": "Commits",
+}
+SECONDS = {
+    "block_seconds": "Time that an actor took for a block",
+    "wait_seconds": "Time that an actor waited for its next block",
+    "commit_seconds": "Time that a commit took",
+}
+BOUNDARIES = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0]
+TAGS = ("job", "embedder")
+
+
+@cache
+def _counter(name: str) -> Counter:
+    return Counter(f"tridex_{name}", description=COUNTERS[name], tag_keys=TAGS)
+
+
+@cache
+def _seconds(name: str) -> Histogram:
+    return Histogram(f"tridex_{name}", description=SECONDS[name], boundaries=BOUNDARIES, tag_keys=TAGS)
+
+
+@cache
+def _padding() -> Gauge:
+    return Gauge("tridex_padding_share", description="Share of computed tokens that were padding", tag_keys=TAGS)
+
+
+def count(name: str, n: float, job: str, embedder: str = "") -> None:
+    """Adds to one of COUNTERS."""
+    if n > 0:
+        _counter(name).inc(n, {"job": job, "embedder": embedder})
+
+
+def took(name: str, seconds: float, job: str, embedder: str = "") -> None:
+    """Adds an observation to one of SECONDS."""
+    _seconds(name).observe(seconds, {"job": job, "embedder": embedder})
+
+
+def committed(job: str, seconds: float, rows: int, quarantined: int) -> None:
+    """One commit of the driver."""
+    took("commit_seconds", seconds, job)
+    for name, n in (("commits", 1), ("committed_rows", rows), ("quarantined_rows", quarantined)):
+        count(name, n, job)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What one block cost an actor."""
+
+    rows: int
+    tokens: int
+    truncated: int
+    failed: int
+    batches: int
+    padding: float
+    seconds: float
+
+
+def embedded(block: Block, job: str, embedder: str) -> None:
+    """One block of an embedder's actor."""
+    numbers = {
+        "rows": block.rows,
+        "tokens": block.tokens,
+        "truncated_tokens": block.truncated,
+        "failed_rows": block.failed,
+        "batches": block.batches,
+        "busy_seconds": block.seconds,
+    }
+    for name, n in numbers.items():
+        count(name, n, job, embedder)
+    took("block_seconds", block.seconds, job, embedder)
+    _padding().set(block.padding, {"job": job, "embedder": embedder})
+
+
+class MeteredActor(EmbedActor):
+    """An EmbedActor with a stopwatch."""
+
+    def __init__(self, job: str, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.job = job
+        self.idle_since: float | None = None
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        began = time.monotonic()
+        if self.idle_since is not None:
+            took("wait_seconds", began - self.idle_since, self.job, self.name)
+        result = super().__call__(table)
+        self.idle_since = time.monotonic()
+        embedded(self._measure(table, result, self.idle_since - began), self.job, self.name)
+        return result
+
+    def _measure(self, before: pa.Table, after: pa.Table, seconds: float) -> Block:
+        tokens, _ = tokens_of(before, self.name)
+        filled: npt.NDArray[np.int64] = tokens.lengths[tokens.lengths > 0]
+        batches = plan(filled, self.embedder.compute.budget)
+        padded = isinstance(self.embedder.engine.backbone, PaddedTransformer)
+        return Block(
+            rows=len(tokens),
+            tokens=int(filled.sum()),
+            truncated=int(tokens.n_truncated.sum()),
+            failed=before["error"].null_count - after["error"].null_count,
+            batches=len(batches),
+            padding=padding_share(filled, batches) if padded else 0.0,
+            seconds=seconds,
+        )
+
+
+def named_actor(embedder: str) -> type[MeteredActor]:
+    """A MeteredActor whose class, and so its operator in Ray's dashboard, carries the embedder's name."""
+    return type(f"Embed_{embedder}", (MeteredActor,), {})

@@ -1,0 +1,85 @@
+"""What the actors count, without a Ray: the metric objects are replaced by lists."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from ray import cloudpickle
+
+from actors.blocks import tokens_of
+from actors.pool import EmbedActor
+from pipelines import metrics
+from pipelines.metrics import MeteredActor, named_actor
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+
+    def note(name: str, n: float, job: str, embedder: str = "") -> None:
+        assert job == "j"
+        found.setdefault(name, []).append(n)
+
+    monkeypatch.setattr(metrics, "count", note)
+    monkeypatch.setattr(metrics, "took", note)
+    return found
+
+
+def _actor(monkeypatch: pytest.MonkeyPatch) -> MeteredActor:
+    class Fake:
+        class compute:
+            budget = 6
+
+        class engine:
+            backbone = None
+
+    def start(self: Any, *_: Any) -> None:
+        self.embedder, self.name = Fake(), "m"
+
+    monkeypatch.setattr(EmbedActor, "__init__", start)
+    fails = pa.array([None, "broken", None], pa.string())
+    monkeypatch.setattr(EmbedActor, "__call__", lambda self, table: table.set_column(2, "error", fails))
+    return named_actor("m")("j")
+
+
+TABLE = pa.table(
+    {
+        "m_ids": pa.array([[1, 2, 3], [4], [5, 6, 7, 8]], pa.list_(pa.int32())),
+        "m_truncated": pa.array([0, 0, 5], pa.int32()),
+        "error": pa.nulls(3, pa.string()),
+    }
+)
+
+
+def test_a_block_is_counted(seen: dict[str, list[float]], monkeypatch: pytest.MonkeyPatch) -> None:
+    actor = _actor(monkeypatch)
+    assert actor(TABLE)["error"].null_count == 2
+    assert tokens_of(TABLE, "m")[0].lengths.tolist() == [3, 1, 4]
+    counted = {name: values[0] for name, values in seen.items() if not name.endswith("seconds")}
+    assert counted == {"rows": 3, "tokens": 8, "truncated_tokens": 5, "failed_rows": 1, "batches": 2}
+    assert "wait_seconds" not in seen
+
+
+def test_waiting_is_the_time_between_blocks(seen: dict[str, list[float]], monkeypatch: pytest.MonkeyPatch) -> None:
+    actor = _actor(monkeypatch)
+    now = iter([10.0, 12.0, 15.0, 16.0])
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: next(now))
+    actor(TABLE)
+    actor(TABLE)
+    assert seen["wait_seconds"] == [3.0]
+    assert seen["block_seconds"] == [2.0, 1.0]
+
+
+def test_the_actor_is_named_after_its_embedder_and_travels() -> None:
+    actor = named_actor("bge")
+    assert actor.__name__ == "Embed_bge"
+    assert cloudpickle.loads(cloudpickle.dumps(actor)).__name__ == "Embed_bge"
+
+
+def test_counting_without_ray_is_harmless() -> None:
+    metrics.committed("j", 0.5, rows=3, quarantined=0)
+    metrics.count("halvings", 0, "j", "m")
+    with pytest.raises(KeyError):
+        metrics.count("nonsense", 1, "j")
