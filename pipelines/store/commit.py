@@ -19,13 +19,12 @@ from typing import Any
 
 import lance
 import numpy as np
-import pyarrow as pa
 from lance.commit import CommitConflictError
 from lance.fragment import FragmentMetadata
 
 from pipelines.config import ConfigError
+from pipelines.store.datasets import create_dataset, open_dataset
 from pipelines.store.lease import Lease
-from pipelines.store.quarantine import open_dataset
 from pipelines.store.schema import Identity, Target, quarantine_schema
 from pipelines.store.writer import address_parts
 
@@ -38,10 +37,6 @@ _FIRST_PAUSE = 0.2
 
 class CommitError(RuntimeError):
     """The table could not be written; rows committed before stay, and the job can be started again."""
-
-
-def _create(uri: str, schema: pa.Schema, options: Mapping[str, str]) -> lance.LanceDataset:
-    return lance.write_dataset(schema.empty_table(), uri, schema=schema, storage_options=dict(options))
 
 
 def verify(dataset: lance.LanceDataset, target: Target) -> None:
@@ -70,11 +65,11 @@ def create_or_open(target: Target, lease: Lease | None = None) -> lance.LanceDat
     options = dict(target.storage_options)
     dataset = open_dataset(target.documents_uri, options)
     if dataset is None:
-        dataset = _create(target.documents_uri, target.schema, options)
+        dataset = create_dataset(target.documents_uri, target.schema, options)
     else:
         verify(dataset, target)
     if open_dataset(target.quarantine_uri, options) is None:
-        _create(target.quarantine_uri, quarantine_schema(), options)
+        create_dataset(target.quarantine_uri, quarantine_schema(), options)
     if lease is not None and lease.took_over:
         dataset = fence(target, lease)
     return dataset

@@ -27,6 +27,7 @@ import lance
 import pyarrow as pa
 
 from pipelines.config import ConfigError
+from pipelines.store.datasets import create_dataset, open_dataset
 from pipelines.store.schema import LEASES, table_uri
 
 _KEEP_VERSIONS = timedelta(minutes=10)
@@ -109,21 +110,10 @@ def _open(uri: str, options: Mapping[str, str]) -> lance.LanceDataset:
     return lance.dataset(table_uri(uri, LEASES), storage_options=dict(options))
 
 
-def _create(uri: str, options: Mapping[str, str]) -> None:
-    try:
-        lance.write_dataset(_SCHEMA.empty_table(), table_uri(uri, LEASES), storage_options=dict(options))
-    except OSError as error:
-        if "already exists" not in str(error):
-            raise
-
-
 def current(uri: str, table: str, options: Mapping[str, str] | None = None) -> Holder | None:
     """The last taking of the lease on `table`, released or not; None where nobody ever took it."""
-    try:
-        dataset = _open(uri, options or {})
-    except ValueError as error:
-        if "not found" not in str(error):
-            raise
+    dataset = open_dataset(table_uri(uri, LEASES), options or {})
+    if dataset is None:
         return None
     rows = [r for r in dataset.to_table().to_pylist() if r["table"] == table]
     last = max(rows, key=lambda r: int(r["epoch"]), default=None)
@@ -233,7 +223,7 @@ def acquire(
     options: dict[str, Any] = dict(storage_options or {})
     before = current(uri, table, options)
     if before is None:
-        _create(uri, options)
+        create_dataset(table_uri(uri, LEASES), _SCHEMA, options)
     elif not before.released:
         _wait_until_silent(uri, before, options)
     row = _next(table, job, lease_seconds, before)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.store import lease
-from pipelines.store.quarantine import open_dataset
+from pipelines.store.datasets import open_dataset
 from pipelines.store.schema import LEASES, QUARANTINE, table_uri
 from pipelines.store.table import open_table
 

@@ -9,21 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import lance
 import pyarrow.compute as pc
 
+from pipelines.store.datasets import open_dataset
 from pipelines.store.schema import QUARANTINE, Target, table_uri
 from pipelines.store.table import sql_literal
-
-
-def open_dataset(uri: str, options: Mapping[str, str]) -> lance.LanceDataset | None:
-    """The newest version of a table; None where there is none."""
-    try:
-        return lance.dataset(uri, storage_options=dict(options))
-    except ValueError as error:
-        if "not found" not in str(error):
-            raise
-        return None
 
 
 def failed_rows(uri: str, storage_options: Mapping[str, str] | None = None) -> dict[str, frozenset[int]]:

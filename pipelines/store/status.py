@@ -9,7 +9,8 @@ from typing import Any
 import lance
 
 from pipelines.store import lease
-from pipelines.store.quarantine import open_dataset, reasons
+from pipelines.store.datasets import open_dataset
+from pipelines.store.quarantine import reasons
 from pipelines.store.schema import QUARANTINE, table_uri
 from pipelines.store.table import Snapshot, open_table
 

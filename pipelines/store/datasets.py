@@ -1,0 +1,34 @@
+"""Opening and making Lance tables where several processes may do so at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import lance
+import pyarrow as pa
+
+
+def open_dataset(uri: str, options: Mapping[str, str]) -> lance.LanceDataset | None:
+    """The newest version of a table; None where there is none."""
+    try:
+        return lance.dataset(uri, storage_options=dict(options))
+    except ValueError as error:
+        if "not found" not in str(error):
+            raise
+        return None
+
+
+def create_dataset(uri: str, schema: pa.Schema, options: Mapping[str, str]) -> lance.LanceDataset:
+    """An empty table, or the one that another process made a moment before.
+
+    `lance.write_dataset(mode="create")` will not do: of two that race, the slower one's becomes an overwrite, which
+    wipes what was written in between. As a commit on version 0 without retries exactly one of them succeeds.
+    """
+    operation = lance.LanceOperation.Overwrite(schema, [])
+    try:
+        return lance.LanceDataset.commit(uri, operation, read_version=0, storage_options=dict(options), max_retries=0)
+    except OSError:
+        dataset = open_dataset(uri, options)
+        if dataset is None:
+            raise
+        return dataset
