@@ -6,20 +6,20 @@ where the shards are alike (`pipelines.plan.sample` says what it looks at).
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
 from actors.compute import resolve
 from actors.pool import pool_size
 from actors.preparation import Preparation, load_preparation
-from pipelines.config import BuildConfig, ConfigError, EmbedderConfig
+from pipelines.config import BuildConfig, ConfigError, EmbedderConfig, RayConfig
+from pipelines.lengths import histogram
 from pipelines.plan.checks import warnings_of
 from pipelines.plan.figures import EmbedderPlan, Plan
 from pipelines.plan.sample import Sample, calibrate, describe, model_config, take_sample
@@ -29,8 +29,6 @@ from pipelines.store.codecs import CODECS
 from pipelines.store.schema import identity_of
 
 SAMPLE_ROWS = 2048
-EDGES = (0, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
-"""Lower edges of the token histogram's bins; the last one is open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +54,7 @@ def make_plan(config: BuildConfig, pool: Pool = Pool(), sample_rows: int = SAMPL
     sample = take_sample(units, config, sample_rows)
     identity = identity_of(config, described)
     embedders = tuple(
-        _plan_embedder(e, prepared[e.name], identity.embedders[e.name], sample, pool, 1 / len(config.embedders))
-        for e in config.embedders
+        _plan_embedder(e, prepared[e.name], identity.embedders[e.name], sample, pool, config) for e in config.embedders
     )
     hours = max((e.hours for e in embedders if e.hours is not None), default=None)
     per_row = row_bytes(identity, sample.chunks)
@@ -88,10 +85,9 @@ def _prepare(index: int, embedder: EmbedderConfig) -> Preparation:
 
 
 def _histogram(sample: Sample, name: str) -> dict[str, int]:
-    counts, _ = np.histogram(sum(sample.tokens(name)), [*EDGES, np.inf])
-    labels = [f"{a}-{b - 1}" for a, b in itertools.pairwise(EDGES)] + [f"{EDGES[-1]}+"]
-    scaled = np.round(counts * sample.chunks_in_all / max(1, len(sample.chunks))).astype(int).tolist()
-    return dict(zip(labels, scaled, strict=True))
+    counts = histogram([pa.array(sum(sample.tokens(name)))])
+    scale = sample.chunks_in_all / max(1, len(sample.chunks))
+    return {label: round(n * scale) for label, n in counts.items()}
 
 
 def _plan_embedder(
@@ -100,12 +96,12 @@ def _plan_embedder(
     described: Mapping[str, Any],
     sample: Sample,
     pool: Pool,
-    share: float,
+    config: BuildConfig,
 ) -> EmbedderPlan:
     kept, lost = sample.tokens(embedder.name)
     mean = float(kept.mean()) if len(kept) else 0.0
     tokens = round(mean * sample.chunks_in_all)
-    actors = pool.actors or pool_size(embedder.pool.spec(), _here(), share)
+    actors = pool.actors or pool_size(embedder.pool.spec(), _here(config.ray), 1 / len(config.embedders))
     speed = pool.tokens_per_second or calibrate(embedder, sample.chunks)
     stored = {output: n * sample.chunks_in_all for output, n in output_bytes(described, mean).items()}
     return EmbedderPlan(
@@ -128,5 +124,6 @@ def _plan_embedder(
     )
 
 
-def _here() -> dict[str, float]:
-    return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+def _here(config: RayConfig) -> dict[str, float]:
+    """What a local Ray offers, see `pipelines.cluster`."""
+    return {"CPU": float(config.num_cpus or (os.cpu_count() or 1) + 1), "GPU": float(torch.cuda.device_count())}

@@ -1,0 +1,159 @@
+"""The report of a run: a JSON document for programs and one HTML page for people, written beside the index.
+
+It is written once, at the end, also of a run that failed; while a job runs, metrics and the progress line speak. A
+report holds what the configuration holds except secrets, which pydantic masks.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from html import escape
+from typing import Any
+
+from pydantic import SecretStr
+
+from pipelines import charts
+from pipelines.files import READ_ERRORS, filesystem, redact
+from pipelines.progress import duration
+
+FOLDER = "reports"
+MAX_POINTS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Totals of a run, `seconds` after its start."""
+
+    seconds: float
+    rows: int
+    tokens: int
+    quarantined: int
+
+
+@dataclass(slots=True)
+class Timeline:
+    """Totals over time in at most 500 points: when they are full, every second one goes and the distance doubles."""
+
+    every: float = 1.0
+    started: float = field(default_factory=time.monotonic)
+    points: list[Point] = field(default_factory=list)
+
+    def note(self, rows: int, tokens: int, quarantined: int) -> None:
+        """Takes the totals, unless the last point is younger than `every` seconds."""
+        seconds = time.monotonic() - self.started
+        if self.points and seconds - self.points[-1].seconds < self.every:
+            return
+        self.points.append(Point(seconds, rows, tokens, quarantined))
+        if len(self.points) > MAX_POINTS:
+            self.points = self.points[::2]
+            self.every *= 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """Everything that a report says."""
+
+    job: str
+    state: str
+    """`done`, `failed` or `interrupted`."""
+    error: str | None = None
+    started: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
+    summary: Mapping[str, Any]
+    """Counts by name, as `Summary.to_dict` gives them."""
+    config: Mapping[str, Any]
+    """`BuildConfig.model_dump(mode="json")`, which masks secrets."""
+    phases: Mapping[str, float]
+    """Seconds of each phase of the job, in order."""
+    timeline: Sequence[Point] = ()
+    lengths: Mapping[str, int] = field(default_factory=dict)
+    """See `pipelines.lengths`."""
+    warnings: Sequence[str] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"started": self.started.isoformat()}
+
+    @property
+    def stem(self) -> str:
+        """Sorts by time: `20261122T041500Z-build`."""
+        return f"{self.started:%Y%m%dT%H%M%SZ}-{re.sub('[^A-Za-z0-9_.-]', '_', self.job)}"
+
+
+def write_report(uri: str, facts: Facts, storage_options: Mapping[str, SecretStr] | None = None) -> str:
+    """Writes `reports/TIME-JOB.json` and `.html` into the folder or URI of an index; returns the HTML's address.
+
+    OSError, without any secret, where it cannot be written.
+    """
+    options = storage_options or {}
+    fs, path = filesystem(uri, options)
+    stem = f"{FOLDER}/{facts.stem}"
+    pages = {"json": json.dumps(facts.to_dict(), indent=2, default=str, ensure_ascii=False), "html": to_html(facts)}
+    try:
+        fs.create_dir(f"{path}/{FOLDER}", recursive=True)
+        for suffix, text in pages.items():
+            with fs.open_output_stream(f"{path}/{stem}.{suffix}") as file:
+                file.write(text.encode())
+    except READ_ERRORS as error:
+        raise OSError(f"{uri}/{stem}: {redact(str(error), options)}") from None
+    return f"{uri.rstrip('/')}/{stem}.html"
+
+
+STYLE = """
+:root { color-scheme: light dark }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 720px; margin: 2em auto; padding: 0 1em }
+h1 { font-size: 1.4em } h2 { font-size: 1.1em; margin-top: 2em }
+table { border-collapse: collapse } td { padding: 2px 16px 2px 0; vertical-align: top }
+td + td { font-variant-numeric: tabular-nums }
+svg { width: 100%; font: 11px system-ui, sans-serif } svg text { fill: currentColor }
+.axis { fill: none; stroke: currentColor; opacity: .4 }
+.failed { color: #c33 } pre { overflow: auto; font-size: 12px }
+"""
+
+
+def to_html(facts: Facts) -> str:
+    """One page without scripts, fonts or links to anywhere."""
+    title = f"{escape(facts.job)}: {escape(facts.state)}"
+    plots = [
+        ("Throughput", charts.line(*_rates(facts.timeline), "tokens a second over time", "s")),
+        ("Length of texts, in tokens", charts.bars(facts.lengths, "rows by number of tokens")),
+        ("Where the time went", charts.shares(facts.phases, "seconds of each phase", "s")),
+    ]
+    sections = [f"<h2>{name}</h2>\n{plot}" for name, plot in plots if plot]
+    warnings = [f"<p>Warning: {escape(line)}</p>" for line in facts.warnings]
+    error = [f'<pre class="failed">{escape(facts.error)}</pre>'] if facts.error else []
+    config = f"<h2>Configuration</h2>\n<pre>{escape(json.dumps(dict(facts.config), indent=2, default=str))}</pre>"
+    head = f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n<style>{STYLE}</style>'
+    when = f"<p>started {facts.started:%Y-%m-%d %H:%M:%S} UTC, took {duration(sum(facts.phases.values()))}</p>"
+    body = [f"<h1>{title}</h1>", when, *error, *warnings, _table(facts.summary), *sections, config]
+    return "\n".join([head, *body, "</html>\n"])
+
+
+def _rates(timeline: Sequence[Point]) -> tuple[list[float], list[float]]:
+    """(seconds, tokens a second since the point before)."""
+    pairs = [(a, b) for a, b in itertools.pairwise(timeline) if b.seconds > a.seconds]
+    rates = [(b.tokens - a.tokens) / (b.seconds - a.seconds) for a, b in pairs]
+    return [b.seconds for _, b in pairs], rates
+
+
+def _table(values: Mapping[str, Any]) -> str:
+    rows = "\n".join(f"<tr><td>{escape(name)}</td><td>{escape(_shown(v))}</td></tr>" for name, v in _flat(values))
+    return f"<table>\n{rows}\n</table>"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.1f}" if isinstance(value, float) else str(value)
