@@ -16,6 +16,7 @@ from actors.prompts import INSTRUCT, PLAIN, TAGGED
 from actors.spec import EmbedderSpec, ModelClass, Pooling
 
 DEFAULT_LENGTH = 512
+POOLINGS: tuple[Pooling, ...] = ("cls", "mean", "last_token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +122,7 @@ def complete(spec: EmbedderSpec, folder: Path) -> EmbedderSpec:
     else:
         entry = named or detect(folder)
     pooling = spec.pooling or entry.pooling
-    if entry.model_class.startswith("decoder") and pooling != "last_token":
-        raise ValueError(f"pooling must be last_token for {entry.model_class}, got {pooling}")
+    _check_pooling(pooling, entry.model_class)
     normalize = spec.normalize if spec.normalize is not None else named is not None or _normalizes(folder)
     return replace(
         spec,
@@ -133,6 +133,13 @@ def complete(spec: EmbedderSpec, folder: Path) -> EmbedderSpec:
         query_max_length=_length(spec.query_max_length, entry, folder, "query_max_length"),
         passage_max_length=_length(spec.passage_max_length, entry, folder, "passage_max_length"),
     )
+
+
+def _check_pooling(pooling: str, model_class: str) -> None:
+    if pooling not in POOLINGS:
+        raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
+    if model_class.startswith("decoder") and pooling != "last_token":
+        raise ValueError(f"pooling must be last_token for {model_class}, got {pooling!r}")
 
 
 def detect(folder: Path) -> Entry:

@@ -95,8 +95,14 @@ class DevicePool:
         batches = plan(tokens.lengths, share) or [tokens.lengths]
         with self._lock:
             self._start()
-            results = self._run([(tokens.take(rows), ask) for rows in batches])
-        return concat(results).take(inverse(batches))
+            try:
+                results, failure = self._run([(tokens.take(rows), ask) for rows in batches])
+            except BaseException:  # a dead worker, Ctrl-C: answers may still be under way, and nobody may read them
+                self.close()
+                raise
+        if failure is not None:
+            raise failure
+        return concat([results[number] for number in range(len(batches))]).take(inverse(batches))
 
     def close(self) -> None:
         """Ends the processes; the next call starts them again."""
@@ -110,7 +116,8 @@ class DevicePool:
         self._workers = [_spawn(spec) for spec in self.specs]
         self._finalizer = weakref.finalize(self, _stop, self._workers)
 
-    def _run(self, jobs: list[Job]) -> list[EmbeddingBatch]:
+    def _run(self, jobs: list[Job]) -> tuple[dict[int, EmbeddingBatch], Exception | None]:
+        """Results by job number. After a failure no further job is handed out, but every answer is awaited."""
         results: dict[int, EmbeddingBatch] = {}
         waiting = list(enumerate(jobs))[::-1]
         busy: dict[Connection, tuple[Worker, int]] = {}
@@ -120,38 +127,36 @@ class DevicePool:
             while idle and waiting and failure is None:
                 worker, (number, job) = idle.pop(), waiting.pop()
                 busy[worker.pipe] = (worker, number)
-                self._send(worker, job)
+                _send(worker, job)
             ready = wait(list(busy))
             for pipe in [pipe for pipe in busy if pipe in ready]:
                 worker, number = busy.pop(pipe)
-                answer = self._receive(worker)
+                answer = _receive(worker)
                 idle.append(worker)
                 if isinstance(answer, EmbeddingBatch):
                     results[number] = answer
                 else:
                     failure = answer
-        if failure is not None:
-            raise failure
-        return [results[number] for number in range(len(jobs))]
+        return results, failure
 
-    def _send(self, worker: Worker, job: Job) -> None:
-        try:
-            worker.pipe.send(job)
-        except BrokenPipeError:
-            raise self._died(worker) from None
 
-    def _receive(self, worker: Worker) -> EmbeddingBatch | Exception:
-        try:
-            return _unpacked(worker.pipe.recv())
-        except EOFError:
-            raise self._died(worker) from None
+def _send(worker: Worker, job: Job) -> None:
+    try:
+        worker.pipe.send(job)
+    except ConnectionError:
+        raise _died(worker) from None
 
-    def _died(self, worker: Worker) -> RuntimeError:
-        status = worker.process.wait()
-        self.close()
-        return RuntimeError(
-            f"the process of device {worker.device} ended with status {status} in the middle of its work"
-        )
+
+def _receive(worker: Worker) -> EmbeddingBatch | Exception:
+    try:
+        return _unpacked(worker.pipe.recv())
+    except (EOFError, ConnectionError):
+        raise _died(worker) from None
+
+
+def _died(worker: Worker) -> RuntimeError:
+    status = worker.process.wait()
+    return RuntimeError(f"the process of device {worker.device} ended with status {status} in the middle of its work")
 
 
 class WorkerTraceback(Exception):

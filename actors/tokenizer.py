@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,10 @@ from tokenizers import Encoding, Tokenizer
 from actors.checkpoint import CheckpointError, read_json, resolve_folder
 from actors.outputs import IntArray, TokenBatch, offsets_of
 from actors.spec import EmbedderSpec
+
+
+VOCABULARIES = ("vocab.txt", "vocab.json", "tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "spm.model")
+"""Files that transformers makes a tokenizer of where there is no tokenizer.json."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,15 +130,7 @@ def _encoding_error(items: Sequence[str]) -> Exception:
 
 def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> TextTokenizer:
     """The tokenizer of a checkpoint folder; without a tokenizer.json, the one that transformers makes of its files."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    if (folder / "tokenizer.json").is_file():
-        wrapper = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    else:
-        try:
-            wrapper = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{folder} holds no usable tokenizer: {error}") from error
+    wrapper = _wrapper(folder, trust_remote_code)
     backend = wrapper.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
@@ -145,9 +142,24 @@ def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> TextToke
     return TextTokenizer(backend, prefix, suffix, named, wrapper.truncation_side == "left", sha256)
 
 
-def _named_tokens(wrapper: object) -> list[tuple[str, object]]:
-    tokens: dict[str, object] = wrapper.special_tokens_map  # type: ignore[attr-defined]
-    return [(role, token) for role, token in tokens.items() if not isinstance(token, list)]
+def _wrapper(folder: Path, trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if (folder / "tokenizer.json").is_file():
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    if not trust_remote_code and not any((folder / name).is_file() for name in VOCABULARIES):
+        # transformers 5 would make a BERT tokenizer of five tokens here, and say nothing
+        raise CheckpointError(
+            f"{folder} holds no tokenizer: expected tokenizer.json or one of {', '.join(VOCABULARIES)}"
+        )
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} holds no usable tokenizer: {error}") from error
+
+
+def _named_tokens(wrapper: Any) -> list[tuple[str, object]]:
+    return [(role, token) for role, token in wrapper.special_tokens_map.items() if not isinstance(token, list)]
 
 
 def _frame(folder: Path, backend: Tokenizer, named: dict[str, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
