@@ -1,0 +1,7 @@
+"""LM-Cocktail: one model out of several fine-tuned ones, by a weighted sum of their parameters."""
+
+from __future__ import annotations
+
+from actors.mixing.mix import Mix, ModelType, mix_models, mix_models_by_layers, mix_models_with_data
+
+__all__ = ["Mix", "ModelType", "mix_models", "mix_models_by_layers", "mix_models_with_data"]
