@@ -80,6 +80,25 @@ def build(
 
 
 @app.command()
+def plan(
+    config: ConfigFile = None,
+    input_paths: Input = None,
+    index: IndexUri = None,
+    overrides: Set = None,
+    tokens_per_second: Annotated[float | None, typer.Option(help="Of one actor; measured here if not given.")] = None,
+    price: Annotated[float | None, typer.Option(help="Of the whole pool, an hour.")] = None,
+    actors: Annotated[int | None, typer.Option(help="In each pool; what fits this machine if not given.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What a build will take: documents, tokens, truncation, bytes, hours, cost; and what will hurt."""
+    job = _config(config, input_paths, index, overrides)
+    from pipelines.plan import Pool, make_plan
+
+    made = make_plan(job, Pool(tokens_per_second, price, actors))
+    _print_json(made.to_dict()) if as_json else typer.echo(made.text())
+
+
+@app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the corpus and the index are written.")] = Path("demo"),
 ) -> None:
@@ -105,6 +124,15 @@ def status(index: Index, as_json: Json = False) -> None:
 
     facts = read_status(index)
     _print_json(facts.to_dict()) if as_json else typer.echo(facts.text())
+
+
+@app.command()
+def optimize(index: Index, as_json: Json = False) -> None:
+    """Join small fragments, bring the search indexes up to date, remove what nothing refers to any more."""
+    from pipelines.store.maintain import optimize as run
+
+    done = run(index)
+    _print_json(done.to_dict()) if as_json else typer.echo(done.text(), err=True)
 
 
 @app.command()

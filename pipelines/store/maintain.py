@@ -43,6 +43,14 @@ class Optimized:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def text(self) -> str:
+        text = (
+            f"{self.fragments_before:,} fragments became {self.fragments_after:,}; {self.versions_removed:,} old versions "
+            f"and {self.orphans_removed:,} orphaned files removed, {self.bytes_freed / 1e6:,.1f} MB in all"
+        )
+        young = f"; {self.orphans_kept:,} unreferenced files are too young to remove" if self.orphans_kept else ""
+        return text + young
+
 
 def orphans(dataset: lance.LanceDataset) -> pa.Table:
     """`path, last_modified` of data, deletion and index files that no version refers to."""
