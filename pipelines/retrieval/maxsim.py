@@ -1,6 +1,6 @@
 """ColBERT scores: the mean over query vectors of the best product with a document's vectors, as the codec stores them.
 
-The query stays in float. One-bit codes are scored by popcounts (`kernels`), exactly; all other codecs are decoded in
+The query stays in float. One-bit codes are scored by popcounts (`bits`), exactly; all other codecs are decoded in
 blocks that fit the cache and multiplied by BLAS.
 """
 
@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.outputs import IntArray, MultiVectors
-from pipelines.retrieval.kernels import BitQuery, segment_max
+from pipelines.retrieval.bits import BitQuery
+from pipelines.retrieval.kernels import segment_max
 from pipelines.store.codecs import decode
 
 Floats = npt.NDArray[np.float32]

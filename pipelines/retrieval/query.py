@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
+import numpy.typing as npt
 
 from actors.outputs import IntArray
 from actors.spec import EmbedderSpec, Output
@@ -187,7 +188,7 @@ class Index:
             mode=mode,
             rule=fusing.checked_rule(self.default_rule, tuple(self.channels), fusion, weights),
             where=None if where is None else self.filter(where),
-            candidates=max(candidates, offset + k),
+            candidates=max(candidates, offset + k, rerank_k if rerank is not None else 0),
             columns=chosen,
             grouping=None if group_by is None else Grouping(group_by, group_size),
             offset=offset,
@@ -234,35 +235,37 @@ class Index:
         return Candidates(positions, scores, tops)
 
     def _answer(self, queries: Queries, request: Request) -> list[Hits]:
-        n = request.candidates if request.mode == "hybrid" or request.grouping else request.depth
-        found = self.candidates(queries, request.searched, n, request.where)
-        truncated = np.zeros(len(queries), int) if queries.encoded is None else queries.encoded.n_truncated
-        return [
-            self._hits(text, candidates, request, int(cut))
-            for text, candidates, cut in zip(queries.texts, found, truncated, strict=True)
-        ]
+        if request.mode == "hybrid":
+            found = self.candidates(queries, request.searched, request.candidates, request.where)
+            fused = [fusing.fuse(f.scores, request.rule) for f in found]
+        else:
+            (channel,) = request.searched
+            tops = self.channels[channel].top(queries, request.candidates, request.where)
+            found = [self._scored(queries, i, {channel: _kept(top, request)}) for i, top in enumerate(tops)]
+            fused = [f.scores[channel].astype(np.float64) for f in found]
+        return [self._hits(queries, i, found[i], fused[i], request) for i in range(len(queries))]
 
-    def _hits(self, query: str, found: Candidates, request: Request, n_truncated: int) -> Hits:
-        hybrid = request.mode == "hybrid"
-        fused = fusing.fuse(found.scores, request.rule) if hybrid else found.scores[request.mode]  # type: ignore[index]
+    def _hits(
+        self, queries: Queries, i: int, found: Candidates, fused: npt.NDArray[np.float64], request: Request
+    ) -> Hits:
         hits = self._fetch(found, fused, request)
         if request.reranker is not None:
-            hits = rerank_hits(query, hits, request.reranker, request.rerank_k)
+            hits = rerank_hits(queries.texts[i], hits, request.reranker, request.rerank_k)
+        hybrid = request.mode == "hybrid"
         return Hits(
-            query,
+            queries.texts[i],
             tuple(first_page(hits, request.k, request.offset, request.grouping)),
             request.mode,
             request.rule.fusion if hybrid else None,
             request.rule.weights if hybrid else {},
-            n_truncated,
+            0 if queries.encoded is None else int(queries.encoded.n_truncated[i]),
         )
 
-    def _fetch(self, found: Candidates, fused: Any, request: Request) -> list[Hit]:
+    def _fetch(self, found: Candidates, fused: npt.NDArray[np.float64], request: Request) -> list[Hit]:
         """Hits for the rows that may reach the page, best first; equal scores in the order of chunk ids."""
         order = np.argsort(-fused, kind="stable")
-        if request.grouping is None and len(order) > request.depth:
-            last = fused[order[request.depth - 1]]
-            order = order[: int(np.searchsorted(-fused[order], -last, side="right"))]
+        if request.grouping is None:
+            order = order[: _depth_with_ties(fused[order], request.depth)]
         rows = self.snapshot.take(found.positions[order], self._fetched_columns(request))
         hits = [
             _hit(row, float(fused[j]), {c: float(s[j]) for c, s in found.scores.items()}, request)
@@ -273,6 +276,19 @@ class Index:
     def _fetched_columns(self, request: Request) -> list[str]:
         group = [request.grouping.column] if request.grouping else []
         return list(dict.fromkeys(["doc_id", "chunk_id", "text", *request.columns, *group]))
+
+
+def _depth_with_ties(descending: npt.NDArray[Any], depth: int) -> int:
+    """How many of the scores are at least as good as the `depth`-th."""
+    if len(descending) <= depth:
+        return len(descending)
+    return int(np.searchsorted(-descending, -descending[depth - 1], side="right"))
+
+
+def _kept(top: Ranking, request: Request) -> Ranking:
+    """What of one channel's ranking can reach the page: no other channel has a say, so only that is scored."""
+    n = len(top.scores) if request.grouping else _depth_with_ties(top.scores, request.depth)
+    return Ranking(top.positions[:n], top.scores[:n])
 
 
 def _hit(row: dict[str, Any], score: float, scores: dict[str, float], request: Request) -> Hit:

@@ -32,7 +32,7 @@ def as_reranker(rerank: Any, channels: tuple[str, ...]) -> Any:
             if rerank not in channels:
                 raise ConfigError(f"rerank: the index has no channel {rerank!r}; it has {', '.join(channels)}")
             return ByChannel(rerank)
-        from actors.rerankers import load_reranker
+        from actors.rerankers.registry import load_reranker
 
         return load_reranker(rerank)
     if not callable(getattr(rerank, "score", None)):
