@@ -30,13 +30,27 @@ class Norm:
         return layer_norm(x, (x.shape[-1],), self.weight, self.bias, self.eps)
 
 
-@dataclass(frozen=True, slots=True)
 class Linear:
-    weight: Tensor
-    bias: Tensor
+    """`activation(x @ weight.T + bias)`.
+
+    On a CPU the weight is kept in oneDNN's blocked layout, and the erf-GELU runs inside the product. torch's own
+    linear copies the bias over the output first and reorders the weight in every call.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, activation: str | None = None) -> None:
+        self.packed = weight.device.type == "cpu" and torch._C._has_mkldnn
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.packed else weight
+        self.bias = bias
+        self.fused = "gelu" if self.packed and activation == "gelu" else "none"
+        self.activation = ACT2FN[activation] if activation is not None and self.fused == "none" else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        y: Tensor
+        if self.packed:
+            y = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.fused, [], "none")
+        else:
+            y = linear(x, self.weight, self.bias)
+        return y if self.activation is None else self.activation(y)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +78,11 @@ class PackedEncoder:
         self.max_positions: int = config.max_position_embeddings - skipped
         self.heads: int = config.num_attention_heads
         self.rule = Rule(scale=(config.hidden_size // config.num_attention_heads) ** -0.5)
-        self.activation = ACT2FN[config.hidden_act]
         table = model.embeddings
         self.words, self.places = table.word_embeddings.weight, table.position_embeddings.weight
         self.kinds = table.token_type_embeddings.weight
         self.norm = _norm(table.LayerNorm)
-        self.layers = [_layer(layer) for layer in model.encoder.layer]
+        self.layers = [_layer(layer, config.hidden_act) for layer in model.encoder.layer]
         self.device: torch.device = model.device
 
     @torch.inference_mode()
@@ -106,27 +119,27 @@ class PackedEncoder:
     def _layer(self, layer: Layer, x: Tensor, segments: Segments) -> Tensor:
         query, key, value = layer.qkv(x).view(len(x), 3, self.heads, self.hidden_size // self.heads).unbind(1)
         mixed = attend(query, key, value, segments, self.rule).view_as(x)
-        x = layer.attention_norm(layer.out(mixed) + x)
-        return layer.output_norm(layer.down(self.activation(layer.up(x))) + x)
+        x = layer.attention_norm(layer.out(mixed).add_(x))
+        return layer.output_norm(layer.down(layer.up(x)).add_(x))
 
 
 def _norm(module: nn.LayerNorm) -> Norm:
     return Norm(module.weight.detach(), module.bias.detach(), module.eps)
 
 
-def _linear(*modules: nn.Linear) -> Linear:
+def _linear(*modules: nn.Linear, activation: str | None = None) -> Linear:
     """Several layers with one input as one layer."""
     weights, biases = [m.weight.detach() for m in modules], [m.bias.detach() for m in modules]
-    return Linear(torch.cat(weights), torch.cat(biases)) if len(modules) > 1 else Linear(weights[0], biases[0])
+    return Linear(torch.cat(weights), torch.cat(biases), activation)
 
 
-def _layer(module: Any) -> Layer:
+def _layer(module: Any, activation: str) -> Layer:
     attention = module.attention
     return Layer(
         qkv=_linear(attention.self.query, attention.self.key, attention.self.value),
         out=_linear(attention.output.dense),
         attention_norm=_norm(attention.output.LayerNorm),
-        up=_linear(module.intermediate.dense),
+        up=_linear(module.intermediate.dense, activation=activation),
         down=_linear(module.output.dense),
         output_norm=_norm(module.output.LayerNorm),
     )
