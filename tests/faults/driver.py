@@ -1,0 +1,90 @@
+"""One real build in a process of its own, that can be told to go wrong: `driver.py CONFIG FAULTS`, FAULTS as JSON.
+
+die: "before:N" or "after:N" kills this process around its Nth commit of documents; after: the commit is there, and the
+driver never saw the reply. write_deaths: so many write tasks kill their process when their fragments are on disk and
+their records are not returned. slow: seconds that each write task sleeps, so that there is time to be killed.
+freeze: seconds that the driver stops, as a process that was suspended, after its lease check of the second commit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+import pipelines.build
+from pipelines.config import load_config
+from pipelines.store import commit
+from pipelines.store.lease import Lease
+from pipelines.store.schema import Target
+from pipelines.store.writer import write_block
+
+
+def die_at_commit(when: str, number: int) -> None:
+    real, seen = commit.lance.LanceDataset.commit, 0
+
+    def dying(uri: str, transaction: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal seen
+        seen += uri.endswith("documents.lance") and isinstance(transaction, commit.lance.Transaction)
+        if when == "before" and seen == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = real(uri, transaction, *args, **kwargs)
+        if when == "after" and seen == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    commit.lance.LanceDataset.commit = dying
+
+
+def freeze_after_check(seconds: float, folder: Path) -> None:
+    """Stops the lease's beat and the driver, at a point where it believes that it holds the lease."""
+    real, seen = Lease.check, 0
+
+    def freezing(self: Lease) -> None:
+        nonlocal seen
+        real(self)
+        seen += 1
+        if seen == 2:
+            self._stop.set()
+            (folder / "frozen").touch()
+            time.sleep(seconds)
+
+    Lease.check = freezing  # type: ignore[method-assign]
+
+
+def slow_and_mortal(folder: str, deaths: int, seconds: float) -> Any:
+    """A write task that sleeps, writes, and then dies without an answer until it has died `deaths` times."""
+
+    def write(table: pa.Table, target: Target) -> pa.Table:
+        time.sleep(seconds)
+        records = write_block(table, target)
+        for i in range(deaths):
+            try:
+                Path(folder, f"death-{i}").touch(exist_ok=False)
+            except FileExistsError:
+                continue
+            os.kill(os.getpid(), signal.SIGKILL)
+        return records
+
+    return write
+
+
+def main(path: str, faults: dict[str, Any]) -> None:
+    folder = Path(path).parent
+    if "die" in faults:
+        when, number = faults["die"].split(":")
+        die_at_commit(when, int(number))
+    if "freeze" in faults:
+        freeze_after_check(faults["freeze"], folder)
+    pipelines.build.write_block = slow_and_mortal(str(folder), faults.get("write_deaths", 0), faults.get("slow", 0.0))
+    sys.stdout.write(json.dumps(pipelines.build.build_index(load_config(path)).to_dict()) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], json.loads(sys.argv[2]))

@@ -1,0 +1,192 @@
+"""Real jobs on a real Ray, killed in every way that a night on a cluster knows. Slow: a Ray start and about 15 jobs.
+
+One of them: `pytest tests/faults -m slow -k replied`. More seeds: `python benchmarks/crash.py --seeds 100`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import build as build_checkpoint
+from harness import ACTOR, Cluster, Content, Job, cluster, compare, content_of, torment, wait_for, write_shards
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+Start = Callable[..., Job]
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder = tmp_path_factory.getbasetemp() / "ray"
+    folder.mkdir()
+    with cluster(folder) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("material")
+    write_shards(folder / "shards")
+    build_checkpoint("m3", folder / "model")
+    return folder
+
+
+@pytest.fixture
+def start(ray_cluster: Cluster, material: Path, tmp_path: Path) -> Start:
+    """A job on the material, or on a copy of its shards, that has not begun."""
+
+    def prepare(shards: Path | None = None, **settings: Any) -> Job:
+        return Job(tmp_path, ray_cluster, settings).configure(shards or material / "shards", material / "model")
+
+    return prepare
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_cluster: Cluster, material: Path, tmp_path_factory: pytest.TempPathFactory) -> Content:
+    job = Job(tmp_path_factory.mktemp("undisturbed"), ray_cluster).configure(material / "shards", material / "model")
+    summary = job.finish()
+    content = content_of(job)
+    assert summary["embedded"]["documents"] == len(content.vectors) == 600 - 4 - 3
+    assert len(content.failed) == 4 + 3
+    return content
+
+
+def all_well(job: Job, undisturbed: Content) -> None:
+    outcome = compare(job, undisturbed)
+    assert outcome.ok, outcome
+
+
+def kill_and_wait(driver: subprocess.Popen[str], number: int = signal.SIGKILL) -> int:
+    os.kill(driver.pid, number)
+    return driver.wait(60)
+
+
+@pytest.mark.parametrize("moment", ["before:1", "after:1", "before:3", "after:3"])
+def test_a_driver_that_dies_around_a_commit_is_taken_up_again(start: Start, undisturbed: Content, moment: str) -> None:
+    """After: the commit is in the table, and its reply was never seen."""
+    job = start()
+    assert job.start(die=moment).wait(200) == -signal.SIGKILL
+    before = job.committed()
+    assert (before > 0) == (moment != "before:1")
+    summary = job.finish()
+    assert summary["unchanged"] == before
+    all_well(job, undisturbed)
+
+
+def test_an_actor_that_is_killed_is_replaced(start: Start, undisturbed: Content) -> None:
+    job = start()
+    driver = job.start(slow=0.3)
+    for _ in range(2):
+        wait_for(lambda: job.cluster.workers(ACTOR) or driver.poll() is not None, 120, "an actor")
+        for actor in job.cluster.workers(ACTOR):
+            actor.kill()
+        time.sleep(2)
+    assert driver.wait(200) == 0
+    all_well(job, undisturbed)
+
+
+def test_write_tasks_that_die_after_writing_leave_files_and_no_rows(start: Start, undisturbed: Content) -> None:
+    job = start()
+    job.finish(write_deaths=3)
+    assert len(list(job.folder.glob("death-*"))) == 3
+    all_well(job, undisturbed)
+
+
+def test_a_second_driver_is_refused(start: Start, undisturbed: Content) -> None:
+    job = start()
+    first = job.start(slow=0.5)
+    wait_for(lambda: job.committed() or first.poll() is not None, 120, "a commit")
+    second = job.start()
+    assert second.wait(60) == 1
+    assert f"LeaseHeld: {job.index}: the index is being written by job 'build'" in (job.folder / "log").read_text()
+    assert first.wait(200) == 0
+    all_well(job, undisturbed)
+
+
+def test_a_driver_that_wakes_up_after_it_was_replaced_writes_nothing(start: Start, undisturbed: Content) -> None:
+    job = start()
+    frozen = job.start(freeze=60.0)
+    wait_for((job.folder / "frozen").exists, 120, "the frozen driver")
+    job.finish()
+    assert frozen.wait(120) == 1
+    assert "LeaseLost" in (job.folder / "log").read_text()
+    all_well(job, undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_job_and_keeps_what_is_done(start: Start, undisturbed: Content, number: int) -> None:
+    job = start()
+    driver = job.start(slow=0.5)
+    wait_for(lambda: job.committed() or driver.poll() is not None, 120, "a commit")
+    assert kill_and_wait(driver, number) != 0
+    committed = job.committed()
+    assert committed > 0
+    assert job.finish()["unchanged"] == committed
+    all_well(job, undisturbed)
+
+
+def test_a_damaged_shard_costs_its_own_rows_alone(start: Start, material: Path, undisturbed: Content) -> None:
+    shards = shutil.copytree(material / "shards", start().folder / "shards")
+    whole = (shards / "shard-2.parquet").read_bytes()
+    (shards / "shard-2.parquet").write_bytes(whole[: len(whole) // 2])
+    job = start(shards)
+    job.finish()
+    got = content_of(job)
+    assert ("shard-2.parquet", -1) in got.failed
+    lost = undisturbed.vectors.keys() - got.vectors.keys()
+    assert lost
+    assert all(chunk.startswith("s2d") for chunk in lost)
+    (shards / "shard-2.parquet").write_bytes(whole)
+    job.finish()
+    all_well(job, undisturbed)
+
+
+def test_a_shard_that_goes_while_the_job_runs_is_reported(start: Start, material: Path, undisturbed: Content) -> None:
+    shards = shutil.copytree(material / "shards", start().folder / "shards")
+    job = start(shards)
+    driver = job.start(slow=0.5)
+    wait_for(lambda: job.cluster.workers(ACTOR) or driver.poll() is not None, 120, "an actor")
+    (shards / "shard-3.parquet").unlink()
+    assert driver.wait(200) == 0
+    got = content_of(job)
+    missing = undisturbed.vectors.keys() - got.vectors.keys()
+    assert all(chunk.startswith("s3d") for chunk in missing)
+    assert not missing or ("shard-3.parquet", -1) in got.failed
+    shutil.copy(material / "shards" / "shard-3.parquet", shards)
+    job.finish()
+    all_well(job, undisturbed)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small disk: {mounted.stderr.decode().strip()}")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_ends_the_job_and_room_lets_it_go_on(start: Start, small_disk: Path, undisturbed: Content) -> None:
+    job = start(index={"uri": str(small_disk / "index")})
+    assert job.start().wait(200) == 1
+    assert "No space left on device" in (job.folder / "log").read_text()
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    job.finish()
+    all_well(job, undisturbed)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_dies_whenever(start: Start, undisturbed: Content, seed: int) -> None:
+    job = start()
+    torment(job, seed)
+    all_well(job, undisturbed)
