@@ -92,7 +92,14 @@ class PackedEncoder:
         ids: int64 (T,); offsets: int64 (n + 1,) on the host; kinds: int64 (T,) token types, 0 where None.
         """
         segments = Segments(offsets, ids.device)
-        x = self._embed(ids, segments, kinds)
+        return self._encode(self._embed(ids, segments, kinds), segments)
+
+    @torch.inference_mode()
+    def forward_embedded(self, x: Tensor, offsets: IntArray) -> Tensor:
+        """Last hidden states (T, h) of tokens (T, h) that are embedded already: positions added, norm applied."""
+        return self._encode(x, Segments(offsets, x.device))
+
+    def _encode(self, x: Tensor, segments: Segments) -> Tensor:
         for layer in self.layers:
             x = self._layer(layer, x, segments)
         return x
