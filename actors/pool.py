@@ -2,7 +2,7 @@
 
 The shell knows nothing of storage: it takes a block with token ids, gives back the same block with output columns.
 A row that the model cannot take is found by halving the batch and marked in the block's `error` column; it costs
-log2(rows) extra forward passes, once, and no other row is lost. This is the only module here that imports Ray.
+log2(rows) extra forward passes, once, and no other row is lost.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pyarrow as pa
-import ray
-from ray.data import ActorPoolStrategy
 
 from actors.blocks import all_rows, mark, place, tokens_of
 from actors.embedders.base import Embedder
@@ -36,12 +34,6 @@ def pool_size(pool: PoolSpec, cluster: dict[str, float], share: float = 1.0) -> 
     if pool.num_gpus > 0:
         fits.append(cluster.get("GPU", 0.0) * share / pool.num_gpus)
     return max(pool.min_size, int(min(fits)))
-
-
-def strategy(pool: PoolSpec, share: float = 1.0) -> ActorPoolStrategy:
-    """A pool of fixed size: Ray starts an autoscaling one with its minimum and was seen never to add the second actor
-    to a 16-second job."""
-    return ActorPoolStrategy(size=pool_size(pool, ray.cluster_resources(), share))
 
 
 class EmbedActor:

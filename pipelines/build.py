@@ -1,4 +1,4 @@
-"""The indexing job: which stages there are, what runs where, and what the driver does with the results.
+"""The indexing job: which stages there are, and what runs where.
 
 Workers write fragments and the driver commits them, so a job that dies at any point leaves a table that is complete up
 to its last commit, and the same command goes on from there. What that costs: one cheap pass over the input before the
@@ -8,39 +8,49 @@ first document is embedded (`pipelines.census`), and the work since the last com
 from __future__ import annotations
 
 import pickle
-import time
 import uuid
-from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import lance
 import pyarrow as pa
 import ray
+from ray.data import ActorPoolStrategy
 
-from actors.pool import EmbedActor, strategy
+from actors.pool import pool_size
 from pipelines.census import Census, take_census
 from pipelines.cluster import describe, running
 from pipelines.config import BuildConfig, EmbedderConfig, plain
-from pipelines.interrupt import interruptible
-from pipelines.progress import Progress
+from pipelines.driver import JobFailed, commit_all, prune, records
+from pipelines.metrics import named_actor
 from pipelines.read import Unit, metadata_fields, plan_units, read_unit
+from pipelines.runlog import RunLog
 from pipelines.sizing import block_rows, fragment_rows, row_bytes
 from pipelines.stages import Finish, chunk, sample, select_documents, tokenise
-from pipelines.store.commit import Committer, Totals, create_or_open
+from pipelines.store.commit import Committer, create_or_open
 from pipelines.store.fulltext import update_full_text
-from pipelines.store.lease import acquire
+from pipelines.store.lease import Lease, acquire
 from pipelines.store.schema import Target, documents_schema, identity_of, output_field
 from pipelines.store.writer import write_block
 from pipelines.summary import Summary
+
+__all__ = ["JobFailed", "build_index"]
 
 LIGHT: dict[str, Any] = {"num_cpus": 0.25, "batch_format": "pyarrow"}
 """Stages that wait for disks and networks more than they compute."""
 CENSUS_ROWS = 4096
 
 
-class JobFailed(RuntimeError):
-    """The job stopped before its end; what was committed stays, and the same command goes on from there."""
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What the driver knows before it looks at a single document."""
+
+    config: BuildConfig
+    units: list[Unit]
+    fields: list[pa.Field]
+    """Metadata columns that are kept."""
+    target: Target
 
 
 def build_index(config: BuildConfig) -> Summary:
@@ -49,104 +59,98 @@ def build_index(config: BuildConfig) -> Summary:
     Raises ConfigError before any work where the request is wrong (no such file or column, another model's index,
     another driver alive), JobFailed where too much went to quarantine, CommitError where the store gave up.
     """
-    started = time.monotonic()
+    log = RunLog(config)
     units = plan_units(config.input)
     fields = metadata_fields(config.input, units)
     with running(config.ray):
-        target = make_target(config, fields)
-        with acquire(target.uri, target.table, config.job.id, **lease_options(config, target)) as lease:
-            version = create_or_open(target, lease).version
-            read = partial(read_unit, config=config.input, batch_rows=CENSUS_ROWS, fields=fields)
-            census = take_census(units, read, partial(open_version, target, version))
-            committer = Committer(target, lease, config.index.commit_fragments, config.index.commit_seconds)
-            embedding = time.monotonic()
-            if census.to_embed or census.bad or census.duplicates:
-                commit_all(records(graph(config, target, fields, units, census)), committer, config, census)
-            embedded = time.monotonic() - embedding
-            pruned = prune(committer, census) if config.job.prune else 0
-            if config.index.full_text:
-                update_full_text(target)
-            rows = create_or_open(target).count_rows()
-    seconds = time.monotonic() - started
-    return Summary(target.uri, committer.totals, census.same, census.duplicates, pruned, seconds, embedded, rows)
+        with log.phase("models"):
+            job = Job(config, units, fields, make_target(config, fields))
+        with take_lease(job.target, config) as lease, log.reported(job.target):
+            return run(job, lease, log)
 
 
-def graph(
-    config: BuildConfig, target: Target, fields: list[pa.Field], units: list[Unit], census: Census
-) -> ray.data.Dataset:
+def run(job: Job, lease: Lease, log: RunLog) -> Summary:
+    """What is there to do; do it; remove what is gone; index the words."""
+    index = job.config.index
+    version = create_or_open(job.target, lease).version
+    committer = Committer(job.target, lease, index.commit_fragments, index.commit_seconds)
+    with log.phase("census"):
+        census = count(job, version)
+    with log.phase("embedding"):
+        if census.to_embed or census.bad or census.duplicates:
+            commit_all(records(graph(job, census)), committer, census, log)
+    pruned = prune(committer, census) if job.config.job.prune else 0
+    with log.phase("full-text index"):
+        if index.full_text:
+            update_full_text(job.target)
+    summary = Summary(
+        index=index.uri,
+        embedded=committer.totals,
+        unchanged=census.same,
+        duplicates=census.duplicates,
+        pruned=pruned,
+        seconds=log.seconds,
+        embed_seconds=log.phases["embedding"],
+        rows_in_index=create_or_open(job.target).count_rows(),
+    )
+    return log.finish(summary)
+
+
+def graph(job: Job, census: Census) -> ray.data.Dataset:
     """Shards -> documents -> chunks -> tokens -> outputs, one pool for each embedder -> fragments."""
-    work = [{"work": pickle.dumps(pair)} for pair in zip(units, census.plans, strict=True) if pair[1].to_do]
-    per_row = row_bytes(target.identity, sample(units, config, fields))
+    config, fields = job.config, job.fields
+    per_row = row_bytes(job.target.identity, sample(job.units, config, fields))
     rows = block_rows(config, per_row)
+    work = [{"work": pickle.dumps(pair)} for pair in zip(job.units, census.plans, strict=True) if pair[1].to_do]
     data = ray.data.from_items(work, override_num_blocks=len(work))
     data = data.map_batches(select_documents, batch_size=1, fn_kwargs={"config": config, "fields": fields}, **LIGHT)
     data = data.map_batches(chunk, batch_size=None, fn_kwargs={"config": config}, **LIGHT)
     data = data.map_batches(tokenise, batch_size=None, fn_kwargs={"embedders": config.embedders}, **LIGHT)
     data = data.repartition(target_num_rows_per_block=rows, strict=True)
     for embedder in config.embedders:
-        data = data.map_batches(EmbedActor, batch_size=rows, **pool(config, embedder, target))
+        size = actors(job, embedder, census, rows)
+        data = data.map_batches(named_actor(embedder.name), batch_size=rows, **pool(job, embedder, size))
     fragment = fragment_rows(config, per_row)
-    return data.map_batches(write_block, batch_size=fragment, fn_kwargs={"target": target}, **LIGHT)
+    return data.map_batches(write_block, batch_size=fragment, fn_kwargs={"target": job.target}, **LIGHT)
 
 
-def pool(config: BuildConfig, embedder: EmbedderConfig, target: Target) -> dict[str, Any]:
-    """How Ray runs one embedder: its actors' arguments, their number and their resources."""
-    described = target.identity.embedders[embedder.name]
+def actors(job: Job, embedder: EmbedderConfig, census: Census, rows: int) -> int:
+    """As many as the configuration and the cluster allow, but none that would find no block to work on."""
+    config = job.config
+    size = pool_size(embedder.pool.spec(), ray.cluster_resources(), 1 / len(config.embedders))
+    blocks = -(-census.to_embed // rows) if config.chunk.mode == "whole" else size
+    return max(1, min(size, blocks))
+
+
+def pool(job: Job, embedder: EmbedderConfig, size: int) -> dict[str, Any]:
+    """How Ray runs one embedder: its actors' arguments, their number and their resources.
+
+    The number is fixed: Ray starts a pool that may grow with its minimum, and was seen never to add the second actor
+    to a job of 16 seconds.
+    """
+    described = job.target.identity.embedders[embedder.name]
     outputs = tuple(described["outputs"])
     fields = tuple(output_field(embedder.name, described, output) for output in outputs)
     spec = embedder.pool.spec()
-    options: dict[str, Any] = {"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus or None}
-    if spec.accelerator_type is not None:
-        options["accelerator_type"] = spec.accelerator_type
+    typed = {} if spec.accelerator_type is None else {"accelerator_type": spec.accelerator_type}
     return {
-        "fn_constructor_args": (embedder.spec(), embedder.name, outputs, fields, Finish(embedder)),
-        "compute": strategy(spec, 1 / len(config.embedders)),
+        "fn_constructor_args": (job.config.job.id, embedder.spec(), embedder.name, outputs, fields, Finish(embedder)),
+        "compute": ActorPoolStrategy(size=size),
         "batch_format": "pyarrow",
-        **options,
+        "num_cpus": spec.num_cpus,
+        "num_gpus": spec.num_gpus or None,
+        **typed,
     }
 
 
-def records(fragments: ray.data.Dataset) -> Iterator[dict[str, Any]]:
-    """Rows of `writer.RECORD_SCHEMA`, as the workers finish them."""
-    for block in fragments.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield from block.to_pylist()
+def count(job: Job, version: int) -> Census:
+    """Compares the input with the table as it was at `version`."""
+    read = partial(read_unit, config=job.config.input, batch_rows=CENSUS_ROWS, fields=job.fields)
+    return take_census(job.units, read, partial(open_version, job.target, version))
 
 
-def commit_all(finished: Iterator[dict[str, Any]], committer: Committer, config: BuildConfig, census: Census) -> None:
-    """Drives the graph: takes each record, commits when it is time, and once more at the end or when interrupted."""
-    progress = Progress(census.to_embed, enabled=config.ray.progress)
-    seen = Totals()
-    with interruptible():
-        try:
-            for record in finished:
-                committer.add(record)
-                seen = seen.plus([record])
-                progress.show(seen)
-                if committer.commit_due():
-                    committer.commit()
-                check_quarantine(seen, config, census)
-        finally:
-            committer.commit()
-            progress.show(seen, now=True)
-    if committer.incomplete:
-        raise JobFailed(f"chunks of {len(committer.incomplete):,} documents are missing: {committer.incomplete[:5]}")
-
-
-def check_quarantine(seen: Totals, config: BuildConfig, census: Census) -> None:
-    """JobFailed where more than `job.quarantine_limit` of the rows so far have failed."""
-    rows = seen.rows + seen.quarantined
-    if rows >= min(1000, census.to_embed + census.bad) and seen.quarantined > config.job.quarantine_limit * rows:
-        raise JobFailed(
-            f"{seen.quarantined:,} of the first {rows:,} rows went to quarantine, more than job.quarantine_limit "
-            f"({config.job.quarantine_limit:.0%}); `tridex status {config.index.uri}` shows why"
-        )
-
-
-def prune(committer: Committer, census: Census) -> int:
-    """Removes rows whose documents are gone; refuses where a damaged file hides what it holds."""
-    if census.unreadable:
-        raise JobFailed(f"not pruned: {len(census.unreadable)} files could not be read: {census.unreadable[:5]}")
-    return committer.prune(census.prune.tolist())
+def open_version(target: Target, version: int) -> lance.LanceDataset:
+    return lance.dataset(target.documents_uri, version=version, storage_options=dict(target.storage_options))
 
 
 def make_target(config: BuildConfig, fields: list[pa.Field]) -> Target:
@@ -162,10 +166,6 @@ def make_target(config: BuildConfig, fields: list[pa.Field]) -> Target:
     )
 
 
-def open_version(target: Target, version: int) -> lance.LanceDataset:
-    """The table as the census compares the input with it, on whichever worker."""
-    return lance.dataset(target.documents_uri, version=version, storage_options=dict(target.storage_options))
-
-
-def lease_options(config: BuildConfig, target: Target) -> dict[str, Any]:
-    return {"lease_seconds": config.job.lease_seconds, "storage_options": target.storage_options}
+def take_lease(target: Target, config: BuildConfig) -> Lease:
+    seconds = config.job.lease_seconds
+    return acquire(target.uri, target.table, target.job, lease_seconds=seconds, storage_options=target.storage_options)

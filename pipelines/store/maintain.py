@@ -45,8 +45,8 @@ class Optimized:
 
     def text(self) -> str:
         text = (
-            f"{self.fragments_before:,} fragments became {self.fragments_after:,}; {self.versions_removed:,} old versions "
-            f"and {self.orphans_removed:,} orphaned files removed, {self.bytes_freed / 1e6:,.1f} MB in all"
+            f"{self.fragments_before:,} fragments became {self.fragments_after:,}; {self.versions_removed:,} old "
+            f"versions and {self.orphans_removed:,} orphaned files removed, {self.bytes_freed / 1e6:,.1f} MB in all"
         )
         young = f"; {self.orphans_kept:,} unreferenced files are too young to remove" if self.orphans_kept else ""
         return text + young

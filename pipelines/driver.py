@@ -1,0 +1,67 @@
+"""The driver's half of a job: it takes what the workers have written, commits it in time, and knows when to stop.
+
+It is the only process that commits, and it never holds a document: a record says where a fragment is and what is in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+
+from pipelines.census import Census
+from pipelines.config import BuildConfig
+from pipelines.interrupt import interruptible
+from pipelines.progress import Progress
+from pipelines.runlog import RunLog
+from pipelines.store.commit import Committer, Totals
+
+SETTLED_ROWS = 1000
+"""Before so many rows a share of bad ones says little."""
+
+
+class JobFailed(RuntimeError):
+    """The job stopped before its end; what was committed stays, and the same command goes on from there."""
+
+
+def records(fragments: ray.data.Dataset) -> Iterator[dict[str, Any]]:
+    """Rows of `writer.RECORD_SCHEMA`, as the workers finish them."""
+    for block in fragments.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield from block.to_pylist()
+
+
+def commit_all(finished: Iterator[dict[str, Any]], committer: Committer, census: Census, log: RunLog) -> None:
+    """Takes each record, commits when it is time, and once more at the end, also when interrupted."""
+    progress = Progress(census.to_embed, enabled=log.config.ray.progress)
+    with interruptible():
+        try:
+            for record in finished:
+                committer.add(record)
+                log.note(record, progress)
+                if committer.commit_due():
+                    log.commit(committer)
+                check_quarantine(log.seen, log.config, census)
+        finally:
+            log.commit(committer)
+            progress.show(log.seen, now=True)
+    if committer.incomplete:
+        raise JobFailed(f"chunks of {len(committer.incomplete):,} documents are missing: {committer.incomplete[:5]}")
+
+
+def check_quarantine(seen: Totals, config: BuildConfig, census: Census) -> None:
+    """JobFailed where more than `job.quarantine_limit` of the rows so far have failed."""
+    rows = seen.rows + seen.quarantined
+    settled = rows >= min(SETTLED_ROWS, census.to_embed + census.bad)
+    if settled and seen.quarantined > config.job.quarantine_limit * rows:
+        raise JobFailed(
+            f"{seen.quarantined:,} of the first {rows:,} rows went to quarantine, more than job.quarantine_limit "
+            f"({config.job.quarantine_limit:.0%}); `tridex status {config.index.uri}` shows why"
+        )
+
+
+def prune(committer: Committer, census: Census) -> int:
+    """Removes rows whose documents are gone; refuses where a damaged file hides what it holds."""
+    if census.unreadable:
+        raise JobFailed(f"not pruned: {len(census.unreadable)} files could not be read: {census.unreadable[:5]}")
+    return committer.prune(census.prune.tolist())

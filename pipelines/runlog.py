@@ -1,0 +1,111 @@
+"""What a run remembers of itself: seconds of each phase, totals over time, and the report that it leaves behind.
+
+The report is written whether the run ends well or not, but never turns a good end into a bad one: a store that refuses
+the report has already taken the data.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import lance
+
+from pipelines import metrics
+from pipelines.config import BuildConfig, ConfigError
+from pipelines.lengths import histogram
+from pipelines.progress import Progress
+from pipelines.report import Facts, Timeline, write_report
+from pipelines.store.commit import Committer, Totals
+from pipelines.store.schema import Target
+from pipelines.summary import Summary
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class RunLog:
+    """Filled in by the driver as it goes."""
+
+    config: BuildConfig
+    started: float = field(default_factory=time.monotonic)
+    phases: dict[str, float] = field(default_factory=dict)
+    timeline: Timeline = field(default_factory=Timeline)
+    seen: Totals = field(default_factory=Totals)
+    """Of everything that workers have written, committed or not."""
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the time of the block to a phase."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.phases[name] = self.phases.get(name, 0.0) + time.monotonic() - began
+
+    def note(self, record: dict[str, Any], progress: Progress) -> None:
+        """Counts a fragment that a worker has written."""
+        self.seen = self.seen.plus([record])
+        self.timeline.note(self.seen.rows, self.seen.n_tokens, self.seen.quarantined)
+        progress.show(self.seen)
+
+    def finish(self, summary: Summary) -> Summary:
+        self.summary = summary.to_dict()
+        return summary
+
+    def commit(self, committer: Committer) -> None:
+        before, began = committer.totals, time.monotonic()
+        after = committer.commit()
+        rows, failed = after.rows - before.rows, after.quarantined - before.quarantined
+        if rows or failed:
+            metrics.committed(self.config.job.id, time.monotonic() - began, rows, failed)
+
+    @contextmanager
+    def reported(self, target: Target) -> Iterator[None]:
+        """Writes the report when the block ends; a request that turns out wrong leaves none."""
+        state, error = "done", None
+        try:
+            yield
+        except ConfigError:
+            state = "refused"
+            raise
+        except KeyboardInterrupt:
+            state = "interrupted"
+            raise
+        except BaseException as failure:
+            state, error = "failed", f"{type(failure).__name__}: {failure}"
+            raise
+        finally:
+            if state != "refused":
+                self._write(target, state, error)
+
+    def _write(self, target: Target, state: str, error: str | None) -> None:
+        facts = Facts(
+            job=self.config.job.id,
+            state=state,
+            error=error,
+            summary=self.summary or asdict(self.seen),
+            config=self.config.model_dump(mode="json"),
+            phases=self.phases,
+            timeline=self.timeline.points,
+            lengths=lengths(target),
+        )
+        try:
+            write_report(target.uri, facts, self.config.index.storage_options)
+        except OSError as failure:
+            logger.warning("no report of this run: %s", failure)
+
+
+def lengths(target: Target) -> dict[str, int]:
+    """Histogram of the token counts of all rows in the index."""
+    dataset = lance.dataset(target.documents_uri, storage_options=dict(target.storage_options))
+    return histogram(batch.column("n_tokens") for batch in dataset.scanner(columns=["n_tokens"]).to_batches())
