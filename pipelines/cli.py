@@ -54,6 +54,12 @@ def _print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, default=str, ensure_ascii=False))
 
 
+def _required(value: str | None, option: str) -> str:
+    if value is None:
+        raise ConfigError(f"{option}: is needed here")
+    return value
+
+
 def _config(path: Path | None, inputs: list[str] | None, index: str | None, overrides: list[str] | None) -> BuildConfig:
     """Options over the file over the defaults."""
     sections = [f"input.paths={json.dumps(inputs)}"] if inputs else []
@@ -96,6 +102,32 @@ def plan(
 
     made = make_plan(job, Pool(tokens_per_second, price, actors))
     _print_json(made.to_dict()) if as_json else typer.echo(made.text())
+
+
+@app.command()
+def submit(
+    config: ConfigFile = None,
+    input_paths: Input = None,
+    index: IndexUri = None,
+    overrides: Set = None,
+    address: Annotated[str | None, typer.Option(help="http://HOST:8265 of the cluster's dashboard.")] = None,
+    job_id: Annotated[str | None, typer.Option("--job", help="Of this job; the same again goes on.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not follow the log.")] = False,
+    state: Annotated[bool, typer.Option("--status", help="Only say how the job stands.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop the job; what it has finished is committed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a build on a Ray cluster through Ray Jobs; with --status or --stop, look after one that was started."""
+    from pipelines.submit import job_status, stop_job, submit_job
+
+    if state or stop:
+        attempt = (stop_job if stop else job_status)(_required(job_id, "--job"), address)
+    else:
+        job = _config(config, input_paths, index, overrides)
+        attempt = submit_job(job, address=address, job_id=job_id, detach=detach)
+    _print_json(attempt.to_dict()) if as_json else typer.echo(attempt.text(), err=True)
+    if attempt.status == "FAILED":
+        raise typer.Exit(1)
 
 
 @app.command()
