@@ -39,7 +39,8 @@ SECONDS = {
     "commit_seconds": "Time that a commit took",
 }
 BOUNDARIES = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0]
-TAGS = ("job", "embedder")
+TAGS = ("tridex_job", "embedder")
+"""Prometheus gives every sample of its own a label `job`."""
 
 
 @cache
@@ -60,12 +61,12 @@ def _padding() -> Gauge:
 def count(name: str, n: float, job: str, embedder: str = "") -> None:
     """Adds to one of COUNTERS."""
     if n > 0:
-        _counter(name).inc(n, {"job": job, "embedder": embedder})
+        _counter(name).inc(n, {"tridex_job": job, "embedder": embedder})
 
 
 def took(name: str, seconds: float, job: str, embedder: str = "") -> None:
-    """Adds an observation to one of SECONDS."""
-    _seconds(name).observe(seconds, {"job": job, "embedder": embedder})
+    """Adds an observation to one of SECONDS. Ray sums the middles of buckets, so their `_sum` is not exact."""
+    _seconds(name).observe(seconds, {"tridex_job": job, "embedder": embedder})
 
 
 def committed(job: str, seconds: float, rows: int, quarantined: int) -> None:
@@ -101,7 +102,7 @@ def embedded(block: Block, job: str, embedder: str) -> None:
     for name, n in numbers.items():
         count(name, n, job, embedder)
     took("block_seconds", block.seconds, job, embedder)
-    _padding().set(block.padding, {"job": job, "embedder": embedder})
+    _padding().set(block.padding, {"tridex_job": job, "embedder": embedder})
 
 
 class MeteredActor(EmbedActor):
