@@ -52,7 +52,7 @@ class UnitPlan:
         twice = {row - start: error for row, error in self.duplicates.items() if row in here}
         keep[list(twice)] = True
         replaces = pa.array([self.replaces.get(row) for row in here], pa.list_(pa.uint64()))
-        return mark(table, twice).append_column(REPLACES, replaces).filter(pa.array(keep))
+        return _marked(table, twice).append_column(REPLACES, replaces).filter(pa.array(keep))
 
     def _bits(self, start: int, n: int) -> npt.NDArray[np.bool_]:
         """`embed` for rows `start` to before `start + n`; False after the last one."""
@@ -61,6 +61,16 @@ class UnitPlan:
         part = np.unpackbits(self.embed[start >> 3 :], count=(start & 7) + inside, bitorder="little")
         found[:inside] = part[start & 7 :]
         return found
+
+
+def _marked(table: pa.Table, errors: dict[int, str]) -> pa.Table:
+    """Failed rows have an error and no text, so that no later stage makes anything of them."""
+    if not errors:
+        return table
+    mask = np.zeros(table.num_rows, bool)
+    mask[list(errors)] = True
+    at, text = table.column_names.index("text"), table.column("text")
+    return mark(table.set_column(at, "text", pc.if_else(pa.array(mask), None, text)), errors)
 
 
 Only = Mapping[str, frozenset[int]]

@@ -82,7 +82,7 @@ def fence(target: Target, lease: Lease) -> lance.LanceDataset:
     def operation(dataset: lance.LanceDataset) -> Any:
         return lance.LanceOperation.Merge([f.metadata for f in dataset.get_fragments()], dataset.lance_schema)
 
-    return _commit(target.documents_uri, target.storage_options, operation, properties, lease.check)
+    return commit_once(target.documents_uri, target.storage_options, operation, properties, lease.check)
 
 
 def _find(dataset: lance.LanceDataset, since: int, properties: Mapping[str, str]) -> bool:
@@ -94,7 +94,7 @@ def _find(dataset: lance.LanceDataset, since: int, properties: Mapping[str, str]
     return False
 
 
-def _commit(
+def commit_once(
     uri: str,
     options: Mapping[str, str],
     operation: Callable[[lance.LanceDataset], Any],
@@ -266,4 +266,4 @@ class Committer:
     def _operate(self, uri: str, operation: Callable[[lance.LanceDataset], Any]) -> None:
         self._seq += 1
         properties = {"job": self.target.job, "run": self.target.run, "seq": str(self._seq)}
-        _commit(uri, self.target.storage_options, operation, properties, self.lease.check)
+        commit_once(uri, self.target.storage_options, operation, properties, self.lease.check)

@@ -24,7 +24,7 @@ def failed_rows(uri: str, storage_options: Mapping[str, str] | None = None) -> d
     dataset = open_dataset(table_uri(uri, QUARANTINE), storage_options or {})
     if dataset is None:
         return {}
-    rows = dataset.to_table(columns=["source", "position"])
+    rows = dataset.to_table(columns=["source", "position"], filter="position IS NOT NULL")
     grouped = rows.group_by("source").aggregate([("position", "distinct")]).to_pylist()
     return {row["source"]: frozenset(row["position_distinct"]) for row in grouped if row["source"] is not None}
 

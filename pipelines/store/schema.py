@@ -18,6 +18,8 @@ from pipelines.config import BuildConfig, ConfigError
 
 FORMAT_VERSION = 1
 IDENTITY_KEY = b"tridex.identity"
+FILLING_KEY = b"tridex.filling"
+"""Schema metadata: JSON list of columns that a job is adding and has not filled yet."""
 QUARANTINE = "quarantine"
 LEASES = "leases"
 FLOAT_CODECS = {"float16": pa.float16(), "float32": pa.float32()}
@@ -65,7 +67,7 @@ class Identity:
             "text": self.text,
             "embedders": {name: dict(e) for name, e in self.embedders.items()},
         }
-        return {IDENTITY_KEY: json.dumps(tree, sort_keys=True).encode()}
+        return {IDENTITY_KEY: json.dumps(tree).encode()}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[bytes, bytes] | None) -> Identity | None:
@@ -83,18 +85,24 @@ class Identity:
 
     def additions(self, other: Identity) -> dict[str, tuple[str, ...]]:
         """Outputs of each embedder that `other` has and this index does not, if nothing else differs; else empty."""
-        merged = {name: dict(e) for name, e in other.embedders.items()}
-        added: dict[str, tuple[str, ...]] = {}
-        for name, embedder in merged.items():
-            have = tuple(self.embedders.get(name, {}).get("outputs", ()))
-            new = tuple(o for o in embedder["outputs"] if o not in have)
-            if new:
-                added[name] = new
-            if have:
-                embedder["outputs"] = list(have)
-        kept = {name: e for name, e in merged.items() if name in self.embedders}
-        same = self.difference(Identity(other.chunk, other.text, kept, other.format_version)) is None
-        return added if same else {}
+        if self.difference(self.common(other)) is not None:
+            return {}
+        wanted = {
+            name: [o for o in e["outputs"] if o not in self._outputs(name)] for name, e in other.embedders.items()
+        }
+        return {name: tuple(outputs) for name, outputs in wanted.items() if outputs}
+
+    def common(self, other: Identity) -> Identity:
+        """`other` without the embedders and outputs that this index does not have."""
+        kept = {
+            name: {**e, "outputs": [o for o in e["outputs"] if o in self._outputs(name)]}
+            for name, e in other.embedders.items()
+            if name in self.embedders
+        }
+        return Identity(other.chunk, other.text, kept, other.format_version)
+
+    def _outputs(self, name: str) -> Sequence[str]:
+        return tuple(self.embedders.get(name, {}).get("outputs", ()))
 
 
 _ABSENT = object()

@@ -125,7 +125,8 @@ def quarantine_rows(rows: pa.Table, target: Target) -> pa.Table:
     return conform(pa.table(columns), quarantine_schema())
 
 
-def _quarantine_record(rows: pa.Table, target: Target, partial: list[dict[str, Any]]) -> dict[str, Any]:
+def quarantine_record(rows: pa.Table, target: Target, partial: list[dict[str, Any]]) -> dict[str, Any]:
+    """Writes failed rows as a fragment of the quarantine."""
     counts = {"documents": 0, "n_tokens": 0, "n_truncated": 0, "rows_truncated": 0, "replaces": []}
     written = _write(quarantine_rows(rows, target), target.quarantine_uri, target)
     return written | counts | {"kind": "quarantine", "partial": partial}
@@ -162,7 +163,7 @@ def _records(table: pa.Table, target: Target) -> Iterator[dict[str, Any]]:
             yield _document_record(rows, target, [entry | {"rows": rows.num_rows}])
     if bad.num_rows:
         failed_chunks = [p | {"rows": in_bad[p["doc_id"]]} for p in partial if in_bad[p["doc_id"]]]
-        yield _quarantine_record(bad, target, failed_chunks)
+        yield quarantine_record(bad, target, failed_chunks)
 
 
 def write_block(table: pa.Table, target: Target) -> pa.Table:

@@ -94,6 +94,7 @@ def test_a_first_build_embeds_each_id_once_and_says_where_a_duplicate_was_seen_f
         "duplicate id, first seen in a.jsonl row 0",
         "duplicate id, first seen in a.jsonl row 1",
     ]
+    assert all(r["text"] is None for r in rows if r["error"])
     assert [plan.to_do for plan in census.plans] == [3, 2]
 
 
