@@ -216,7 +216,9 @@ def load_head(folder: Path, name: str) -> Linear | None:
 
 @lru_cache
 def fingerprint(folder: Path) -> str:
-    """sha256 over the contents of all weight files and heads, in the order of their names."""
+    """sha256 over the contents of all weight files and heads, in the order of their names; or of one file."""
+    if folder.is_file():
+        return _sha256(folder)
     heads = [p for name in ("colbert_linear", "sparse_linear") if (p := head_file(folder, name)) is not None]
     paths = [*weight_files(folder), *heads]
     if len(paths) == 1:

@@ -46,6 +46,11 @@ class Embedder:
         return self.engine.colbert_dim if "colbert" in self.outputs else None
 
     @property
+    def weights(self) -> Path:
+        """The folder or file whose contents the identity's fingerprint covers."""
+        return self.preparation.folder
+
+    @property
     def vocab_size(self) -> int:
         return self.engine.backbone.vocab_size
 
@@ -79,7 +84,7 @@ class Embedder:
             "model": spec.model,
             "revision": spec.revision,
             "model_class": spec.model_class,
-            "weights": fingerprint(self.preparation.folder),
+            "weights": fingerprint(self.weights),
             "tokenizer": self.tokenizer.sha256,
             "pooling": spec.pooling,
             "normalize": spec.normalize,

@@ -1,0 +1,160 @@
+"""Visualized-BGE: text, picture, or picture with text, in one vector space.
+
+The tower's patch states, projected, stand between a text's first token and the rest of it in the input of the BGE
+encoder, whose CLS state is the vector. Texts alone are what the BGE model makes of them. Rows are packed, not padded,
+so a picture with a long text costs its neighbours nothing; a picture takes 196 (base) or 256 (M3) of the positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding
+from transformers import AutoConfig
+
+from actors import heads
+from actors.backbones.encoder import PackedEncoder
+from actors.batching import inverse, plan
+from actors.compute import resolve
+from actors.embedders.base import Embedder
+from actors.engine import Engine
+from actors.outputs import EmbeddingBatch, IntArray, TokenBatch, concat, offsets_of, ranges
+from actors.preparation import Kind, load_preparation
+from actors.spec import ComputeSpec, EmbedderSpec, Pooling
+from actors.vision.preprocess import Picture, Pixels, load, normalised, pixels_of
+from actors.vision.weights import load_parts
+
+
+class VisualizedBGE(Embedder):
+    """One loaded model. Texts alone go through `embed_corpus` and `embed_queries` as with any embedder.
+
+    model_name_bge: folder or hub id of the BGE model, for config and tokenizer; from_pretrained, where given, is a
+    local folder to take them from instead. model_weight: the published `.pth` file, or the same tensors as safetensors.
+    normlized is spelled as upstream spells it. Raises CheckpointError where weights are missing, left over or of
+    another shape.
+    """
+
+    def __init__(
+        self,
+        model_name_bge: str,
+        model_weight: str | Path,
+        normlized: bool = True,
+        sentence_pooling_method: Pooling = "cls",
+        from_pretrained: str | None = None,
+        *,
+        max_length: int | None = None,
+        compute: ComputeSpec | None = None,
+    ) -> None:
+        spec = EmbedderSpec(
+            model=from_pretrained or model_name_bge,
+            model_class="encoder-only-base",
+            pooling=sentence_pooling_method,
+            normalize=normlized,
+            query_max_length=max_length,
+            passage_max_length=max_length,
+            compute=compute or ComputeSpec(),
+        )
+        preparation = load_preparation(spec)
+        config = AutoConfig.from_pretrained(preparation.folder)
+        resolved = resolve(spec.compute, config)
+        self._weights = Path(model_weight)
+        parts = load_parts(self._weights, config, resolved.device, resolved.dtype)
+        self.tower, self.projection = parts.tower, parts.projection
+        self.encoder = PackedEncoder(parts.text)
+        engine = Engine(
+            self.encoder, resolved, ("dense",), sentence_pooling_method, normlized, None, None, None, frozenset()
+        )
+        super().__init__(preparation, engine)
+
+    @property
+    def weights(self) -> Path:
+        return self._weights
+
+    @property
+    def size(self) -> int:
+        """Side of the square pictures that the tower takes, in pixels."""
+        return self.tower.config.size
+
+    @property
+    def text_room(self) -> int:
+        """Tokens of a text beside a picture: the positions that the picture leaves."""
+        return len(self.encoder.places) - self.tower.config.patches
+
+    def encode(self, image: Picture | list[Picture] | None = None, text: str | list[str] | None = None) -> Tensor:
+        """float32 (n, d) for pictures, texts, or pictures with one text each; a single one gives n = 1, as upstream.
+
+        Raises PictureError for a picture that cannot be used, ValueError where there is neither, or not one text a
+        picture.
+        """
+        texts = [text] if isinstance(text, str) else text
+        if image is not None:
+            batch = self.embed_images(image if isinstance(image, list) else [image], texts)
+        elif texts is not None:
+            batch = self.embed_corpus(texts)
+        else:
+            raise ValueError("encode: give image, text or both")
+        assert batch.dense is not None, "dense is the one output of this model"
+        return torch.from_numpy(batch.dense)
+
+    def embed_images(
+        self, images: Sequence[Picture], texts: Sequence[str] | None = None, kind: Kind = "passage"
+    ) -> EmbeddingBatch:
+        """Pictures with one text each; without `texts` the empty text. Decodes them here: see `embed_pixels`."""
+        pixels = [pixels_of(load(image), self.size) for image in images]
+        side = self.size
+        return self.embed_pixels(np.stack(pixels) if pixels else np.zeros((0, side, side, 3), np.uint8), texts, kind)
+
+    def embed_pixels(
+        self, pixels: Pixels, texts: Sequence[str] | None = None, kind: Kind = "passage"
+    ) -> EmbeddingBatch:
+        """As `embed_images`, from pixels uint8 (n, size, size, 3) that `preprocess` has made elsewhere.
+
+        n_tokens counts a picture's patches too; a text is cut to what the picture leaves, and what is cut is counted.
+        """
+        texts = [""] * len(pixels) if texts is None else texts
+        if len(texts) != len(pixels):
+            raise ValueError(f"{len(pixels)} pictures and {len(texts)} texts: one text a picture is needed")
+        limit = self.spec.query_max_length if kind == "query" else self.spec.passage_max_length
+        assert limit is not None, "the spec is complete"
+        tokens = self.tokenise(texts, kind, min(limit, self.text_room))
+        batches = plan(tokens.lengths + self.tower.config.patches, self.compute.budget)
+        parts = [self._embed(pixels[rows], tokens.take(rows)) for rows in batches]
+        return concat(parts).take(inverse(batches)) if parts else self.embed_tokens(tokens)
+
+    @torch.inference_mode()
+    def _embed(self, pixels: Pixels, tokens: TokenBatch) -> EmbeddingBatch:
+        lengths = tokens.lengths + self.tower.config.patches
+        offsets = offsets_of(lengths)
+        hidden = self.encoder.forward_embedded(self._fused(self._patches(pixels), tokens, offsets), offsets)
+        dense = heads.dense(hidden, offsets, self.engine.pooling, normalize=self.engine.normalize).cpu().numpy()
+        return EmbeddingBatch(dense, None, None, lengths.astype(np.int32), tokens.n_truncated)
+
+    def _patches(self, pixels: Pixels) -> Tensor:
+        """(n, patches, h): what the tower sees, at the encoder's positions 1, 2, ..."""
+        states = self.tower(normalised(pixels, self.compute.device, self.compute.dtype))[:, 1:]
+        places = self.encoder.places[1 : 1 + self.tower.config.patches]
+        return self.encoder.norm(self.projection(states) + places)
+
+    def _fused(self, patches: Tensor, tokens: TokenBatch, offsets: IntArray) -> Tensor:
+        """(T, h): of each row the first token at position 0, its patches, the other tokens at the positions after."""
+        count = patches.shape[1]
+        place = ranges(np.zeros(len(tokens), np.int64), tokens.lengths)
+        place += np.where(place > 0, count, 0)
+        starts = offsets[:-1]
+        text = self._text(tokens, place)
+        fused = text.new_empty((int(offsets[-1]), text.shape[1]))
+        fused[self._on_device(np.repeat(starts, tokens.lengths) + place)] = text
+        fused[self._on_device(ranges(starts + 1, np.full(len(tokens), count)))] = patches.flatten(0, 1)
+        return fused
+
+    def _text(self, tokens: TokenBatch, place: IntArray) -> Tensor:
+        encoder = self.encoder
+        words = embedding(self._on_device(tokens.ids.astype(np.int64)), encoder.words)
+        return encoder.norm(words + encoder.kinds[0] + embedding(self._on_device(place), encoder.places))
+
+    def _on_device(self, values: IntArray) -> Tensor:
+        return torch.from_numpy(values).to(self.compute.device)
