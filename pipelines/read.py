@@ -7,6 +7,7 @@ file or row is a row with `error` set, never an exception, so that one shard can
 
 from __future__ import annotations
 
+import hashlib
 import string
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -210,7 +211,8 @@ def _is_whole(unit: Unit) -> bool:
 def _merged(a: Unit, b: Unit) -> Unit:
     rows = None if a.rows is None or b.rows is None else a.rows + b.rows
     part = Part(rows=rows, size=a.size + b.size)
-    return replace(a, paths=a.paths + b.paths, part=part, version=f"{a.version}{b.version}")
+    version = hashlib.blake2b(f"{a.version} {b.version}".encode(), digest_size=8).hexdigest()
+    return replace(a, paths=a.paths + b.paths, part=part, version=version)
 
 
 def metadata_fields(config: InputConfig, units: Sequence[Unit]) -> list[pa.Field]:

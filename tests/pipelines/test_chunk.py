@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import chunk
@@ -94,6 +94,7 @@ def test_a_text_without_tokens_is_one_chunk() -> None:
     assert table["text"].to_pylist() == ["\u200b\u200b"]
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="abx \n", max_size=200), st.integers(2, 9), st.data())
 def test_every_token_is_in_a_chunk_and_no_chunk_is_too_long(text: str, size: int, data: st.DataObject) -> None:
     overlap = data.draw(st.integers(0, size - 1))
@@ -108,6 +109,7 @@ def test_every_token_is_in_a_chunk_and_no_chunk_is_too_long(text: str, size: int
     assert np.all(np.diff(spans[:, 0]) > 0)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="ab \n", max_size=300))
 def test_segments_cover_the_text_once(text: str) -> None:
     original, chunk.SEGMENT_CHARS = chunk.SEGMENT_CHARS, 10
