@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,8 +11,9 @@ from torch import Tensor, nn
 from actors import heads
 from actors.backbone import Backbone
 from actors.backbones.hf import PaddedTransformer
-from actors.batching import inverse, plan
+from actors.batching import inverse
 from actors.compute import Compute
+from actors.lanes import Lanes
 from actors.outputs import Array, EmbeddingBatch, IntArray, MultiVectors, SparseVectors, TokenBatch, concat
 from actors.spec import Output, Pooling
 
@@ -42,35 +42,42 @@ class Engine:
     sparse: nn.Linear | None
     colbert: nn.Linear | None
     excluded_ids: frozenset[int]
+    lanes: Lanes = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lanes", Lanes(self.compute))
 
     @property
     def dim(self) -> int:
-        return min(self.backbone.hidden_size, self.truncate_dim or self.backbone.hidden_size)
+        return _cut(self.backbone.hidden_size, self.truncate_dim)
 
     @property
     def colbert_dim(self) -> int:
-        width = self.backbone.hidden_size if self.colbert is None else self.colbert.out_features
-        return min(width, self.truncate_dim or width)
+        return _cut(self._colbert_width, self.truncate_dim)
+
+    @property
+    def _colbert_width(self) -> int:
+        return self.backbone.hidden_size if self.colbert is None else self.colbert.out_features
 
     def embed_tokens(self, tokens: TokenBatch, ask: Ask) -> EmbeddingBatch:
         """The asked outputs in the order of the texts. A text without any token gets zeros and no vectors."""
-        engine = replace(self, truncate_dim=None) if ask.whole else self
         lengths = tokens.lengths
-        filled = np.flatnonzero(lengths)
-        budget = min(ask.budget or self.compute.budget, self.compute.budget)
-        batches = [filled[rows] for rows in plan(lengths[filled], budget)]
-        empty = np.flatnonzero(lengths == 0)
-        parts = [engine._embed_batch(tokens.take(rows), ask) for rows in batches]
+        filled, empty = np.flatnonzero(lengths), np.flatnonzero(lengths == 0)
+        done, parts = self.lanes.run(
+            lengths[filled], lambda rows: self._embed_batch(tokens.take(filled[rows]), ask), ask.budget
+        )
+        batches = [filled[rows] for rows in done]
         if len(empty) or not parts:
-            parts.append(engine._zeros(tokens.take(empty), ask.outputs))
+            parts.append(self._zeros(tokens.take(empty), ask))
         return concat(parts).take(inverse([*batches, empty]))
 
     def _embed_batch(self, tokens: TokenBatch, ask: Ask) -> EmbeddingBatch:
         ids = torch.from_numpy(tokens.ids.astype(np.int64)).to(self.compute.device)
         hidden = self._forward(ids, tokens.offsets, ask.domain)
-        dense = self._dense(hidden, tokens.offsets) if "dense" in ask.outputs else None
+        cut = None if ask.whole else self.truncate_dim
+        dense = self._dense(hidden, tokens.offsets, cut) if "dense" in ask.outputs else None
         sparse = self._sparse(hidden, ids, tokens.offsets) if "sparse" in ask.outputs else None
-        colbert = self._colbert(hidden, tokens.offsets) if "colbert" in ask.outputs else None
+        colbert = self._colbert(hidden, tokens.offsets, cut) if "colbert" in ask.outputs else None
         return self._batch(tokens, dense, sparse, colbert)
 
     def _forward(self, ids: Tensor, offsets: IntArray, domain: str | None) -> Tensor:
@@ -78,25 +85,27 @@ class Engine:
             return self.backbone.forward(ids, offsets, domain)
         return self.backbone.forward(ids, offsets)
 
-    def _dense(self, hidden: Tensor, offsets: IntArray) -> Array:
-        cut, unit = self.truncate_dim, self.normalize
-        return heads.dense(hidden, offsets, self.pooling, normalize=unit, truncate_dim=cut).cpu().numpy()
+    def _dense(self, hidden: Tensor, offsets: IntArray, cut: int | None) -> Array:
+        return heads.host(heads.dense(hidden, offsets, self.pooling, normalize=self.normalize, truncate_dim=cut))
 
-    def _colbert(self, hidden: Tensor, offsets: IntArray) -> MultiVectors:
-        cut, unit = self.truncate_dim, self.normalize
-        return heads.colbert(hidden, offsets, self.colbert, normalize=unit, truncate_dim=cut)
+    def _colbert(self, hidden: Tensor, offsets: IntArray, cut: int | None) -> MultiVectors:
+        return heads.colbert(hidden, offsets, self.colbert, normalize=self.normalize, truncate_dim=cut)
 
     def _sparse(self, hidden: Tensor, ids: Tensor, offsets: IntArray) -> SparseVectors:
         assert self.sparse is not None, "sparse is among the outputs only where the head exists"
         return heads.sparse(hidden, ids, offsets, self.sparse, self.excluded_ids)
 
-    def _zeros(self, tokens: TokenBatch, outputs: Sequence[Output]) -> EmbeddingBatch:
+    def _zeros(self, tokens: TokenBatch, ask: Ask) -> EmbeddingBatch:
         offsets = np.zeros(len(tokens) + 1, dtype=np.int64)
+        cut = None if ask.whole else self.truncate_dim
+        dense = np.zeros((len(tokens), _cut(self.backbone.hidden_size, cut)), np.float32)
+        sparse = SparseVectors(offsets, np.zeros(0, np.uint32), np.zeros(0, np.float32))
+        colbert = MultiVectors(offsets, np.zeros((0, _cut(self._colbert_width, cut)), np.float32))
         return self._batch(
             tokens,
-            np.zeros((len(tokens), self.dim), np.float32) if "dense" in outputs else None,
-            SparseVectors(offsets, np.zeros(0, np.uint32), np.zeros(0, np.float32)) if "sparse" in outputs else None,
-            MultiVectors(offsets, np.zeros((0, self.colbert_dim), np.float32)) if "colbert" in outputs else None,
+            dense if "dense" in ask.outputs else None,
+            sparse if "sparse" in ask.outputs else None,
+            colbert if "colbert" in ask.outputs else None,
         )
 
     @staticmethod
@@ -104,3 +113,7 @@ class Engine:
         tokens: TokenBatch, dense: Array | None, sparse: SparseVectors | None, colbert: MultiVectors | None
     ) -> EmbeddingBatch:
         return EmbeddingBatch(dense, sparse, colbert, tokens.lengths.astype(np.int32), tokens.n_truncated)
+
+
+def _cut(width: int, cut: int | None) -> int:
+    return min(width, cut or width)

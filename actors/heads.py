@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize as unit
 
-from actors.outputs import IntArray, MultiVectors, SparseVectors
+from actors.outputs import Array, IntArray, MultiVectors, SparseVectors
 from actors.spec import Pooling
 
 
@@ -45,8 +45,7 @@ def sparse(
 
     hidden: (T, h); ids: int64 (T,); excluded_ids: special tokens, which get no weight. Weights of 0 are dropped.
     """
-    weights = torch.relu(linear(hidden)).flatten().float().cpu().numpy()
-    tokens = ids.cpu().numpy()
+    weights, tokens = host(torch.relu(linear(hidden)).flatten().float()), host(ids)
     rows = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     kept = (weights > 0) & ~np.isin(tokens, list(excluded_ids))
     keys = rows[kept] << 32 | tokens[kept]
@@ -72,4 +71,14 @@ def colbert(
     tokens = hidden[kept.nonzero().flatten().to(hidden.device)]
     vectors = (tokens if linear is None else linear(tokens))[:, :truncate_dim].float()
     vectors = unit(vectors, dim=-1) if normalize else vectors
-    return MultiVectors(offsets - np.arange(len(offsets)), vectors.cpu().numpy())
+    return MultiVectors(offsets - np.arange(len(offsets)), host(vectors))
+
+
+def host(x: Tensor) -> Array:
+    """The numbers in host memory. From a GPU through pinned memory, which waits for this stream only."""
+    if not x.is_cuda:
+        return x.numpy()
+    pinned = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    pinned.copy_(x, non_blocking=True)
+    torch.cuda.current_stream(x.device).synchronize()
+    return pinned.numpy()
