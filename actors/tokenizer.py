@@ -24,7 +24,6 @@ from actors.checkpoint import CheckpointError, read_json, resolve_folder
 from actors.outputs import IntArray, TokenBatch, offsets_of
 from actors.spec import EmbedderSpec
 
-
 VOCABULARIES = ("vocab.txt", "vocab.json", "tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "spm.model")
 """Files that transformers makes a tokenizer of where there is no tokenizer.json."""
 

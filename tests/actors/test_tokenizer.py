@@ -107,7 +107,7 @@ def test_many_threads_with_different_lengths(tokenizer: TextTokenizer) -> None:
 
 
 def test_it_travels_and_names_its_file(tokenizer: TextTokenizer, xlmr: Path, tmp_path: Path) -> None:
-    copy = pickle.loads(pickle.dumps(tokenizer))
+    copy = pickle.loads(pickle.dumps(tokenizer))  # noqa: S301
     assert copy.tokenise(["panda"], 8).ids.tolist() == tokenizer.tokenise(["panda"], 8).ids.tolist()
     assert load_tokenizer(EmbedderSpec(model=str(xlmr))).sha256 == tokenizer.sha256 == copy.sha256
     pipeline = json.loads((xlmr / "tokenizer.json").read_text())

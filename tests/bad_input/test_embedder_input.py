@@ -136,9 +136,7 @@ def test_outputs_that_the_model_lacks(tmp_path: Path, bert: Path) -> None:
     folder = build("m3_sparse_only", tmp_path)
     model = BGEM3FlagModel(str(folder), use_fp16=False, devices="cpu")
     assert model.encode("panda", return_sparse=True)["lexical_weights"]
-    with pytest.raises(
-        ValueError, match="gives dense, sparse, asked for dense, colbert: the checkpoint has no colbert"
-    ):
+    with pytest.raises(ValueError, match="asked for dense, colbert: the checkpoint has no colbert head"):
         model.encode("panda", return_colbert_vecs=True)
     with pytest.raises(ValueError, match="no colbert head"):
         model.compute_score(("a", "b"))
@@ -160,16 +158,16 @@ def test_pairs_and_weights(m3: BGEM3FlagModel) -> None:
 
 
 def test_a_folder_that_does_not_exist_or_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="model folder .*nowhere does not exist"):
+    with pytest.raises(CheckpointError, match=r"model folder .*nowhere does not exist"):
         FlagModel(str(tmp_path / "nowhere"))
-    with pytest.raises(CheckpointError, match="has no config.json: it is not a model folder"):
+    with pytest.raises(CheckpointError, match=r"has no config.json: it is not a model folder"):
         FlagModel(str(tmp_path))
 
 
 def test_a_folder_without_weights(tmp_path: Path) -> None:
     folder = build("bert", tmp_path)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="holds no weights: expected model.safetensors, pytorch_model.bin"):
+    with pytest.raises(CheckpointError, match=r"holds no weights: expected model.safetensors, pytorch_model.bin"):
         FlagModel(str(folder), devices="cpu")
 
 
@@ -178,7 +176,7 @@ def test_a_corrupt_safetensors_file(tmp_path: Path, keep: float) -> None:
     file = build("bert", tmp_path) / "model.safetensors"
     data = file.read_bytes()
     file.write_bytes(data[: int(keep if keep > 1 else keep * len(data))])
-    with pytest.raises(CheckpointError, match="model.safetensors is corrupt"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors is corrupt"):
         FlagModel(str(tmp_path), devices="cpu")
 
 
@@ -200,7 +198,7 @@ def test_a_pickle_is_never_run(tmp_path: Path, as_zip: bool) -> None:
         torch.save({"x": Harmful(mark)}, folder / "pytorch_model.bin")
     else:
         (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"x": Harmful(mark)}))
-    with pytest.raises(CheckpointError, match="pytorch_model.bin is refused by torch's weights_only loader"):
+    with pytest.raises(CheckpointError, match=r"pytorch_model.bin is refused by torch's weights_only loader"):
         FlagModel(str(folder), devices="cpu")
     assert not mark.exists()
 
@@ -208,7 +206,7 @@ def test_a_pickle_is_never_run(tmp_path: Path, as_zip: bool) -> None:
 def test_a_harmful_head_is_never_run(tmp_path: Path) -> None:
     folder, mark = build("m3", tmp_path), tmp_path / "was-run"
     torch.save({"weight": Harmful(mark)}, folder / "sparse_linear.pt")
-    with pytest.raises(CheckpointError, match="sparse_linear.pt is refused by torch's weights_only loader"):
+    with pytest.raises(CheckpointError, match=r"sparse_linear.pt is refused by torch's weights_only loader"):
         BGEM3FlagModel(str(folder), devices="cpu")
     assert not mark.exists()
 
@@ -217,7 +215,7 @@ def test_weights_that_do_not_fit_the_config(tmp_path: Path) -> None:
     folder = build("bert", tmp_path)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
-    with pytest.raises(ValueError, match="weights missing or of another shape: encoder.layer.2"):
+    with pytest.raises(ValueError, match=r"weights missing or of another shape: encoder.layer.2"):
         FlagModel(str(folder), devices="cpu")
 
 
@@ -226,10 +224,10 @@ def test_a_shard_that_is_missing_and_an_index_that_is_no_json(tmp_path: Path) ->
     (folder / "model.safetensors").unlink()
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "model-00001-of-00001.safetensors"}}))
-    with pytest.raises(CheckpointError, match="model-00001-of-00001.safetensors is missing"):
+    with pytest.raises(CheckpointError, match=r"model-00001-of-00001.safetensors is missing"):
         FlagModel(str(folder), devices="cpu")
     index.write_text("{")
-    with pytest.raises(CheckpointError, match="index.json is not valid JSON"):
+    with pytest.raises(CheckpointError, match=r"index.json is not valid JSON"):
         FlagModel(str(folder), devices="cpu")
 
 
@@ -241,5 +239,5 @@ def test_colbert_dim_is_checked_against_the_head(tmp_path: Path) -> None:
 def test_no_tokenizer(tmp_path: Path) -> None:
     folder = build("bert", tmp_path)
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(CheckpointError, match="holds no tokenizer: expected tokenizer.json or one of"):
+    with pytest.raises(CheckpointError, match=r"holds no tokenizer: expected tokenizer.json or vocab.txt"):
         FlagModel(str(folder), devices="cpu")
