@@ -188,6 +188,60 @@ def search(
         typer.echo(f"? {text}\n{hits}\n")
 
 
+Queries = Annotated[Path, typer.Option(help="JSON Lines with _id and text, or id<TAB>text.")]
+Qrels = Annotated[Path, typer.Option(help="BEIR's three columns or TREC's four.")]
+SearchFiles = Annotated[list[Path] | None, typer.Option("--search", help="YAML of `tridex tune`; may be repeated.")]
+
+
+@app.command()
+def evaluate(
+    index: Index,
+    queries: Queries,
+    qrels: Qrels,
+    search_configs: SearchFiles = None,
+    rerank: Annotated[list[str] | None, typer.Option(help="Rerankers to measure as well.")] = None,
+    candidates: Annotated[int, typer.Option(help="Rows of each channel that enter the union.")] = 200,
+    runs: Annotated[Path | None, typer.Option(help="Folder for TREC run files.")] = None,
+    as_json: Json = False,
+) -> None:
+    """nDCG@10, recall@100, MRR@10 and MAP of each channel, fusion and reranker, each tested against BM25."""
+    from pipelines.config import read_search_config
+    from pipelines.evaluation import evaluate as run
+    from pipelines.evaluation import read_qrels, read_queries
+    from pipelines.evaluation.report import rules_of
+    from pipelines.retrieval import open_index
+    from pipelines.retrieval.rerank import as_reranker
+
+    asked, judged, opened = read_queries(queries), read_qrels(qrels), open_index(index)
+    rules = rules_of(opened, {path.stem: read_search_config(path) for path in search_configs or []})
+    models = {name: as_reranker(name, tuple(opened.channels)) for name in rerank or []}
+    result = run(opened, asked, judged, rules=rules, rerankers=models, candidates=candidates)
+    if runs is not None:
+        result.write_runs(runs)
+    _print_json(result.to_dict()) if as_json else typer.echo(result.text())
+
+
+@app.command()
+def tune(
+    index: Index,
+    queries: Queries,
+    qrels: Qrels,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Search config to write.")] = None,
+    folds: Annotated[int, typer.Option(help="Of the cross-validation.")] = 5,
+    seed: Annotated[int, typer.Option(help="Of the folds.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Choose fusion weights on judged queries; says so where the hybrid does not beat its best channel."""
+    from pipelines.evaluation import read_qrels, read_queries
+    from pipelines.evaluation import tune as run
+    from pipelines.retrieval import open_index
+
+    result = run(open_index(index), read_queries(queries), read_qrels(qrels), folds=folds, seed=seed)
+    if output is not None:
+        result.write(output)
+    _print_json(result.to_dict()) if as_json else typer.echo(result.text())
+
+
 def main() -> None:
     """Entry point of the console script."""
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a terminal in the C locale

@@ -280,6 +280,14 @@ def apply_override(tree: dict[str, Any], path: Sequence[str], value: Any) -> Non
         node = node[key]
 
 
+def read_search_config(path: str | Path) -> SearchConfig:
+    """A search config, such as `tridex tune` writes; ConfigError names the file and the key."""
+    try:
+        return SearchConfig.model_validate(read_yaml(path))
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_describe(error)}") from error
+
+
 def _describe(error: ValidationError) -> str:
     lines = [
         f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
