@@ -65,7 +65,8 @@ def _decode_bits2(codes: Array, dim: int) -> Floats:
     _, inner, outer = LLOYD_MAX_4
     levels = np.array([-outer, -inner, inner, outer], np.float32) / np.float32(np.sqrt(dim))
     places = (codes[:, :, None] >> np.array([0, 2, 4, 6], np.uint8)) & np.uint8(3)
-    return levels[places.reshape(len(codes), -1)[:, :dim]]
+    decoded: Floats = levels[places.reshape(len(codes), -1)[:, :dim]]
+    return decoded
 
 
 def _encode_sign(vectors: Floats) -> Codes:

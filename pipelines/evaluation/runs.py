@@ -1,0 +1,87 @@
+"""Ranks judged queries once and derives every run from that: each channel, each fusion, each reranker.
+
+A run ranks documents, not chunks: a document counts with its best chunk. Channels are measured on their own best
+`depth` rows; fusions see the union of them with every channel's exact score, as a search does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from actors.outputs import IntArray
+from pipelines.config import Channel
+from pipelines.evaluation.metrics import Run
+from pipelines.retrieval.fusion import Rule, fuse
+from pipelines.retrieval.query import Candidates, Index
+
+BATCH = 256
+DEPTH = 1000
+"""Rows of one query that a run keeps."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """One query with its candidates and the document of each candidate."""
+
+    query_id: str
+    text: str
+    found: Candidates
+    documents: npt.NDArray[np.object_]
+
+
+def rank(index: Index, queries: Mapping[str, str], candidates: int = 200) -> list[Judged]:
+    """Candidates of every channel of the index, for every query."""
+    ids, texts = list(queries), list(queries.values())
+    judged: list[Judged] = []
+    for first in range(0, len(ids), BATCH):
+        part = slice(first, first + BATCH)
+        found = index.candidates(index.encode(texts[part]), list(index.channels), candidates)
+        documents = _documents(index, [f.positions for f in found])
+        judged += [Judged(*row) for row in zip(ids[part], texts[part], found, documents, strict=True)]
+    return judged
+
+
+def _documents(index: Index, positions: Sequence[IntArray]) -> list[npt.NDArray[np.object_]]:
+    """Document ids for each list of positions, read once."""
+    needed, inverse = np.unique(np.concatenate(positions), return_inverse=True)
+    ids = index.snapshot.take(needed, ["doc_id"])["doc_id"].to_numpy()
+    bounds = np.cumsum([len(p) for p in positions])[:-1]
+    return np.split(ids[inverse], bounds)
+
+
+def _scored(documents: npt.NDArray[np.object_], scores: npt.NDArray[Any]) -> dict[str, float]:
+    """The best score of each document, for the best rows."""
+    best: dict[str, float] = {}
+    for i in np.argsort(-scores, kind="stable")[:DEPTH]:
+        best.setdefault(str(documents[i]), float(scores[i]))
+    return best
+
+
+def channel_run(judged: Sequence[Judged], channel: Channel) -> Run:
+    """What one channel finds by itself."""
+    run: Run = {}
+    for query in judged:
+        top = query.found.tops[channel]
+        places = np.searchsorted(query.found.positions, top.positions)
+        run[query.query_id] = _scored(query.documents[places], top.scores)
+    return run
+
+
+def fused_run(judged: Sequence[Judged], rule: Rule) -> Run:
+    return {q.query_id: _scored(q.documents, fuse(q.found.scores, rule)) for q in judged}
+
+
+def reranked_run(index: Index, judged: Sequence[Judged], rule: Rule, reranker: Any, depth: int) -> Run:
+    """The fused ranking with its first `depth` rows scored again by `.score(query, passages)`."""
+    run: Run = {}
+    for query in judged:
+        order = np.argsort(-fuse(query.found.scores, rule), kind="stable")[:depth]
+        texts = index.snapshot.take(query.found.positions[order], ["text"])["text"].to_pylist()
+        scores = np.asarray(reranker.score(query.text, texts), np.float64)
+        run[query.query_id] = _scored(query.documents[order], scores)
+    return run
