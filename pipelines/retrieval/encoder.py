@@ -18,10 +18,12 @@ from pipelines.store.schema import Identity
 
 if TYPE_CHECKING:
     from actors.embedders.base import Embedder
+    from actors.vision.preprocess import Picture
 
 SPEC_FIELDS = (
     "model", "revision", "model_class", "pooling", "normalize", "query_instruction", "query_instruction_format",
     "passage_instruction", "passage_instruction_format", "query_max_length", "passage_max_length", "truncate_dim",
+    "picture_weights",
 )  # fmt: skip
 
 
@@ -74,6 +76,14 @@ class Encoder:
     def encode(self, texts: Sequence[str], outputs: Sequence[Output]) -> EmbeddingBatch:
         """The queries' outputs. A query without a token gets zero vectors and matches nothing by meaning."""
         return self.embedder.embed_queries(list(texts), list(outputs))
+
+    def encode_picture(self, picture: Picture, text: str) -> EmbeddingBatch:
+        """One query of a picture and a text; ConfigError where the model sees no pictures."""
+        from actors.vision.visualized import VisualizedBGE
+
+        if not isinstance(self.embedder, VisualizedBGE):
+            raise ConfigError(f"{self.uri}: its model ({self.embedder.spec.model}) sees no pictures")
+        return self.embedder.embed_images([picture], [text], "query")
 
     def token_ids(self, texts: Sequence[str]) -> tuple[IntArray, IntArray]:
         """(ids, offsets) of the tokens behind the ColBERT vectors: all but the first of each query."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -16,9 +15,9 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from actors.outputs import IntArray
+from actors.outputs import EmbeddingBatch, IntArray
 from actors.spec import EmbedderSpec, Output
-from pipelines.config import Channel, ConfigError, Fusion
+from pipelines.config import DEFAULT_MODEL, Channel, ConfigError, Fusion
 from pipelines.retrieval import fusion as fusing
 from pipelines.retrieval.candidates import (
     ChannelSearch,
@@ -32,58 +31,24 @@ from pipelines.retrieval.candidates import (
     Sparse,
 )
 from pipelines.retrieval.encoder import Encoder
+from pipelines.retrieval.explain import Explanation
 from pipelines.retrieval.grouping import Grouping, check_page, first_page
+from pipelines.retrieval.matches import explain_row
+from pipelines.retrieval.request import Candidates, Request
 from pipelines.retrieval.rerank import Reranker, as_reranker, rerank_hits
 from pipelines.retrieval.results import Hit, Hits
+from pipelines.retrieval.statistics import TokenStatistics, read_statistics
 from pipelines.retrieval.stored import Stored
 from pipelines.store.schema import Identity
 from pipelines.store.table import Snapshot, open_table
 
 if TYPE_CHECKING:
     from actors.embedders.base import Embedder
+    from actors.vision.preprocess import Picture
 
 MODES = ("hybrid", "dense", "sparse", "colbert", "bm25")
 MEMORY = 4 * 2**30
 """Bytes of stored columns that an opened index may hold."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Candidates:
-    """One query's candidates, ascending by position, with every channel's exact score."""
-
-    positions: IntArray
-    scores: Mapping[Channel, Floats]
-    tops: Mapping[Channel, Ranking]
-    """What each searched channel found by itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A search, checked. See `Index.search` for the meaning of each field."""
-
-    k: int
-    mode: str
-    rule: fusing.Rule
-    where: Filter | None
-    candidates: int
-    columns: tuple[str, ...]
-    grouping: Grouping | None
-    offset: int
-    reranker: Reranker | None
-    rerank_k: int
-
-    @property
-    def searched(self) -> tuple[Channel, ...]:
-        """Channels that bring candidates."""
-        if self.mode != "hybrid":
-            return (self.mode,)  # type: ignore[return-value]
-        return tuple(c for c, w in self.rule.weights.items() if w > 0)
-
-    @property
-    def depth(self) -> int:
-        """How many rows must be ranked before paging."""
-        wanted = self.offset + self.k
-        return max(wanted, self.rerank_k) if self.reranker else wanted
 
 
 class Index:
@@ -160,6 +125,17 @@ class Index:
         answers = self._answer(self.encode(queries), request)
         return answers[0] if isinstance(query, str) else answers
 
+    def search_picture(self, picture: Picture, text: str = "", k: int = 10, **options: Any) -> Hits:
+        """As `search`, for a picture, or for a picture and a text together; by vector alone where there is no text.
+
+        picture: encoded bytes, a path or a PIL image. Raises ConfigError where the index's model sees no pictures,
+        PictureError for a picture that cannot be used.
+        """
+        if not text.strip():
+            options["mode"] = "dense"
+        request = self.request(k, **options)
+        return self._answer(Queries((text,), self.encoder.encode_picture(picture, text)), request)[0]
+
     def request(
         self,
         k: int = 10,
@@ -219,7 +195,20 @@ class Index:
                 raise ConfigError(f"query {i}: is empty")
         outputs: list[Output] = [o for o in self.stored.outputs if o in self.channels]
         encoded = self.encoder.encode(queries, outputs) if outputs and queries else None
-        return Queries(tuple(queries), encoded)
+        return Queries(tuple(queries), encoded, self._token_weights(queries, encoded))
+
+    def _token_weights(self, queries: Sequence[str], encoded: EmbeddingBatch | None) -> Floats | None:
+        """IDF of each query token for the packaged model, where it is measured to help; other models keep M3's mean."""
+        if encoded is None or encoded.colbert is None or self.token_statistics is None:
+            return None
+        token_ids, _ = self.encoder.token_ids(queries)
+        return self.token_statistics.idf(token_ids)
+
+    @cached_property
+    def token_statistics(self) -> TokenStatistics | None:
+        """Token counts for weighing query tokens; None for models that do without, or where none are counted yet."""
+        weighs = self.identity.embedders[self.name]["model"] == DEFAULT_MODEL
+        return read_statistics(self.snapshot, self.name) if weighs else None
 
     def candidates(
         self, queries: Queries, searched: Iterable[Channel], n: int, where: Filter | None = None
@@ -233,6 +222,24 @@ class Index:
         positions = np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
         scores = {c: channel.scores(queries, i, positions) for c, channel in self.channels.items()}
         return Candidates(positions, scores, tops)
+
+    def explain(self, query: str, id: str, **options: Any) -> Explanation:
+        """Why a row has the score that `search(query, **options)` gives it: the parts, down to single tokens.
+
+        id: a chunk id, or a document id, which stands for its best chunk. The row need not be among the hits; one
+        that no channel finds is scored as if it had been found. Raises ConfigError for an id that is not there.
+        """
+        return explain_row(self, query, id, self.request(1, **options))
+
+    def candidates_with(self, queries: Queries, request: Request, rows: IntArray) -> Candidates:
+        """The candidates of a single query, as a search sees them; `rows` are among them, found or not."""
+        tops = {c: self.channels[c].top(queries, request.candidates, request.where)[0] for c in request.searched}
+        if not len(np.setdiff1d(rows, np.concatenate([t.positions for t in tops.values()]))):
+            return self._scored(queries, 0, tops)
+        (channel, top), *_ = tops.items()
+        wider = Ranking(np.concatenate([top.positions, rows]), top.scores)
+        whole = self._scored(queries, 0, {**tops, channel: wider})
+        return Candidates(whole.positions, whole.scores, tops)
 
     def _answer(self, queries: Queries, request: Request) -> list[Hits]:
         if request.mode == "hybrid":

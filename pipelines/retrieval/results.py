@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -19,6 +20,8 @@ COLOURS: dict[str, str] = {
     "rerank": "#e45756",
 }
 SNIPPET = 320
+THUMBNAIL = "thumbnail"
+"""Metadata column with a small JPEG, shown as a picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,7 @@ class Hit:
             "score": self.score,
             "scores": dict(self.scores),
             "text": self.text,
-            "metadata": dict(self.metadata),
+            "metadata": {key: _plain(value) for key, value in self.metadata.items()},
         }
 
 
@@ -110,6 +113,11 @@ class Hits(Sequence[Hit]):
         return _page(self)
 
 
+def _plain(value: Any) -> Any:
+    """Bytes (a thumbnail) as base64 text, all else as it is."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else value
+
+
 def shorten(text: str, length: int) -> str:
     """One line of at most `length` characters, cut at a word."""
     flat = " ".join(text.split())
@@ -139,11 +147,17 @@ def _card(rank: int, hit: Hit, extremes: Mapping[str, tuple[float, float]]) -> s
     chips = "".join(
         f"<span style='font-size:11px;color:#888;margin-right:8px'>{escape(f'{key}: {shorten(str(value), 60)}')}</span>"
         for key, value in hit.metadata.items()
+        if not isinstance(value, bytes)
+    )
+    pictures = "".join(
+        f"<img src='data:image/jpeg;base64,{_plain(value)}' style='max-width:160px;max-height:120px;border-radius:4px'>"
+        for key, value in hit.metadata.items()
+        if key == THUMBNAIL and isinstance(value, bytes)
     )
     return (
         "<div style='display:flex;gap:14px;border-top:1px solid #8884;padding:8px 0'>"
         f"<div style='min-width:26px;text-align:right;color:#888'>{rank}</div>"
-        f"<div style='flex:1'><div><b>{escape(hit.chunk_id)}</b> "
+        f"{pictures}<div style='flex:1'><div><b>{escape(hit.chunk_id)}</b> "
         f"<span style='color:#888;font-size:12px'>{hit.score:.4f}</span></div>"
         f"<div style='font-size:13px'>{escape(shorten(hit.text, SNIPPET))}</div>{chips}</div>"
         f"<div style='min-width:190px'>{bars}</div></div>"
