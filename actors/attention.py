@@ -62,11 +62,15 @@ class Rule:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, segments: Segments, rule: Rule) -> Tensor:
-    """Each text attends to itself. query: (T, H, d); key, value: (T, H or fewer, d); returns (T, H, d), contiguous."""
+    """Each text attends to itself. query: (T, H, d); key, value: (T, H or fewer, d); returns (T, H, d), contiguous.
+
+    Rows past the last text belong to nobody and come back as zeros (a CPU batch is rounded up); they must be finite.
+    """
     flash = _flash() if _flash_takes(query, rule) else None
     if flash is not None:
         return flash(query, key, value, segments, rule)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    out[segments.offsets[-1] :] = 0
     for start, texts, length in segments.runs:
         wide = _keys_read(query, start + (texts - 1) * length, length)
         q = _windows(query, start, texts, length, length)

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, layer_norm, linear
+from torch.nn.functional import embedding, layer_norm, linear, pad
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 
 from actors.attention import Rule, Segments, attend
+from actors.batching import rounded
 from actors.outputs import IntArray
 
 
@@ -100,9 +101,12 @@ class PackedEncoder:
         return self._encode(x, Segments(offsets, x.device))
 
     def _encode(self, x: Tensor, segments: Segments) -> Tensor:
+        tokens = len(x)
+        if self.layers[0].qkv.packed:
+            x = pad(x, (0, 0, 0, rounded(tokens) - tokens))
         for layer in self.layers:
             x = self._layer(layer, x, segments)
-        return x
+        return x[:tokens]
 
     def _embed(self, ids: Tensor, segments: Segments, kinds: Tensor | None) -> Tensor:
         places = self._places(ids, segments)

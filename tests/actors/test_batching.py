@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.batching import inverse, padding_share, plan
+from actors.batching import inverse, padding_share, plan, rounded
 from actors.outputs import IntArray
 
 LENGTHS = st.lists(st.integers(0, 600), max_size=200).map(lambda values: np.array(values, dtype=np.int64))
@@ -58,3 +58,14 @@ def test_a_block_of_equal_lengths_has_no_padding() -> None:
 def test_a_budget_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="budget must be at least 1 token, got 0"):
         plan(np.array([3]), 0)
+
+
+@given(st.integers(1, 100_000))
+def test_rounding_adds_little_and_leaves_few_sizes(tokens: int) -> None:
+    size = rounded(tokens)
+    assert 0 <= size - tokens < max(16, tokens / 31)
+    assert rounded(size) == size
+
+
+def test_a_stream_of_batches_comes_in_few_sizes() -> None:
+    assert len({rounded(tokens) for tokens in range(3500, 4097)}) <= 11
