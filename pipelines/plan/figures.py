@@ -76,7 +76,7 @@ class Plan:
 
 def _input(plan: Plan) -> Iterator[str]:
     about = "" if plan.exact else "about "
-    yield f"input       {size(plan.input_bytes)} in {plan.units:,} units"
+    yield f"input       {size(plan.input_bytes)} in {plan.units:,} {'unit' if plan.units == 1 else 'units'}"
     yield f"documents   {about}{plan.documents:,}, in {plan.chunks:,} chunks (from a sample of {plan.sampled:,})"
     if plan.bad_share:
         reasons = ", ".join(f"{reason} ({n})" for reason, n in plan.bad_reasons.items())

@@ -65,17 +65,21 @@ class Sample:
 
 
 def take_sample(units: Sequence[Unit], config: BuildConfig, n_rows: int) -> Sample:
-    """The first rows of up to 16 units spread evenly over the input, and the number of rows of all units."""
+    """About `n_rows` rows, the first of up to 16 units spread over the input, and the number of rows of all units."""
     fields = metadata_fields(config.input, units)
     places = np.linspace(0, len(units) - 1, min(SAMPLE_UNITS, len(units))).round().astype(int)
     share = -(-n_rows // max(1, len(places)))
     tables: list[pa.Table] = [read_schema(fields).empty_table()]
     counted: list[tuple[int, int]] = []
     for unit in (units[i] for i in places):
-        blocks = read_unit(unit, config.input, share, fields)
-        tables.append(next(blocks, tables[0].slice(0, 0)))
+        seen = 0
+        for block in read_unit(unit, config.input, share, fields):
+            tables.append(block.slice(0, max(0, share - seen)))
+            seen += len(block)
+            if seen >= share and unit.rows is not None:
+                break
         if unit.rows is None:
-            counted.append((unit.size, len(tables[-1]) + sum(len(block) for block in blocks)))
+            counted.append((unit.size, seen))
     documents = pa.concat_tables(tables)
     rows, exact = count(units, counted)
     good = documents.take(pa.array(good_rows(documents)))

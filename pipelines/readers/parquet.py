@@ -6,6 +6,7 @@ A damaged row group costs only itself: the others are independent, so they are s
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,6 +23,7 @@ def inspect(file: File, part_bytes: int) -> Inspection:
 
 
 def _parts(metadata: pq.FileMetaData, part_bytes: int) -> tuple[Part, ...]:
+    """A file that makes one part is one without bounds, so that small files can share a unit."""
     parts: list[Part] = []
     first, rows, size, row = 0, 0, 0, 0
     for i in range(metadata.num_row_groups):
@@ -31,7 +33,7 @@ def _parts(metadata: pq.FileMetaData, part_bytes: int) -> tuple[Part, ...]:
         if size >= part_bytes or i == metadata.num_row_groups - 1:
             parts.append(Part(first, i + 1, row, rows, size))
             first, row, rows, size = i + 1, row + rows, 0, 0
-    return tuple(parts)
+    return tuple(parts) if len(parts) != 1 else (replace(parts[0], stop=-1),)
 
 
 def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, limit: int) -> Iterator[Raw]:

@@ -132,9 +132,15 @@ def test_a_jsonl_file_is_cut_at_line_ends_and_nothing_is_read_twice(
     assert all(s == str(path) or s.startswith(f"{path}@") for s, _ in pairs)
 
 
-def test_small_files_share_a_unit_and_keep_their_own_positions(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet", "csv"])
+def test_small_files_share_a_unit_and_keep_their_own_positions(tmp_path: Path, suffix: str) -> None:
     for i in range(5):
-        (tmp_path / f"{i}.jsonl").write_bytes(_jsonl([{"id": f"{i}-{k}", "text": "x"} for k in range(2)]))
+        rows = [{"id": f"{i}-{k}", "text": "x"} for k in range(2)]
+        path = tmp_path / f"{i}.{suffix}"
+        if suffix == "parquet":
+            pq.write_table(pa.Table.from_pylist(rows), path)
+        else:
+            path.write_bytes(_jsonl(rows) if suffix == "jsonl" else _csv(rows))
     config = _input(tmp_path)
     units = plan_units(config)
     assert len(units) == 1
