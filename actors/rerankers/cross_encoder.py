@@ -3,21 +3,25 @@
 BERT and XLM-RoBERTa, which is nearly every published reranker, run on our packed encoder; anything else that
 transformers loads for sequence classification runs padded through its own code. The head is a few thousand
 multiplications, so it stays in float32 even where the encoder does not.
+
+In half precision only matrix products and attention are halved: embeddings, norms and the sums between layers stay in
+float32. That costs no time that could be measured on a CPU, and the error of a score falls to a third.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
 
+from actors.attention import Segments, attend
 from actors.backbone import ENCODERS, load_pretrained
-from actors.backbones.encoder import PackedEncoder
+from actors.backbones.encoder import Layer, PackedEncoder
 from actors.catalogue import max_positions
 from actors.compute import Compute, resolve
 from actors.outputs import IntArray, ranges
@@ -61,24 +65,42 @@ def load_cross_encoder(checkpoint: Checkpoint) -> CrossEncoder:
     if config.num_labels != 1:
         raise ValueError(f"{checkpoint.folder} has {config.num_labels} labels; a reranker gives one score a pair")
     compute = resolve(checkpoint.compute, config)
-    model = load_pretrained(
-        AutoModelForSequenceClassification, checkpoint.folder, compute, config,
-        trust_remote_code=checkpoint.trust_remote_code,
-    )  # fmt: skip
     has_types = getattr(config, "type_vocab_size", 0) > 1
     limit = max_positions(checkpoint.folder)
     layout = encoder_layout(checkpoint.tokenizer, limit, has_types)
-    return CrossEncoder(compute, layout, _logits(model, config))
+    return CrossEncoder(compute, layout, _logits(checkpoint, config, compute))
 
 
-def _logits(model: PreTrainedModel, config: PretrainedConfig) -> Logits:
-    if config.model_type not in ENCODERS:
+def _logits(checkpoint: Checkpoint, config: PretrainedConfig, compute: Compute) -> Logits:
+    packed = config.model_type in ENCODERS
+    model = load_pretrained(
+        AutoModelForSequenceClassification,
+        checkpoint.folder,
+        replace(compute, dtype=torch.float32) if packed else compute,
+        config,
+        trust_remote_code=checkpoint.trust_remote_code,
+    )
+    if not packed:
         return _Padded(model, config.pad_token_id or 0)
-    encoder, head = PackedEncoder(model.base_model), model.classifier.float()
+    for module in model.base_model.encoder.modules():
+        if isinstance(module, nn.Linear):
+            module.to(compute.dtype)
+    encoder, head = MixedEncoder(model.base_model), model.classifier.float()
     if config.model_type == "bert":
         pooler = model.base_model.pooler.float()
         return _Packed(encoder, lambda first: head(pooler(first)))
     return _Packed(encoder, head)
+
+
+class MixedEncoder(PackedEncoder):
+    """Linear layers in one dtype, everything else of the model in float32."""
+
+    def _layer(self, layer: Layer, x: Tensor, segments: Segments) -> Tensor:
+        narrow = layer.qkv.weight.dtype
+        query, key, value = layer.qkv(x.to(narrow)).view(len(x), 3, self.heads, -1).unbind(1)
+        mixed = attend(query, key, value, segments, self.rule).view(x.shape)
+        x = layer.attention_norm(layer.out(mixed) + x)
+        return layer.output_norm(layer.down(layer.up(x.to(narrow))) + x)
 
 
 @dataclass(frozen=True, slots=True)
