@@ -129,14 +129,20 @@ def _fragments(records: Iterable[Record]) -> list[FragmentMetadata]:
 
 
 def replacement(dataset: lance.LanceDataset, new: list[FragmentMetadata], addresses: list[int]) -> Any:
-    """An operation that adds fragments and deletes the rows at `addresses` in one step; a plain append without any."""
+    """An operation that adds fragments and deletes the rows at `addresses` in one step; a plain append without any.
+
+    CommitError where a fragment is gone: somebody compacted the table without the lease, and the rows have moved.
+    """
     if not addresses:
         return lance.LanceOperation.Append(new)
     updated, emptied = [], []
     for fragment_id, offsets in address_parts(np.array(addresses, np.uint64)).items():
         fragment = dataset.get_fragment(fragment_id)
         if fragment is None:
-            continue
+            raise CommitError(
+                f"{dataset.uri}: fragment {fragment_id} is gone: the table was compacted or edited by another program "
+                "while the job ran; start the job again"
+            )
         left = fragment.delete_rows(offsets)
         if left is None:
             emptied.append(fragment_id)

@@ -25,6 +25,7 @@ from typing import Any
 
 import lance
 import pyarrow as pa
+from lance.commit import CommitConflictError
 
 from pipelines.config import ConfigError
 from pipelines.store.datasets import create_dataset, open_dataset
@@ -167,8 +168,9 @@ class Lease:
                 self._set(f"beat = {beats}")
                 if beats % _CLEAN_EVERY == 0:
                     _open(self.uri, self.options).cleanup_old_versions(_KEEP_VERSIONS)
-            except OSError:
-                # The store did not answer; the next beat tries again, and `check` refuses if somebody took over.
+            except (OSError, CommitConflictError):
+                # The store did not answer, or another process wrote; the next beat tries again, and `check` refuses
+                # if somebody took over.
                 self.failures += 1
 
     def _set(self, assignment: str) -> None:

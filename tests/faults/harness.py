@@ -136,7 +136,7 @@ class Job:
         return lance.dataset(f"{self.index}/documents.lance")
 
     def configure(self, shards: Path, model: Path) -> Job:
-        index = {"uri": self.index, "commit_fragments": 2, "fragment_bytes": 16384, "full_text": False}
+        index = {"uri": self.index, "commit_fragments": 2, "fragment_bytes": 65536, "full_text": False}
         tree = {
             "input": {"paths": [str(shards / "*.parquet")]},
             "index": index | self.settings.get("index", {}),

@@ -95,6 +95,19 @@ def test_every_row_gets_its_own_values(wider: Target, batch_rows: int) -> None:
     create_or_open(wider)
 
 
+def test_rows_written_afterwards_find_their_columns(wider: Target, block: Block) -> None:
+    """The table's columns are now in another order than the schema of the job."""
+    with acquire(wider.uri, wider.table, "wider") as lease:
+        dataset, fields = begin_columns(wider)
+        fill(wider, lease, list(read_fragments(dataset, unfilled(dataset, fields), 100)), fields)
+        finish_columns(wider, fields)
+    assert lance.dataset(wider.documents_uri).schema.names != wider.schema.names
+    upsert_rows(replace(wider, run="after"), embedded(block(["b", "z"], text="four")))
+    assert values(wider) == expected("bdeghijz")
+    rows = lance.dataset(wider.documents_uri).to_table(filter="doc_id = 'z'").to_pylist()
+    assert (rows[0]["toy_dense"], rows[0]["toy_colbert"], rows[0]["text"]) == ([4.0] * 4, b"\x01\x02", "four")
+
+
 def test_blocks_that_cross_fragments_are_taken_apart(wider: Target) -> None:
     with acquire(wider.uri, wider.table, "wider") as lease:
         dataset, fields = begin_columns(wider)
