@@ -18,6 +18,27 @@ from safetensors.numpy import save_file
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;?!'\"()-/的是在日本語кириаnلعरबनé"
 WORDS = ("what", "is", "the", "a", "panda", "bear", "query", "passage", "answer", "to", "of", "and", "river", "city")
 
+LONG = " ".join(f"the panda {i} is a bear of the river and the city," for i in range(60))
+LONG_QUESTION = " ".join(f"what is the answer {i} to the query?" for i in range(40))
+
+PAIRS: list[tuple[str, str]] = [
+    ("what is panda?", "hi"),
+    ("what is panda?", "The giant panda is a bear species endemic to the river and the city."),
+    ("", "the river"),
+    ("the query", ""),
+    ("", ""),
+    ("what is panda?", LONG),
+    (LONG_QUESTION, "the answer"),
+    (LONG_QUESTION, LONG),
+    ("日本語 的 是?", "是在 日本 語。 panda"),
+    ("река и ара", "каир бана ri city"),
+    ("नल रब", "عربن the 🐼 panda"),
+    ("  the   city ", "trailing space "),
+    ("line\nbreak", "tab\tand\n\nlines"),
+    ("Yes", "the answer is Yes"),
+]
+"""Empty and very long sides, several scripts, odd white space."""
+
 Shapes = dict[str, tuple[int, ...]]
 
 

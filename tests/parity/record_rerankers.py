@@ -18,8 +18,8 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-from checkpoints_rerankers import build, lora  # noqa: E402
-from reranker_cases import CASES, PAIRS, Case  # noqa: E402
+from checkpoints_rerankers import PAIRS, build, lora  # noqa: E402
+from reranker_cases import CASES, Case  # noqa: E402
 
 
 def score(case: Case, folder: Path) -> Any:

@@ -5,26 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-LONG = " ".join(f"the panda {i} is a bear of the river and the city," for i in range(60))
-LONG_QUESTION = " ".join(f"what is the answer {i} to the query?" for i in range(40))
-
-PAIRS: list[tuple[str, str]] = [
-    ("what is panda?", "hi"),
-    ("what is panda?", "The giant panda is a bear species endemic to the river and the city."),
-    ("", "the river"),
-    ("the query", ""),
-    ("", ""),
-    ("what is panda?", LONG),
-    (LONG_QUESTION, "the answer"),
-    (LONG_QUESTION, LONG),
-    ("日本語 的 是?", "是在 日本 語。 panda"),
-    ("река и ара", "каир бана ri city"),
-    ("नल रब", "عربن the 🐼 panda"),
-    ("  the   city ", "trailing space "),
-    ("line\nbreak", "tab\tand\n\nlines"),
-    ("Yes", "the answer is Yes"),
-]
-
 
 @dataclass(frozen=True)
 class Case:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints_rerankers import build, lora
-from reranker_cases import CASES, PAIRS
+from checkpoints_rerankers import PAIRS, build, lora
+from reranker_cases import CASES
 
 import actors
 
