@@ -1,0 +1,258 @@
+"""`fit_heads`: M3's lexical and late-interaction heads for an encoder that stays as it is.
+
+Texts are encoded once; all training and choosing happens on cached states. Every variant is measured on queries that
+were held out of training, and the simplest one that is not beaten is kept: an untrained head is a valid answer.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig
+
+from actors.backbone import Backbone, load_backbone
+from actors.checkpoint import check_weights, fingerprint
+from actors.compute import Compute, resolve
+from actors.embedders.base import UNWEIGHTED
+from actors.fitting import colbert, sparse
+from actors.fitting.card import check_existing_heads, check_output, model_card, write_checkpoint
+from actors.fitting.data import Rng, Source, read_source, split
+from actors.fitting.losses import contrastive, distillation, l1
+from actors.fitting.mining import Mined, bm25, dense_vectors, document_frequency, maxsim, mine, sparse_scores
+from actors.fitting.result import FitConfig, FitResult, Score, SourceReport
+from actors.fitting.select import Doubles, ndcg, simplest_unbeaten
+from actors.fitting.states import States, compute_states
+from actors.fitting.train import Loss, train
+from actors.outputs import IntArray, TokenBatch
+from actors.preparation import Preparation, load_preparation
+from actors.spec import EmbedderSpec, Pooling
+
+START_SAMPLE = 100_000
+REGULAR_SAMPLE = 4_000
+COLBERT_CANDIDATES = 8
+COLBERT_BATCH = 8
+COLBERT_RATE = 3e-4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoder:
+    preparation: Preparation
+    backbone: Backbone
+    compute: Compute
+    pooling: Pooling
+    excluded: frozenset[int]
+
+    @property
+    def vocab(self) -> int:
+        return max(self.backbone.vocab_size, self.preparation.tokenizer.vocab_size)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """One source, encoded, mined and split into training rows and held-out rows."""
+
+    source: Source
+    queries: States
+    passages: States
+    mined: Mined
+    train: IntArray
+    held: IntArray
+
+    def positives(self) -> list[list[int]]:
+        return [self.source.positives[row] for row in self.held]
+
+    def held_queries(self) -> States:
+        at = self.queries.positions(self.held)
+        return States(self.queries.tokens.take(self.held), self.queries.hidden[at], self.queries.weighted[at])
+
+
+Results = dict[str, list[Doubles]]
+"""nDCG@10 of the held-out queries of every task, by variant, simplest variant first."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fitted:
+    """The head that was kept, the name of its variant, and what all variants reached."""
+
+    head: nn.Linear
+    name: str
+    results: Results
+
+
+def fit_heads(config: FitConfig, progress: Callable[[str], None] = lambda line: None) -> FitResult:
+    """Fits both heads, writes the checkpoint to `config.output`, and says what was kept and why.
+
+    The same config, data and machine give the same heads. `progress` gets a line for each stage. Raises ValueError
+    (CheckpointError, TrainingError among them) that names the file, line, option or step at fault; nothing is written
+    then.
+    """
+    started = time.monotonic()
+    check_output(Path(config.output))
+    rng = np.random.default_rng(config.seed)
+    sources = [read_source(Path(path), config.queries, config.passages, rng) for path in config.data]
+    encoder = _encoder(config)
+    with tempfile.TemporaryDirectory() as temporary:
+        cache = Path(config.cache or temporary)
+        tasks = [_task(source, encoder, config, cache, rng, progress) for source in sources]
+        progress("fitting the sparse head")
+        lexical = _fit_sparse(tasks, encoder, config, rng)
+        progress(f"sparse: {lexical.name} is kept; fitting the ColBERT head")
+        late = _fit_colbert(tasks, encoder, config, rng)
+        progress(f"colbert: {late.name} is kept")
+        result = _result(config, encoder, tasks, (lexical, late), started)
+    folder = None if config.heads_only else encoder.preparation.folder
+    implied = config.heads_only and late.name == "identity"
+    write_checkpoint(folder, result.output, lexical.head, None if implied else late.head, model_card(result))
+    return result
+
+
+def _encoder(config: FitConfig) -> Encoder:
+    spec = EmbedderSpec(model=config.model, trust_remote_code=config.trust_remote_code, compute=config.compute)
+    preparation = load_preparation(spec)
+    assert preparation.spec.pooling is not None, "the spec is complete"
+    if preparation.spec.model_class not in ("encoder-only-base", "encoder-only-m3"):
+        raise ValueError(f"{config.model} is {preparation.spec.model_class}; M3 heads are fitted on encoders")
+    check_weights(preparation.folder)
+    settings = AutoConfig.from_pretrained(preparation.folder, trust_remote_code=config.trust_remote_code)
+    check_existing_heads(preparation.folder, settings.hidden_size)
+    if config.colbert_dim is not None and not 1 <= config.colbert_dim <= settings.hidden_size:
+        raise ValueError(
+            f"colbert_dim must be between 1 and the encoder's {settings.hidden_size}, got {config.colbert_dim}"
+        )
+    compute = resolve(config.compute, settings)
+    backbone = load_backbone(preparation.folder, compute, trust_remote_code=config.trust_remote_code)
+    named = preparation.tokenizer.named
+    excluded = frozenset(named[role] for role in UNWEIGHTED if role in named)
+    return Encoder(preparation, backbone, compute, preparation.spec.pooling, excluded)
+
+
+def _task(
+    source: Source, encoder: Encoder, config: FitConfig, cache: Path, rng: Rng, progress: Callable[[str], None]
+) -> Task:
+    progress(f"{source.name}: encoding {len(source.queries)} queries and {len(source.passages)} passages")
+    queries = _states(encoder, encoder.preparation.tokenise(source.queries, "query"), cache)
+    passages = _states(encoder, encoder.preparation.tokenise(source.passages, "passage"), cache)
+    progress(f"{source.name}: mining candidates")
+    dense = dense_vectors(queries, encoder.pooling), dense_vectors(passages, encoder.pooling)
+    mined = mine(source, queries, passages, dense, encoder.vocab, config.candidates, rng)
+    return Task(source, queries, passages, mined, *split(source, config.dev_share, rng))
+
+
+def _states(encoder: Encoder, tokens: TokenBatch, cache: Path) -> States:
+    cache.mkdir(parents=True, exist_ok=True)
+    model = f"{fingerprint(encoder.preparation.folder)} {encoder.compute.dtype}"
+    return compute_states(encoder.backbone, tokens, encoder.excluded, encoder.compute.budget, cache, model)
+
+
+def _fit_sparse(tasks: Sequence[Task], encoder: Encoder, config: FitConfig, rng: Rng) -> Fitted:
+    collections = [task.passages for task in tasks]
+    start = sparse.idf_start(collections, encoder.vocab, START_SAMPLE, rng)
+    heads = {} if config.sparse == "trained" else {"idf": start}
+    if config.sparse != "idf":
+        losses = [_sparse_loss(task, encoder, config, rng) for task in tasks]
+        heads["trained"] = train(start, losses, config.steps, config.batch, config.learning_rate, config.seed)
+    return _kept(heads, {name: [_sparse_ndcg(task, head, encoder) for task in tasks] for name, head in heads.items()})
+
+
+def _sparse_loss(task: Task, encoder: Encoder, config: FitConfig, rng: Rng) -> tuple[str, int, Loss]:
+    shared = sparse.share(task.queries, task.passages, task.mined, task.train, encoder.vocab)
+    teacher = torch.from_numpy(config.sharpness * task.mined.teacher[task.train])
+    weighted = np.flatnonzero(task.passages.weighted)
+    others = task.passages.at(np.sort(rng.permutation(weighted)[:REGULAR_SAMPLE]))
+
+    def loss(head: nn.Linear, rows: IntArray) -> Tensor:
+        scores = shared.scores(head, rows)
+        total = distillation(scores, teacher[torch.from_numpy(rows)]) + config.contrast * contrastive(scores)
+        return total + config.l1 * l1(torch.relu(head(others))) if config.l1 else total
+
+    return task.source.name, len(task.train), loss
+
+
+def _sparse_ndcg(task: Task, head: nn.Linear, encoder: Encoder) -> Doubles:
+    queries = sparse.lexical(task.held_queries(), head, encoder.excluded)
+    passages = sparse.lexical(task.passages, head, encoder.excluded)
+    return ndcg(sparse_scores(queries, passages, encoder.vocab), task.positives())
+
+
+def _fit_colbert(tasks: Sequence[Task], encoder: Encoder, config: FitConfig, rng: Rng) -> Fitted:
+    hidden = encoder.backbone.hidden_size
+    if config.colbert_dim is None:
+        name, start = "identity", colbert.identity(hidden)
+    else:
+        name = f"pca {config.colbert_dim}"
+        start = colbert.pca([task.passages for task in tasks], config.colbert_dim, START_SAMPLE, rng)
+    heads = {} if config.colbert == "trained" else {name: start}
+    if config.colbert in ("auto", "trained"):
+        losses = [_colbert_loss(task, config) for task in tasks]
+        steps = max(1, config.steps // 4)
+        heads["trained"] = train(start, losses, steps, COLBERT_BATCH, COLBERT_RATE, config.seed)
+    return _kept(heads, {name: [_colbert_ndcg(task, head) for task in tasks] for name, head in heads.items()})
+
+
+def _colbert_loss(task: Task, config: FitConfig) -> tuple[str, int, Loss]:
+    count = min(COLBERT_CANDIDATES, config.candidates)
+    teacher = torch.from_numpy(config.sharpness * task.mined.teacher)
+
+    def loss(head: nn.Linear, rows: IntArray) -> Tensor:
+        at = task.train[rows]
+        scores = colbert.scores(head, task.queries, task.passages, task.mined, at, count)
+        return contrastive(scores) + distillation(scores, teacher[torch.from_numpy(at), :count])
+
+    return task.source.name, len(task.train), loss
+
+
+def _colbert_ndcg(task: Task, head: nn.Linear) -> Doubles:
+    """Of the order of the mined candidates: MaxSim with all passages would take longer than the training."""
+    scores = maxsim(task.held_queries(), task.passages, task.mined.rows[task.held], head)
+    return ndcg(scores, [np.flatnonzero(np.isin(rows, right)).tolist() for rows, right in _candidates(task)])
+
+
+def _candidates(task: Task) -> Iterator[tuple[IntArray, list[int]]]:
+    return zip(task.mined.rows[task.held], task.positives(), strict=True)
+
+
+def _kept(heads: dict[str, nn.Linear], results: Results) -> Fitted:
+    name = simplest_unbeaten({variant: np.concatenate(parts) for variant, parts in results.items()})
+    return Fitted(heads[name], name, results)
+
+
+def _baselines(tasks: Sequence[Task], encoder: Encoder) -> Results:
+    results: Results = {"bm25": [], "dense": []}
+    for task in tasks:
+        queries, right = task.held_queries(), task.positives()
+        dense = dense_vectors(queries, encoder.pooling) @ dense_vectors(task.passages, encoder.pooling).T
+        results["dense"].append(ndcg(dense.numpy(), right))
+        results["bm25"].append(ndcg(bm25(queries, task.passages, encoder.vocab), right))
+    return results
+
+
+def _scores(output: str, results: Results, tasks: Sequence[Task], kept: str = "") -> Iterator[Score]:
+    for variant, parts in results.items():
+        for task, values in zip(tasks, parts, strict=True):
+            yield Score(output, variant, task.source.name, float(values.mean()), variant == kept)
+
+
+def _result(
+    config: FitConfig, encoder: Encoder, tasks: Sequence[Task], fitted: tuple[Fitted, Fitted], started: float
+) -> FitResult:
+    lexical, late = fitted
+    reports = [SourceReport(t.source.name, len(t.train), len(t.held), len(t.passages)) for t in tasks]
+    scores = [
+        *_scores("baseline", _baselines(tasks, encoder), tasks),
+        *_scores("sparse", lexical.results, tasks, lexical.name),
+        *_scores("colbert", late.results, tasks, late.name),
+    ]
+    passages = sum(len(task.passages) for task in tasks)
+    weights = sum(len(sparse.lexical(t.passages, lexical.head, encoder.excluded).weights) for t in tasks)
+    distinct = sum(int(document_frequency(task.passages, encoder.vocab).sum()) for task in tasks)
+    return FitResult(
+        config, lexical.name, late.name, tuple(reports), tuple(scores),
+        weights / passages, distinct / passages, time.monotonic() - started,
+    )  # fmt: skip
