@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -45,14 +44,16 @@ def documents(raw: Raw, source: str, columns: Columns, config: InputConfig, fiel
     text = _strings(_column(raw, columns.text), "text", errors)
     title = None if columns.title is None else _strings(_column(raw, columns.title), "title", {})
     text = joined(text, title, config.template)
-    _judge_texts(text, config.max_text_bytes, errors)
-    kept = [_typed(_column(raw, field.name), field, errors) for field in fields]
-    ids = _ids(_column(raw, columns.id), errors) if columns.id is not None else _content_ids(text)
+    text = text if config.pictures is None else pc.fill_null(text, "")
+    _judge_texts(text, config.max_text_bytes, errors, optional=config.pictures is not None)
+    kept = {field.name: _typed(_column(raw, field.name), field, errors) for field in fields}
+    told = text if config.pictures is None else _with_picture(text, kept[config.pictures.column])
+    ids = _ids(_column(raw, columns.id), errors) if columns.id is not None else _content_ids(told)
     bad = np.zeros(n, dtype=bool)
     bad[list(errors)] = True
     text = pc.if_else(pa.array(bad), pa.scalar(None, pa.string()), text)
-    values = [ids, text, *kept, pa.repeat(pa.scalar(source), n), pa.array(raw.positions, pa.int64())]
-    values += [content_hashes(text, kept), pa.array([errors.get(i) for i in range(n)], pa.string())]
+    values = [ids, text, *kept.values(), pa.repeat(pa.scalar(source), n), pa.array(raw.positions, pa.int64())]
+    values += [content_hashes(text, [*kept.values()]), pa.array([errors.get(i) for i in range(n)], pa.string())]
     return pa.Table.from_arrays(values, schema=read_schema(fields))
 
 
@@ -151,10 +152,13 @@ def _blank(strings: pa.Array) -> pa.BooleanArray:
     return pc.fill_null(empty, True)
 
 
-def _judge_texts(text: pa.Array, max_bytes: int, errors: Errors) -> None:
+def _judge_texts(text: pa.Array, max_bytes: int, errors: Errors, *, optional: bool) -> None:
+    """optional: a text may be blank, as beside a picture."""
     lengths = pc.fill_null(pc.binary_length(text), 0).to_numpy(zero_copy_only=False)
     for i in np.flatnonzero(lengths > max_bytes).tolist():
         errors.setdefault(i, f"text has more than max_text_bytes ({max_bytes:,})")
+    if optional:
+        return
     is_null = text.is_null().to_numpy(zero_copy_only=False)
     for i in np.flatnonzero(_blank(text).to_numpy(zero_copy_only=False)).tolist():
         state = "null or missing" if is_null[i] else "empty" if lengths[i] == 0 else "only whitespace"
@@ -229,6 +233,12 @@ def _views(strings: pa.Array) -> Iterable[memoryview | None]:
         yield view[bounds[i] : bounds[i + 1]] if ok else None
 
 
+def _with_picture(text: pa.Array, pictures: pa.Array) -> pa.Array:
+    """Text and picture (its bytes, or where it is) as one value."""
+    parts = [column.cast(pa.binary()) for column in (text, pictures)]
+    return pc.binary_join_element_wise(*parts, pa.scalar(b"\0"), null_handling="replace")
+
+
 def _content_ids(text: pa.Array) -> pa.Array:
     """Hex of the text's hash: the same text gets the same id in every run and every file."""
     return pa.array([None if t is None else _digest(t).hex() for t in _views(text)], pa.string())
@@ -242,11 +252,3 @@ def content_hashes(text: pa.Array, metadata: Sequence[pa.Array]) -> pa.Array:
     rows = pa.Table.from_arrays(list(metadata), names).to_pylist()
     extra = (json.dumps(list(row.values()), default=str, sort_keys=True).encode() for row in rows)
     return pa.array([None if t is None else _digest(t, e) for t, e in zip(_views(text), extra, strict=True)], HASH)
-
-
-def split_rows(table: pa.Table, bytes_a_block: int) -> list[pa.Table]:
-    """Consecutive slices of at most `bytes_a_block` of text each, one row at least."""
-    lengths: npt.NDArray[np.int64] = pc.fill_null(pc.binary_length(table["text"]), 0).to_numpy().astype(np.int64)
-    block = np.cumsum(lengths) // bytes_a_block
-    starts = [0, *(np.flatnonzero(np.diff(block)) + 1).tolist()]
-    return [table.slice(a, b - a) for a, b in zip(starts, [*starts[1:], len(table)], strict=True)] if len(table) else []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import socket
 import subprocess
 import sys
 import time
@@ -12,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import lance
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from clusters import free_port, two_nodes
 
 from pipelines.config import BuildConfig, ConfigError, load_config, validate
 from pipelines.package import shippable, write_package
@@ -98,14 +97,8 @@ def test_a_client_address_is_refused() -> None:
         resolve_address("ray://head:10001")
 
 
-def _free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
-
-
 def test_no_cluster_at_the_address() -> None:
-    address = f"http://127.0.0.1:{_free_port()}"
+    address = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(ConfigError, match=f"no Ray dashboard answers at {address}"):
         submit_job(_config(), address=address)
 
@@ -147,34 +140,9 @@ def test_the_token_is_taken_from_where_ray_keeps_it(tmp_path: Path, monkeypatch:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The dashboard's address of a `ray start --head` of our own, ended by process id."""
-    # Ray's socket paths must stay under 108 characters.
-    folder = tmp_path_factory.mktemp("r")
-    token = folder / "token"
-    token.write_text("0" * 64)
-    port = _free_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
-        ports = [f"--port={_free_port()}", f"--dashboard-port={port}", f"--dashboard-agent-listen-port={_free_port()}"]
-        ports.append(f"--ray-client-server-port={_free_port()}")
-        limits = ["--num-cpus=3", "--object-store-memory=200000000", "--disable-usage-stats"]
-        where = ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}/s"]
-        command = [f"{Path(sys.executable).parent}/ray", "start", "--head", *ports, *limits, *where]
-        subprocess.run(command, check=True, capture_output=True, timeout=180)
-        try:
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            _end(f"{folder}/s")
-
-
-def _end(marker: str) -> None:
-    """Ends the processes whose command line names our own temporary folder."""
-    ours = [p for p in psutil.process_iter(["cmdline"]) if any(marker in word for word in p.info["cmdline"] or [])]
-    for process in ours:
-        process.terminate()
-    for process in psutil.wait_procs(ours, timeout=10)[1]:
-        process.kill()
+    """The dashboard's address of two nodes; the head has no CPU, so the other one does all the work."""
+    with two_nodes(tmp_path_factory.mktemp("r")) as address:
+        yield address
 
 
 def _shards(folder: Path, rows: int) -> Path:
@@ -227,7 +195,7 @@ def test_a_stopped_job_keeps_its_work_and_goes_on(cluster: str, tmp_path: Path) 
     assert not running.is_over
     with pytest.raises(ConfigError, match="job 'long' runs already as long-1; stop it first"):
         submit_job(config, address=cluster, job_id="long", detach=True)
-    _until(lambda: _rows(tmp_path) > 0, 240)
+    _until(lambda: _rows(tmp_path) > 0, 600)
     stopped = stop_job("long", cluster)
     assert stopped.status == "STOPPED"
     kept = _rows(tmp_path)
