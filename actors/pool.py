@@ -51,7 +51,10 @@ class EmbedActor:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         tokens, rows = tokens_of(table, self.name)
-        found = isolate(lambda part: self.embedder.embed_tokens(tokens.take(part), self.outputs), all_rows(len(rows)))
+        found = isolate(
+            lambda part: self.embedder.embed_rows(tokens.take(part), table, rows[part], self.outputs),
+            all_rows(len(rows)),
+        )
         columns = self._columns(tokens, rows, found, len(table))
         table = table.drop_columns([f"{self.name}_ids", f"{self.name}_truncated"])
         table = mark(table, {int(rows[failure.row]): str(failure) for failure in found.failures})

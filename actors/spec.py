@@ -56,6 +56,8 @@ class EmbedderSpec:
     truncate_dim: int | None = None
     """Keep the first dimensions only (Matryoshka), before normalisation."""
     colbert_dim: int | None = None
+    picture_weights: str | None = None
+    """Visualized-BGE's weight file; `model` gives config and tokenizer."""
     trust_remote_code: bool = False
     """Runs Python code from the checkpoint. Never set by a table, only by you."""
     cache_dir: str | None = None

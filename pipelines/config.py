@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from actors.spec import ComputeSpec, DType, EmbedderSpec, ModelClass, Output, Pooling, PoolSpec
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
+TEXT_BESIDE_PICTURE = 256
+"""Tokens of a text where nothing else is said: with a picture's 196 or 256 patches it fits both published models."""
 
 ColbertCodec = Literal["float16", "float32", "int8", "bits2", "sign", "pq"]
 ColbertPooling = Literal["none", "sequential2", "sequential3", "distinct"]
@@ -42,6 +44,19 @@ class Columns(Model):
     """Further columns to keep in the table, with their own types."""
 
 
+class PictureConfig(Model):
+    """Pictures beside the texts, for an embedder with `picture_weights`; a row may lack text or picture, not both."""
+
+    column: str
+    """Holds encoded pictures, or where they are: paths (relative ones: to the file that names them) or URIs."""
+    thumbnail: int = Field(160, ge=0)
+    """Longer side, in pixels, of the JPEG kept in the column `thumbnail`; 0 keeps none. Pixels are never stored."""
+    max_pixels: int = Field(64 * 10**6, gt=0)
+    """A larger picture goes to quarantine, without being decoded."""
+    max_bytes: int = Field(256 * 2**20, gt=0)
+    """So does one whose file is longer."""
+
+
 class InputConfig(Model):
     paths: tuple[str, ...] = Field(min_length=1)
     """Files, folders, globs or URIs (s3://, gs://, az://, any that fsspec or pyarrow opens)."""
@@ -51,7 +66,25 @@ class InputConfig(Model):
     """How title and text are joined where there is a title; a text without one stands alone."""
     max_text_bytes: int = Field(64 * 2**20, gt=0)
     """A longer text goes to quarantine."""
+    pictures: PictureConfig | None = None
     storage_options: dict[str, SecretStr] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pictures_are_read(cls, tree: Any) -> Any:
+        """The picture column travels with the metadata."""
+        if not isinstance(tree, dict) or not isinstance(tree.get("pictures"), dict):
+            return tree
+        columns, column = tree.get("columns") or {}, tree["pictures"].get("column")
+        if not isinstance(columns, dict) or column in columns.get("metadata", ()):
+            return tree
+        return {**tree, "columns": {**columns, "metadata": [*columns.get("metadata", ()), column]}}
+
+    @model_validator(mode="after")
+    def _pictures_are_kept(self) -> InputConfig:
+        if self.pictures is not None and self.pictures.column not in self.columns.metadata:
+            raise ValueError(f"columns.metadata must hold {self.pictures.column!r}, the column of the pictures")
+        return self
 
 
 class ChunkConfig(Model):
@@ -127,6 +160,8 @@ class EmbedderConfig(Model):
     model: str = DEFAULT_MODEL
     revision: str | None = None
     model_class: ModelClass | None = None
+    picture_weights: str | None = None
+    """Visualized-BGE's weight file: `model` then names the BGE model for config and tokenizer."""
     outputs: tuple[Output, ...] | None = None
     """None: every output that the model has."""
     pooling: Pooling | None = None
@@ -164,7 +199,8 @@ class EmbedderConfig(Model):
             query_instruction_format=self.query_instruction_format,
             passage_instruction=self.passage_instruction,
             query_max_length=self.query_max_length,
-            passage_max_length=self.max_length,
+            passage_max_length=self.max_length or (TEXT_BESIDE_PICTURE if self.picture_weights else None),
+            picture_weights=self.picture_weights,
             truncate_dim=self.truncate_dim,
             trust_remote_code=self.trust_remote_code,
             compute=self.compute.spec(),
@@ -218,6 +254,16 @@ class BuildConfig(Model):
         if len(set(names)) < len(names):
             raise ValueError(f"embedder names must differ, got {names}")
         return embedders
+
+    @model_validator(mode="after")
+    def _pictures_have_a_model(self) -> BuildConfig:
+        if self.input.pictures is None:
+            return self
+        if self.chunk.mode != "whole":
+            raise ValueError("chunk.mode must be whole where input.pictures is set: a picture has one vector")
+        if not any(e.picture_weights for e in self.embedders):
+            raise ValueError("input.pictures needs an embedder with picture_weights")
+        return self
 
     @model_validator(mode="after")
     def _chunks_fit(self) -> BuildConfig:

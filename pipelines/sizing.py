@@ -17,6 +17,8 @@ from pipelines.store.codecs import width
 from pipelines.store.schema import Identity
 
 POOLED = {"none": 1, "sequential2": 2, "sequential3": 3, "distinct": 1}
+PICTURE_ROWS = 256
+"""Decoded pictures that travel together: 150 kB each."""
 SPARSE_BYTES = 8
 """A token id and a float32 weight."""
 
@@ -42,7 +44,8 @@ def row_bytes(identity: Identity, sample: pa.Table) -> float:
 def block_rows(config: BuildConfig, bytes_per_row: float) -> int:
     """Rows that a model takes at once: the smallest pool's `batch_rows`, fewer where they would not fit a fragment."""
     fits = max(1, int(config.index.fragment_bytes / max(1.0, bytes_per_row)))
-    return min(fits, *(e.pool.batch_rows for e in config.embedders))
+    pictures = [] if config.input.pictures is None else [PICTURE_ROWS]
+    return min(fits, *(e.pool.batch_rows for e in config.embedders), *pictures)
 
 
 def fragment_rows(config: BuildConfig, bytes_per_row: float) -> int:

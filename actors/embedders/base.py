@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
+import pyarrow as pa
 from torch import nn
 from transformers import AutoConfig
 
@@ -17,7 +18,7 @@ from actors.backbone import load_backbone
 from actors.checkpoint import PACKAGED, CheckpointError, check_weights, fingerprint, head_file, load_head
 from actors.compute import Compute, resolve
 from actors.engine import Ask, Engine
-from actors.outputs import EmbeddingBatch, TokenBatch
+from actors.outputs import EmbeddingBatch, IntArray, TokenBatch
 from actors.preparation import Kind, Preparation
 from actors.spec import OUTPUTS, Output
 
@@ -64,6 +65,12 @@ class Embedder:
         Raises ValueError for an output that this model has no head for.
         """
         return self.engine.embed_tokens(tokens, Ask(checked_outputs(outputs, self.outputs, self.spec.model)))
+
+    def embed_rows(
+        self, tokens: TokenBatch, table: pa.Table, rows: IntArray, outputs: Sequence[Output] | None = None
+    ) -> EmbeddingBatch:
+        """`embed_tokens` for rows of a block; a model that sees more than text finds it in the other columns."""
+        return self.embed_tokens(tokens, outputs)
 
     def embed_corpus(self, texts: Iterable[str], outputs: Sequence[Output] | None = None) -> EmbeddingBatch:
         """Passages: the passage instruction and length."""

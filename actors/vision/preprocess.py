@@ -8,14 +8,19 @@ before anything is decoded, so that no picture takes more than `MAX_PIXELS` time
 from __future__ import annotations
 
 import io
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
+
+try:
+    from PIL import Image, ImageOps
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("pictures need Pillow: pip install 'tridex[vision]'") from error
 
 Picture = bytes | str | Path | Image.Image
 """An encoded picture, the path of one, or a decoded one."""
@@ -45,15 +50,26 @@ class Prepared:
     thumbnail: bytes
 
 
-def prepare(picture: Picture, *, size: int = SIZE, max_pixels: int = MAX_PIXELS, thumbnail_side: int = 160) -> Prepared:
-    """Decodes once for the tower and for the eye. Raises PictureError."""
-    image = load(picture, max_pixels=max_pixels)
-    return Prepared(pixels_of(image, size), thumbnail_of(image, thumbnail_side))
+def prepare(
+    picture: Picture,
+    *,
+    size: int = SIZE,
+    max_pixels: int = MAX_PIXELS,
+    thumbnail_side: int = 160,
+    name: str | None = None,
+) -> Prepared:
+    """Decodes once for the tower and for the eye (not at all for it where `thumbnail_side` is 0). See `load`."""
+    image = load(picture, max_pixels=max_pixels, name=name)
+    thumbnail = thumbnail_of(image, thumbnail_side) if thumbnail_side else b""
+    return Prepared(pixels_of(image, size), thumbnail)
 
 
-def load(picture: Picture, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """An upright RGB image; of an animation the first frame, of a picture with transparency the colours alone."""
-    name = _name(picture)
+def load(picture: Picture, *, max_pixels: int = MAX_PIXELS, name: str | None = None) -> Image.Image:
+    """An upright RGB image; of an animation the first frame, of a picture with transparency the colours alone.
+
+    Raises PictureError, which calls the picture by `name`, or by its path where there is no name.
+    """
+    name = _name(picture) if name is None else name
     try:
         image = picture if isinstance(picture, Image.Image) else _opened(picture)
         _check_size(image.size, max_pixels, name)
@@ -75,7 +91,9 @@ def _name(picture: Picture) -> str:
 
 
 def _opened(picture: bytes | str | Path) -> Image.Image:
-    return Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture, formats=FORMATS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels is checked next
+        return Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture, formats=FORMATS)
 
 
 def _check_size(size: tuple[int, int], max_pixels: int, name: str) -> None:

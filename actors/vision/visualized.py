@@ -8,9 +8,12 @@ so a picture with a long text costs its neighbours nothing; a picture takes 196 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding
@@ -18,13 +21,13 @@ from transformers import AutoConfig
 
 from actors import heads
 from actors.backbones.encoder import PackedEncoder
-from actors.batching import inverse, plan
+from actors.batching import inverse
 from actors.compute import resolve
 from actors.embedders.base import Embedder
 from actors.engine import Engine
 from actors.outputs import EmbeddingBatch, IntArray, TokenBatch, concat, offsets_of, ranges
 from actors.preparation import Kind, load_preparation
-from actors.spec import ComputeSpec, EmbedderSpec, Pooling
+from actors.spec import EmbedderSpec, Output, Pooling
 from actors.vision.preprocess import Picture, Pixels, load, normalised, pixels_of
 from actors.vision.weights import load_parts
 
@@ -34,8 +37,9 @@ class VisualizedBGE(Embedder):
 
     model_name_bge: folder or hub id of the BGE model, for config and tokenizer; from_pretrained, where given, is a
     local folder to take them from instead. model_weight: the published `.pth` file, or the same tensors as safetensors.
-    normlized is spelled as upstream spells it. Raises CheckpointError where weights are missing, left over or of
-    another shape.
+    normlized is spelled as upstream spells it. options: further fields of EmbedderSpec.
+
+    Raises CheckpointError where weights are missing, left over or of another shape.
     """
 
     def __init__(
@@ -45,34 +49,45 @@ class VisualizedBGE(Embedder):
         normlized: bool = True,
         sentence_pooling_method: Pooling = "cls",
         from_pretrained: str | None = None,
-        *,
-        max_length: int | None = None,
-        compute: ComputeSpec | None = None,
+        **options: Any,
     ) -> None:
         spec = EmbedderSpec(
             model=from_pretrained or model_name_bge,
-            model_class="encoder-only-base",
             pooling=sentence_pooling_method,
             normalize=normlized,
-            query_max_length=max_length,
-            passage_max_length=max_length,
-            compute=compute or ComputeSpec(),
+            picture_weights=str(model_weight),
         )
-        preparation = load_preparation(spec)
+        self._load(replace(spec, **options))
+
+    @classmethod
+    def from_spec(cls, spec: EmbedderSpec) -> VisualizedBGE:
+        """The model of a spec with `picture_weights`."""
+        model = cls.__new__(cls)
+        model._load(spec)
+        return model
+
+    def _load(self, spec: EmbedderSpec) -> None:
+        assert spec.picture_weights is not None, "the spec names picture_weights"
+        preparation = load_preparation(replace(spec, model_class="encoder-only-base"))
+        known = preparation.spec
+        assert known.pooling is not None, "the spec is complete"
         config = AutoConfig.from_pretrained(preparation.folder)
-        resolved = resolve(spec.compute, config)
-        self._weights = Path(model_weight)
-        parts = load_parts(self._weights, config, resolved.device, resolved.dtype)
+        compute = resolve(spec.compute, config)
+        parts = load_parts(Path(spec.picture_weights), config, compute.device, compute.dtype)
         self.tower, self.projection = parts.tower, parts.projection
         self.encoder = PackedEncoder(parts.text)
-        engine = Engine(
-            self.encoder, resolved, ("dense",), sentence_pooling_method, normlized, None, None, None, frozenset()
-        )
+        head = (known.pooling, bool(known.normalize), known.truncate_dim)
+        engine = Engine(self.encoder, compute, ("dense",), *head, None, None, frozenset())
         super().__init__(preparation, engine)
 
     @property
     def weights(self) -> Path:
-        return self._weights
+        assert self.spec.picture_weights is not None, "the spec names picture_weights"
+        return Path(self.spec.picture_weights)
+
+    def identity(self) -> dict[str, str | int | bool | None]:
+        """As any embedder's, and which file sees pictures of which size."""
+        return {**super().identity(), "picture_weights": self.spec.picture_weights, "picture_size": self.size}
 
     @property
     def size(self) -> int:
@@ -120,9 +135,31 @@ class VisualizedBGE(Embedder):
             raise ValueError(f"{len(pixels)} pictures and {len(texts)} texts: one text a picture is needed")
         limit = self.spec.query_max_length if kind == "query" else self.spec.passage_max_length
         assert limit is not None, "the spec is complete"
-        tokens = self.tokenise(texts, kind, min(limit, self.text_room))
-        batches = plan(tokens.lengths + self.tower.config.patches, self.compute.budget)
-        parts = [self._embed(pixels[rows], tokens.take(rows)) for rows in batches]
+        return self._embed_fused(pixels, self.tokenise(texts, kind, min(limit, self.text_room)))
+
+    def embed_rows(
+        self, tokens: TokenBatch, table: pa.Table, rows: IntArray, outputs: Sequence[Output] | None = None
+    ) -> EmbeddingBatch:
+        """Rows of a block whose column `pixels` holds pictures (size x size x 3 bytes), or null for a text alone.
+
+        Raises ValueError for a text that is too long for its picture.
+        """
+        pixels = table.column("pixels").take(pa.array(rows)).combine_chunks()
+        seen = pixels.is_valid().to_numpy(zero_copy_only=False)
+        pictured, plain = np.flatnonzero(seen), np.flatnonzero(~seen)
+        shape = (-1, self.size, self.size, 3)
+        values = np.frombuffer(b"".join(pixels.drop_null().to_pylist()), np.uint8).reshape(shape)
+        parts = [self._embed_fused(values, tokens.take(pictured)), self.embed_tokens(tokens.take(plain))]
+        return concat(parts).take(inverse([pictured, plain]))
+
+    def _embed_fused(self, pixels: Pixels, tokens: TokenBatch) -> EmbeddingBatch:
+        longest = int(tokens.lengths.max(initial=0))
+        if longest > self.text_room:
+            raise ValueError(
+                f"a text has {longest} tokens, its picture leaves room for {self.text_room}: lower max_length"
+            )
+        lengths = tokens.lengths + self.tower.config.patches
+        batches, parts = self.engine.lanes.run(lengths, lambda rows: self._embed(pixels[rows], tokens.take(rows)), None)
         return concat(parts).take(inverse(batches)) if parts else self.embed_tokens(tokens)
 
     @torch.inference_mode()
@@ -130,7 +167,8 @@ class VisualizedBGE(Embedder):
         lengths = tokens.lengths + self.tower.config.patches
         offsets = offsets_of(lengths)
         hidden = self.encoder.forward_embedded(self._fused(self._patches(pixels), tokens, offsets), offsets)
-        dense = heads.dense(hidden, offsets, self.engine.pooling, normalize=self.engine.normalize).cpu().numpy()
+        unit, cut = self.engine.normalize, self.engine.truncate_dim
+        dense = heads.dense(hidden, offsets, self.engine.pooling, normalize=unit, truncate_dim=cut).cpu().numpy()
         return EmbeddingBatch(dense, None, None, lengths.astype(np.int32), tokens.n_truncated)
 
     def _patches(self, pixels: Pixels) -> Tensor:
