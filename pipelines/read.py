@@ -19,7 +19,7 @@ import pyarrow as pa
 from pipelines.config import Columns, ConfigError, InputConfig
 from pipelines.files import READ_ERRORS, File, Listing, filesystem, list_files, redact
 from pipelines.readers import READERS, format_of
-from pipelines.readers.base import Inspection, Part, whole
+from pipelines.readers.base import UNREADABLE, Inspection, Part, whole
 from pipelines.rows import documents, error_table, read_schema
 from pipelines.store.schema import SYSTEM_COLUMNS
 
@@ -277,7 +277,7 @@ def read_unit(
 
     `fields` are the metadata columns as `metadata_fields` gave them for the whole input; None looks at this unit alone.
     `position` counts rows from the start of what `source` names: a file, or FILE@BYTE for a piece of a large JSON Lines
-    file. What cannot be read is one row with `error` (`doc_id` null), after everything that could be.
+    file. What cannot be read (a file, the rest of it, a row group) is one row with `error`, `doc_id` null, position -1.
     """
     fields = metadata_fields(config, [unit]) if fields is None else fields
     for path in unit.paths:
@@ -296,4 +296,4 @@ def _read_file(
             yield documents(raw, source, unit.columns, config, fields)
     except READ_ERRORS as error:
         message = redact(f"{type(error).__name__}: {error}", config.storage_options)
-        yield error_table(source, -1, f"cannot be read: {message}", fields)
+        yield error_table(source, UNREADABLE, f"cannot be read: {message}", fields)

@@ -20,6 +20,9 @@ from pipelines.files import File
 
 Column: TypeAlias = "pa.Array | list[Any]"
 
+UNREADABLE = -1
+"""Position of a row that stands for an unknown number of rows of a damaged file."""
+
 BATCH_BYTES = 32 * 2**20
 """A batch ends at this many bytes of input, however few rows that is."""
 

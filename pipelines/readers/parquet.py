@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipelines.files import READ_ERRORS, File
-from pipelines.readers.base import BATCH_BYTES, Inspection, Part, Raw
+from pipelines.readers.base import BATCH_BYTES, UNREADABLE, Inspection, Part, Raw
 
 
 def inspect(file: File, part_bytes: int) -> Inspection:
@@ -58,7 +58,7 @@ def _row_group(
             position += len(batch)
     except READ_ERRORS as error:
         message = f"row group {group} is damaged, its rows {position} to {last - 1} are lost: {error}"
-        yield Raw({}, np.array([position], dtype=np.int64), [message])
+        yield Raw({}, np.array([UNREADABLE], dtype=np.int64), [message])
 
 
 def _rows_that_fit(group: pq.RowGroupMetaData, batch_rows: int) -> int:

@@ -287,6 +287,8 @@ def test_a_damaged_row_group_costs_only_itself(tmp_path: Path) -> None:
     assert _good(table) == [str(i) for i in range(100) if not 25 <= i < 50]
     (error,) = _errors(table)
     assert error.startswith("row group 1 is damaged, its rows 25 to 49 are lost: ")
+    (position,) = [row["position"] for row in table.to_pylist() if row["error"]]
+    assert position == -1
 
 
 def _zstd(data: bytes) -> bytes:
