@@ -17,7 +17,8 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from actors.outputs import Array, IntArray
-from pipelines.retrieval.kernels import Floats, compiled
+from pipelines.retrieval.kernels import Floats
+from pipelines.store.blocks import compiled
 
 PLANES = 8
 _I32, _I64 = ir.IntType(32), ir.IntType(64)

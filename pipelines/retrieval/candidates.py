@@ -15,9 +15,11 @@ import numpy.typing as npt
 from lance.query import MatchQuery
 
 from actors.outputs import Array, EmbeddingBatch, IntArray, MultiVectors, SparseVectors
-from pipelines.retrieval.kernels import accumulate, sparse_dots, top_n, transpose
+from pipelines.retrieval.inverted import InvertedIndex
+from pipelines.retrieval.kernels import accumulate, sparse_dots, top_n
 from pipelines.retrieval.maxsim import maxsim
 from pipelines.retrieval.stored import Stored
+from pipelines.store.blocks import by_token
 from pipelines.store.table import Snapshot, sql_in
 
 Floats = npt.NDArray[np.float32]
@@ -132,12 +134,8 @@ class Inverted:
 
     @classmethod
     def of(cls, rows: SparseVectors) -> Inverted:
-        vocabulary = int(rows.token_ids.max(initial=0)) + 1
-        starts = np.zeros(vocabulary + 1, np.int64)
-        np.cumsum(np.bincount(rows.token_ids, minlength=vocabulary), out=starts[1:])
-        pairs = np.empty((2, len(rows.token_ids)), np.int64)
-        transpose(rows.offsets, rows.token_ids, starts[:-1].copy(), pairs)
-        return cls(starts, pairs[0].astype(np.int32), rows.weights[pairs[1]])
+        starts, positions, weights = by_token(rows)
+        return cls(starts, positions.astype(np.int32), weights)
 
     def add_to(self, scores: Floats, token_ids: Array, weights: Floats) -> None:
         for token, weight in zip(token_ids, weights, strict=True):
@@ -148,9 +146,24 @@ class Inverted:
 
 @dataclass(frozen=True)
 class Sparse:
-    """Dot products over shared token ids. A row that shares no token does not match."""
+    """Dot products over shared token ids. A row that shares no token does not match.
+
+    Answered by the inverted index where there is one; rows that it does not cover are scanned. Without one, the column
+    is turned around in memory, or streamed where it does not fit.
+    """
 
     stored: Stored
+
+    @cached_property
+    def index(self) -> InvertedIndex:
+        self.stored.whole("sparse")
+        return InvertedIndex.open(self.stored.snapshot, self.stored.name, self.stored.memory)
+
+    @cached_property
+    def uncovered(self) -> SparseVectors:
+        rows = self.stored.take("sparse", self.index.uncovered)
+        assert isinstance(rows, SparseVectors)
+        return rows
 
     @cached_property
     def inverted(self) -> Inverted | None:
@@ -158,6 +171,8 @@ class Sparse:
         return Inverted.of(whole) if isinstance(whole, SparseVectors) else None
 
     def top(self, queries: Queries, n: int, where: Filter | None) -> list[Ranking]:
+        if self.index.segments:
+            return [self._search(queries, i, n, where) for i in range(len(queries))]
         if self.inverted is None:
             return self._scan(queries, n, where)
         found = []
@@ -166,6 +181,21 @@ class Sparse:
             self.inverted.add_to(scores, *queries.sparse(i))
             found.append(_best(scores, 0, n, where, above=0))
         return found
+
+    def _search(self, queries: Queries, i: int, n: int, where: Filter | None) -> Ranking:
+        allowed = None if where is None else where.allowed
+        covered = self.index.promising(*queries.sparse(i), n, allowed)
+        scores = self.scores(queries, i, covered)
+        others = self.index.uncovered
+        if not len(others):
+            places, best = top_n(scores, n, above=0)
+            return Ranking(covered[places], best)
+        rest = _dots(queries, i, self.uncovered)
+        both, together = np.concatenate([covered, others]), np.concatenate([scores, rest])
+        order = np.argsort(both)
+        kept = None if allowed is None else allowed[both[order]]
+        places, best = top_n(together[order], n, kept, above=0)
+        return Ranking(both[order][places], best)
 
     def _scan(self, queries: Queries, n: int, where: Filter | None) -> list[Ranking]:
         found: list[list[Ranking]] = [[] for _ in range(len(queries))]

@@ -6,21 +6,15 @@ threading layers are not safe to enter from several Python threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from actors.outputs import IntArray
+from pipelines.store.blocks import compiled
 
 Floats = npt.NDArray[np.float32]
-
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    kernel: Callable[..., Any] = numba.njit(cache=True, nogil=True, boundscheck=False)(function)
-    return kernel
 
 
 @compiled
@@ -91,17 +85,6 @@ def sparse_dots(query: Any, offsets: Any, token_ids: Any, weights: Any, out: Any
             if token < size:
                 total += weights[j] * query[token]
         out[i] = total
-
-
-@compiled
-def transpose(offsets: Any, token_ids: Any, starts: Any, rows: Any) -> None:
-    """Counting sort of rows by token; `starts` (vocabulary,) are consumed as write positions. rows: (2, nnz)."""
-    for i in range(len(offsets) - 1):
-        for j in range(offsets[i], offsets[i + 1]):
-            slot = starts[token_ids[j]]
-            starts[token_ids[j]] = slot + 1
-            rows[0, slot] = i
-            rows[1, slot] = j
 
 
 @compiled
