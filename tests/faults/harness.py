@@ -34,7 +34,9 @@ from pipelines.store.maintain import optimize, orphans
 
 DRIVER = Path(__file__).with_name("driver.py")
 WORDS = [a + b + c for a in "bdgklmnprst" for b in "aeiou" for c in ("", "n", "rt", "ll")]
-WRITER, ACTOR = "MapBatches(write", "MapWorker(MapBatches(EmbedActor"
+WRITER, ACTOR = "MapBatches(write", "MapWorker(MapBatches(Embed"
+PATIENCE = 900
+"""Seconds that a job may take on a machine that does other work as well."""
 
 
 def free_port() -> int:
@@ -69,7 +71,7 @@ class Cluster:
 @contextmanager
 def cluster(folder: Path) -> Iterator[Cluster]:
     port = free_port()
-    command = ["ray", "start", "--head", "--block", f"--port={port}", "--num-cpus=3", "--include-dashboard=false"]
+    command = ["ray", "start", "--head", "--block", f"--port={port}", "--num-cpus=1", "--include-dashboard=false"]
     command += ["--object-store-memory=300000000", "--disable-usage-stats", f"--temp-dir={folder}"]
     environment = {**os.environ, "RAY_AUTH_MODE": "token"}
     program = str(Path(sys.executable).with_name("ray"))
@@ -142,7 +144,12 @@ class Job:
             "index": index | self.settings.get("index", {}),
             "job": {"lease_seconds": 3, "quarantine_limit": 0.5} | self.settings.get("job", {}),
             "embedders": [
-                {"name": "m", "model": str(model), "pool": {"max_size": 1}, "compute": {"dtype": "fp32", "threads": 1}}
+                {
+                    "name": "m",
+                    "model": str(model),
+                    "pool": {"max_size": 1, "num_cpus": 0.25},
+                    "compute": {"dtype": "fp32", "threads": 1},
+                }
             ],
             "ray": {"progress": False},
         }
@@ -158,7 +165,7 @@ class Job:
 
     def finish(self, **faults: Any) -> dict[str, Any]:
         """Runs a driver to its end, which must be a good one; returns its summary."""
-        status = self.start(**faults).wait(300)
+        status = self.start(**faults).wait(PATIENCE)
         assert status == 0, f"driver ended with {status}:\n{(self.folder / 'log').read_text()[-3000:]}"
         summary: dict[str, Any] = json.loads((self.folder / "out").read_text())
         return summary
@@ -233,7 +240,7 @@ def torment(job: Job, seed: int, kills: int = 4) -> Counter[str]:
     rng = random.Random(seed)
     killed: Counter[str] = Counter()
     driver = job.start(slow=0.1, write_deaths=rng.randint(0, 2))
-    end = time.monotonic() + 600
+    end = time.monotonic() + 4 * PATIENCE
     while (status := driver.poll()) != 0:
         if time.monotonic() > end:
             raise TimeoutError(f"seed {seed}: not done after {kills} kills: {killed}")

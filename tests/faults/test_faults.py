@@ -16,7 +16,19 @@ from typing import Any
 
 import pytest
 from checkpoints import build as build_checkpoint
-from harness import ACTOR, Cluster, Content, Job, cluster, compare, content_of, torment, wait_for, write_shards
+from harness import (
+    ACTOR,
+    PATIENCE,
+    Cluster,
+    Content,
+    Job,
+    cluster,
+    compare,
+    content_of,
+    torment,
+    wait_for,
+    write_shards,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -66,14 +78,14 @@ def all_well(job: Job, undisturbed: Content) -> None:
 
 def kill_and_wait(driver: subprocess.Popen[str], number: int = signal.SIGKILL) -> int:
     os.kill(driver.pid, number)
-    return driver.wait(60)
+    return driver.wait(PATIENCE)
 
 
 @pytest.mark.parametrize("moment", ["before:1", "after:1", "before:3", "after:3"])
 def test_a_driver_that_dies_around_a_commit_is_taken_up_again(start: Start, undisturbed: Content, moment: str) -> None:
     """After: the commit is in the table, and its reply was never seen."""
     job = start()
-    assert job.start(die=moment).wait(200) == -signal.SIGKILL
+    assert job.start(die=moment).wait(PATIENCE) == -signal.SIGKILL
     before = job.committed()
     assert (before > 0) == (moment != "before:1")
     summary = job.finish()
@@ -85,11 +97,11 @@ def test_an_actor_that_is_killed_is_replaced(start: Start, undisturbed: Content)
     job = start()
     driver = job.start(slow=0.3)
     for _ in range(2):
-        wait_for(lambda: job.cluster.workers(ACTOR) or driver.poll() is not None, 120, "an actor")
+        wait_for(lambda: job.cluster.workers(ACTOR) or driver.poll() is not None, PATIENCE, "an actor")
         for actor in job.cluster.workers(ACTOR):
             actor.kill()
         time.sleep(2)
-    assert driver.wait(200) == 0
+    assert driver.wait(PATIENCE) == 0
     all_well(job, undisturbed)
 
 
@@ -103,20 +115,20 @@ def test_write_tasks_that_die_after_writing_leave_files_and_no_rows(start: Start
 def test_a_second_driver_is_refused(start: Start, undisturbed: Content) -> None:
     job = start()
     first = job.start(slow=0.5)
-    wait_for(lambda: job.committed() or first.poll() is not None, 120, "a commit")
+    wait_for(lambda: job.committed() or first.poll() is not None, PATIENCE, "a commit")
     second = job.start()
-    assert second.wait(60) == 1
+    assert second.wait(PATIENCE) == 1
     assert f"LeaseHeld: {job.index}: the index is being written by job 'build'" in (job.folder / "log").read_text()
-    assert first.wait(200) == 0
+    assert first.wait(PATIENCE) == 0
     all_well(job, undisturbed)
 
 
 def test_a_driver_that_wakes_up_after_it_was_replaced_writes_nothing(start: Start, undisturbed: Content) -> None:
     job = start()
     frozen = job.start(freeze=60.0)
-    wait_for((job.folder / "frozen").exists, 120, "the frozen driver")
+    wait_for((job.folder / "frozen").exists, PATIENCE, "the frozen driver")
     job.finish()
-    assert frozen.wait(120) == 1
+    assert frozen.wait(PATIENCE) == 1
     assert "LeaseLost" in (job.folder / "log").read_text()
     all_well(job, undisturbed)
 
@@ -125,7 +137,7 @@ def test_a_driver_that_wakes_up_after_it_was_replaced_writes_nothing(start: Star
 def test_a_signal_ends_the_job_and_keeps_what_is_done(start: Start, undisturbed: Content, number: int) -> None:
     job = start()
     driver = job.start(slow=0.5)
-    wait_for(lambda: job.committed() or driver.poll() is not None, 120, "a commit")
+    wait_for(lambda: job.committed() or driver.poll() is not None, PATIENCE, "a commit")
     assert kill_and_wait(driver, number) != 0
     committed = job.committed()
     assert committed > 0
@@ -153,9 +165,9 @@ def test_a_shard_that_goes_while_the_job_runs_is_reported(start: Start, material
     shards = shutil.copytree(material / "shards", start().folder / "shards")
     job = start(shards)
     driver = job.start(slow=0.5)
-    wait_for(lambda: job.cluster.workers(ACTOR) or driver.poll() is not None, 120, "an actor")
+    wait_for(lambda: job.cluster.workers(ACTOR) or driver.poll() is not None, PATIENCE, "an actor")
     (shards / "shard-3.parquet").unlink()
-    assert driver.wait(200) == 0
+    assert driver.wait(PATIENCE) == 0
     got = content_of(job)
     missing = undisturbed.vectors.keys() - got.vectors.keys()
     assert all(chunk.startswith("s3d") for chunk in missing)
@@ -178,7 +190,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_ends_the_job_and_room_lets_it_go_on(start: Start, small_disk: Path, undisturbed: Content) -> None:
     job = start(index={"uri": str(small_disk / "index")})
-    assert job.start().wait(200) == 1
+    assert job.start().wait(PATIENCE) == 1
     assert "No space left on device" in (job.folder / "log").read_text()
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     job.finish()
