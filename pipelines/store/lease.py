@@ -62,7 +62,7 @@ class LeaseLost(RuntimeError):
 def process_name(pid: int) -> str | None:
     """What tells this process from a later one with the same id: boot, pid namespace and start time. None: it is gone.
 
-    Linux only; elsewhere every process is None-like and `same_machine` is never true, so the counter decides.
+    Linux only. Elsewhere it is None for every process, and `Holder.is_gone` says no to all: the counter decides.
     """
     try:
         started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
@@ -165,7 +165,7 @@ class Lease:
         while not self._stop.wait(min(5.0, self.row.lease_seconds / 6)):
             beats += 1
             try:
-                self._set(f"beat = {beats}")
+                self._set("beat", str(beats))
                 if beats % _CLEAN_EVERY == 0:
                     _open(self.uri, self.options).cleanup_old_versions(_KEEP_VERSIONS)
             except (OSError, CommitConflictError):
@@ -173,8 +173,7 @@ class Lease:
                 # if somebody took over.
                 self.failures += 1
 
-    def _set(self, assignment: str) -> None:
-        column, _, value = assignment.partition(" = ")
+    def _set(self, column: str, value: str) -> None:
         _open(self.uri, self.options).update({column: value}, where=f"holder = '{self.row.holder}'")
 
     def check(self) -> None:
@@ -188,7 +187,7 @@ class Lease:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        self._set("released = true")
+        self._set("released", "true")
 
     def __enter__(self) -> Lease:
         return self

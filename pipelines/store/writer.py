@@ -8,12 +8,14 @@ compaction joins.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from lance.fragment import write_fragments
@@ -176,7 +178,9 @@ def write_block(table: pa.Table, target: Target) -> pa.Table:
     return pa.Table.from_pylist(list(_records(table, target)), schema=RECORD_SCHEMA)
 
 
-def address_parts(addresses: np.ndarray[Any, np.dtype[np.uint64]]) -> dict[int, list[int]]:
-    """Row addresses (uint64) to row offsets for each fragment."""
-    fragments, offsets = addresses >> np.uint64(32), addresses & np.uint64(0xFFFFFFFF)
-    return {int(f): np.unique(offsets[fragments == f]).astype(int).tolist() for f in np.unique(fragments)}
+def address_parts(addresses: npt.NDArray[np.uint64]) -> dict[int, list[int]]:
+    """Row addresses, in any order, to ascending row offsets for each fragment."""
+    ordered = np.unique(addresses)
+    fragments, offsets = ordered >> np.uint64(32), (ordered & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    bounds = np.flatnonzero(np.diff(fragments, prepend=np.uint64(2**32), append=np.uint64(2**32)))
+    return {int(fragments[a]): offsets[a:b].tolist() for a, b in itertools.pairwise(bounds)}

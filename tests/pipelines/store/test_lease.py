@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import lance
 import pytest
+from lance.commit import CommitConflictError
 
 from pipelines.config import ConfigError
 from pipelines.store import lease as lease_module
@@ -134,3 +135,21 @@ def test_beats_do_not_pile_up_rows(uri: str) -> None:
     assert held is not None
     assert held.beat >= 5
     assert lance.dataset(table_uri(uri, LEASES)).count_rows() == 1
+
+
+def test_a_store_that_is_away_for_a_while_does_not_end_the_beat(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = [OSError("timed out"), CommitConflictError("preempted")]
+    real = Lease._set
+
+    def shaky(self: Lease, column: str, value: str) -> None:
+        if faults:
+            raise faults.pop()
+        real(self, column, value)
+
+    with acquire(uri, "documents", "alive", lease_seconds=0.3) as lease:
+        monkeypatch.setattr(Lease, "_set", shaky)
+        time.sleep(1)
+        held = current(uri, "documents")
+        assert lease.failures == 2
+    assert held is not None
+    assert held.beat >= 3
