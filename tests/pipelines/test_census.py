@@ -150,6 +150,20 @@ def test_a_unit_that_grew_since_the_census_is_reported() -> None:
     assert rows[1]["error"] == "the file changed while the job ran: 1 rows when it started, 2 when it was read"
 
 
+def test_a_retry_is_limited_to_the_rows_in_quarantine() -> None:
+    units = [
+        FakeUnit("a", (("1", "x"), ("2", None), ("3", "y"), ("1", "z"))),
+        FakeUnit("b", (("4", "x"), (None, None))),
+    ]
+    census = take_census(units, read, run=Here())
+    only = {"a": frozenset({1, 2}), "b": frozenset({-1})}
+    rows = [
+        r for u, p in zip(units, census.plans, strict=True) for t in select(u, p, read, only) for r in t.to_pylist()
+    ]
+    assert [(r["source"], r["position"]) for r in rows] == [("a", 1), ("a", 2), ("b", 0), ("b", -1)]
+    assert not list(select(units[0], census.plans[0], read, {}))
+
+
 def test_partitions_do_not_change_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = open_rows(tmp_path / "t.lance", [(str(i), "old" if i % 5 else "x", 1) for i in range(0, 60, 3)])
     units = [FakeUnit(f"u{u}", tuple((str((i * 7 + u) % 50), "x") for i in range(20))) for u in range(4)]
