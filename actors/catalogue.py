@@ -114,13 +114,11 @@ def complete(spec: EmbedderSpec, folder: Path) -> EmbedderSpec:
     Raises ValueError where a length exceeds the model's positions, where pooling and class contradict each other, and
     where the model needs code that the user has not trusted.
     """
-    named = EMBEDDERS.get(short_name(spec.model)) if spec.model_class is None else None
+    listed = EMBEDDERS.get(short_name(spec.model))
     if not spec.trust_remote_code:
-        _refuse_own_code(spec.model, folder, named is not None and named.own_code)
-    if spec.model_class is not None:
-        entry = Entry(spec.model_class, CLASS_POOLING[spec.model_class])
-    else:
-        entry = named or detect(folder)
+        _refuse_own_code(spec.model, folder, listed is not None and listed.own_code)
+    named = listed if spec.model_class is None else Entry(spec.model_class, CLASS_POOLING[spec.model_class])
+    entry = named or detect(folder)
     pooling = spec.pooling or entry.pooling
     _check_pooling(pooling, entry.model_class)
     normalize = spec.normalize if spec.normalize is not None else named is not None or _normalizes(folder)

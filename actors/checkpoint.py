@@ -28,11 +28,6 @@ PACKAGED = {
 }
 """Models that come with a Python package: name -> (package, sha256 of its model.safetensors)."""
 
-SMALL_FILES = ["*.json", "*.txt", "*.model", "1_Pooling/config.json", "*_linear.safetensors", "*_linear.pt"]
-"""What is fetched from the hub beside the weights. Code (`*.py`) is fetched only when the user trusts it."""
-
-OTHER_RUNTIMES = ["onnx/*", "openvino/*"]
-
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message names the file and says why."""
@@ -67,7 +62,9 @@ def resolve_folder(
         return folder
     if _looks_like_a_path(model):
         raise CheckpointError(f"model folder {model} does not exist")
-    return _cached_snapshot(model, revision, cache_dir) or _download(model, revision, cache_dir, trust_remote_code)
+    from actors.hub import Repository
+
+    return Repository(model, revision, cache_dir, trust_remote_code).folder()
 
 
 def _looks_like_a_path(model: str) -> bool:
@@ -88,48 +85,6 @@ def _packaged_folder(model: str) -> Path:
     if actual != expected:
         raise CheckpointError(f"{folder / 'model.safetensors'} has sha256 {actual}, expected {expected}")
     return folder
-
-
-def _cached_snapshot(model: str, revision: str | None, cache_dir: str | None) -> Path | None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(model, revision=revision, cache_dir=cache_dir, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
-    return folder if _is_complete(folder) else None
-
-
-def _is_complete(folder: Path) -> bool:
-    try:
-        return (folder / "config.json").exists() and all(path.exists() for path in weight_files(folder))
-    except CheckpointError:
-        return False
-
-
-def _download(model: str, revision: str | None, cache_dir: str | None, trust_remote_code: bool) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    try:
-        names = HfApi().list_repo_files(model, revision=revision)
-        weights = "*.safetensors" if any(_is_model_safetensors(name) for name in names) else "*.bin"
-        patterns = [*SMALL_FILES, weights, *(["*.py"] if trust_remote_code else [])]
-        folder = snapshot_download(
-            model,
-            revision=revision,
-            cache_dir=cache_dir,
-            allow_patterns=patterns,
-            ignore_patterns=OTHER_RUNTIMES,
-        )
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        raise CheckpointError(f"{model} is no local folder, not cached, and cannot be fetched: {error}") from error
-    return Path(folder)
-
-
-def _is_model_safetensors(name: str) -> bool:
-    return "/" not in name and name.startswith("model") and name.endswith(".safetensors")
 
 
 def weight_files(folder: Path) -> list[Path]:
