@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import pipelines.census as census_module
 from pipelines.antijoin import InputRows, TableRows, judge
 from pipelines.census import Census, Here, OnRay, take_census
-from pipelines.selection import select
+from pipelines.selection import Only, select
 
 READ = pa.schema(
     [
@@ -79,8 +79,8 @@ def open_rows(path: Path, rows: Sequence[tuple[str, str, int]]) -> Any:
     return lambda: lance.dataset(str(path))
 
 
-def main_pass(units: Sequence[FakeUnit], census: Census) -> list[dict[str, Any]]:
-    tables = [t for unit, plan in zip(units, census.plans, strict=True) for t in select(unit, plan, read)]
+def main_pass(units: Sequence[FakeUnit], census: Census, only: Only | None = None) -> list[dict[str, Any]]:
+    tables = [t for unit, plan in zip(units, census.plans, strict=True) for t in select(unit, plan, read, only)]
     return [row for table in tables for row in table.to_pylist()]
 
 
