@@ -49,7 +49,8 @@ def load_backbone(folder: Path, compute: Compute, *, trust_remote_code: bool = F
         torch.set_num_threads(compute.threads)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if config.model_type in ENCODERS:
-        return PackedEncoder(load_pretrained(AutoModel, folder, compute, config, add_pooling_layer=False))
+        model = load_pretrained(AutoModel, folder, compute, config, add_pooling_layer=False)
+        return PackedEncoder(model, compute.compile)
     if config.model_type in PACKABLE:
         return PackedTransformer(
             load_pretrained(AutoModel, folder, compute, config, attn_implementation=PACKED_ATTENTION)

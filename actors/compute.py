@@ -38,9 +38,7 @@ def resolve(spec: ComputeSpec, config: PretrainedConfig) -> Compute:
     dtype, why_dtype = _dtype(spec, device)
     budget, why_budget = _budget(spec, device, config)
     compiled = bool(spec.compile)
-    why_compile = f"compile: {compiled}, " + (
-        "as asked" if spec.compile is not None else "warm-up is longer than it saves"
-    )
+    why_compile = f"compile: {compiled}, " + ("pays in long jobs only" if spec.compile is None else "as asked")
     threads = spec.threads if device.type == "cpu" else None
     why_threads = f"threads: {threads or torch.get_num_threads()}, " + ("as asked" if threads else "torch's choice")
     rounding = None if spec.rounding is None else DTYPES[spec.rounding]

@@ -14,7 +14,16 @@ from actors.backbones.hf import PaddedTransformer
 from actors.batching import inverse
 from actors.compute import Compute
 from actors.lanes import Lanes
-from actors.outputs import Array, EmbeddingBatch, IntArray, MultiVectors, SparseVectors, TokenBatch, concat
+from actors.outputs import (
+    Array,
+    EmbeddingBatch,
+    IntArray,
+    MultiVectors,
+    SparseVectors,
+    TokenBatch,
+    offsets_of,
+    ranges,
+)
 from actors.spec import Output, Pooling
 
 
@@ -63,56 +72,51 @@ class Engine:
         """The asked outputs in the order of the texts. A text without any token gets zeros and no vectors."""
         lengths = tokens.lengths
         filled, empty = np.flatnonzero(lengths), np.flatnonzero(lengths == 0)
-        done, parts = self.lanes.run(
-            lengths[filled], lambda rows: self._embed_batch(tokens.take(filled[rows]), ask), ask.budget
-        )
-        batches = [filled[rows] for rows in done]
-        if len(empty) or not parts:
-            parts.append(self._zeros(tokens.take(empty), ask))
-        return concat(parts).take(inverse([*batches, empty]))
+        dense, colbert = self._buffers(lengths, ask)
 
-    def _embed_batch(self, tokens: TokenBatch, ask: Ask) -> EmbeddingBatch:
-        ids = torch.from_numpy(tokens.ids.astype(np.int64)).to(self.compute.device)
-        hidden = self._forward(ids, tokens.offsets, ask.domain)
+        def embed(rows: IntArray) -> SparseVectors:
+            return self._embed_batch(tokens, filled[rows], ask, dense, colbert)
+
+        done, parts = self.lanes.run(lengths[filled], embed, ask.budget)
+        parts.append(SparseVectors.empty(len(empty)))
+        places = inverse([*(filled[rows] for rows in done), empty])
+        sparse = SparseVectors.join(parts).take(places) if "sparse" in ask.outputs else None
+        return EmbeddingBatch(dense, sparse, colbert, lengths.astype(np.int32), tokens.n_truncated)
+
+    def _buffers(self, lengths: IntArray, ask: Ask) -> tuple[Array | None, MultiVectors | None]:
+        """Zeros for the outputs whose sizes are known before the pass; each batch writes its rows where they belong."""
         cut = None if ask.whole else self.truncate_dim
-        dense = self._dense(hidden, tokens.offsets, cut) if "dense" in ask.outputs else None
-        sparse = self._sparse(hidden, ids, tokens.offsets) if "sparse" in ask.outputs else None
-        colbert = self._colbert(hidden, tokens.offsets, cut) if "colbert" in ask.outputs else None
-        return self._batch(tokens, dense, sparse, colbert)
+        dense = np.zeros((len(lengths), _cut(self.backbone.hidden_size, cut)), np.float32)
+        offsets = offsets_of(np.maximum(lengths - 1, 0))
+        dtype = heads.vector_dtype(self.compute.device, self.compute.dtype)
+        vectors = np.zeros((offsets[-1] if "colbert" in ask.outputs else 0, _cut(self._colbert_width, cut)), dtype)
+        return (
+            dense if "dense" in ask.outputs else None,
+            MultiVectors(offsets, vectors) if "colbert" in ask.outputs else None,
+        )
+
+    def _embed_batch(
+        self, tokens: TokenBatch, rows: IntArray, ask: Ask, dense: Array | None, colbert: MultiVectors | None
+    ) -> SparseVectors:
+        part = tokens.take(rows)
+        ids = torch.from_numpy(part.ids.astype(np.int64)).to(self.compute.device)
+        hidden = self._forward(ids, part.offsets, ask.domain)
+        cut, unit = None if ask.whole else self.truncate_dim, self.normalize
+        if dense is not None:
+            vectors = heads.dense(hidden, part.offsets, self.pooling, normalize=unit, truncate_dim=cut)
+            dense[rows] = heads.host(vectors)
+        if colbert is not None:
+            found = heads.colbert(hidden, part.offsets, self.colbert, normalize=unit, truncate_dim=cut)
+            colbert.vectors[ranges(colbert.offsets[rows], part.lengths - 1)] = found.vectors
+        if "sparse" not in ask.outputs:
+            return SparseVectors.empty(len(rows))
+        assert self.sparse is not None, "sparse is among the outputs only where the head exists"
+        return heads.sparse(hidden, ids, part.offsets, self.sparse, self.excluded_ids)
 
     def _forward(self, ids: Tensor, offsets: IntArray, domain: str | None) -> Tensor:
         if domain is not None and isinstance(self.backbone, PaddedTransformer):
             return self.backbone.forward(ids, offsets, domain)
         return self.backbone.forward(ids, offsets)
-
-    def _dense(self, hidden: Tensor, offsets: IntArray, cut: int | None) -> Array:
-        return heads.host(heads.dense(hidden, offsets, self.pooling, normalize=self.normalize, truncate_dim=cut))
-
-    def _colbert(self, hidden: Tensor, offsets: IntArray, cut: int | None) -> MultiVectors:
-        return heads.colbert(hidden, offsets, self.colbert, normalize=self.normalize, truncate_dim=cut)
-
-    def _sparse(self, hidden: Tensor, ids: Tensor, offsets: IntArray) -> SparseVectors:
-        assert self.sparse is not None, "sparse is among the outputs only where the head exists"
-        return heads.sparse(hidden, ids, offsets, self.sparse, self.excluded_ids)
-
-    def _zeros(self, tokens: TokenBatch, ask: Ask) -> EmbeddingBatch:
-        offsets = np.zeros(len(tokens) + 1, dtype=np.int64)
-        cut = None if ask.whole else self.truncate_dim
-        dense = np.zeros((len(tokens), _cut(self.backbone.hidden_size, cut)), np.float32)
-        sparse = SparseVectors(offsets, np.zeros(0, np.uint32), np.zeros(0, np.float32))
-        colbert = MultiVectors(offsets, np.zeros((0, _cut(self._colbert_width, cut)), np.float32))
-        return self._batch(
-            tokens,
-            dense if "dense" in ask.outputs else None,
-            sparse if "sparse" in ask.outputs else None,
-            colbert if "colbert" in ask.outputs else None,
-        )
-
-    @staticmethod
-    def _batch(
-        tokens: TokenBatch, dense: Array | None, sparse: SparseVectors | None, colbert: MultiVectors | None
-    ) -> EmbeddingBatch:
-        return EmbeddingBatch(dense, sparse, colbert, tokens.lengths.astype(np.int32), tokens.n_truncated)
 
 
 def _cut(width: int, cut: int | None) -> int:

@@ -1,12 +1,14 @@
 """What is read off the hidden states: one vector a text, a weight a term, a vector a token.
 
 Everything works on packed tokens, so the sparse head needs no (texts x vocabulary) table: it sorts (text, token id)
-keys and takes the maximum of each run. Results are float32 whatever the dtype of the pass: half precision stops here.
+keys and takes the maximum of each run. Results are float32 whatever the dtype of the pass, but for
+ColBERT vectors from a half-precision GPU pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +64,7 @@ def colbert(
     hidden: Tensor, offsets: IntArray, linear: nn.Linear | None, *, normalize: bool = True,
     truncate_dim: int | None = None,
 ) -> MultiVectors:  # fmt: skip
-    """One float32 vector a token, without each text's first token (cls); a closing eos is kept.
+    """One vector a token (`vector_dtype`), without each text's first token (cls); a closing eos is kept.
 
     linear: None takes the hidden states as they are. Dimensions are cut before the L2 norm (eps 1e-12).
     """
@@ -71,7 +73,13 @@ def colbert(
     tokens = hidden[kept.nonzero().flatten().to(hidden.device)]
     vectors = (tokens if linear is None else linear(tokens))[:, :truncate_dim].float()
     vectors = unit(vectors, dim=-1) if normalize else vectors
-    return MultiVectors(offsets - np.arange(len(offsets)), host(vectors))
+    halved = vector_dtype(hidden.device, hidden.dtype) is np.float16
+    return MultiVectors(offsets - np.arange(len(offsets)), host(vectors.half() if halved else vectors))
+
+
+def vector_dtype(device: torch.device, dtype: torch.dtype) -> type[np.floating[Any]]:
+    """float16 for a half-precision pass on a GPU, where float32 would double what has to leave it; else float32."""
+    return np.float16 if device.type == "cuda" and dtype != torch.float32 else np.float32
 
 
 def host(x: Tensor) -> Array:

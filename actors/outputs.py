@@ -93,6 +93,20 @@ class SparseVectors:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    @classmethod
+    def empty(cls, rows: int) -> SparseVectors:
+        """Rows without any weight."""
+        return cls(np.zeros(rows + 1, np.int64), np.zeros(0, np.uint32), np.zeros(0, np.float32))
+
+    @classmethod
+    def join(cls, parts: Sequence[SparseVectors]) -> SparseVectors:
+        """The rows of all parts, in order; at least one part."""
+        return cls(
+            _stack([part.offsets for part in parts]),
+            np.concatenate([part.token_ids for part in parts]),
+            np.concatenate([part.weights for part in parts]),
+        )
+
     def row(self, i: int) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.float32]]:
         part = slice(self.offsets[i], self.offsets[i + 1])
         return self.token_ids[part], self.weights[part]
@@ -245,13 +259,7 @@ def concat(batches: Sequence[EmbeddingBatch]) -> EmbeddingBatch:
             raise ValueError(f"concat: {name} is there in {len(parts)} of {len(batches)} batches")
     return EmbeddingBatch(
         np.concatenate(dense) if dense else None,
-        SparseVectors(
-            _stack([s.offsets for s in sparse]),
-            np.concatenate([s.token_ids for s in sparse]),
-            np.concatenate([s.weights for s in sparse]),
-        )
-        if sparse
-        else None,
+        SparseVectors.join(sparse) if sparse else None,
         MultiVectors(_stack([c.offsets for c in colbert]), np.concatenate([c.vectors for c in colbert]))
         if colbert
         else None,

@@ -38,8 +38,8 @@ class Linear:
     linear copies the bias over the output first and reorders the weight in every call.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, activation: str | None = None) -> None:
-        self.packed = weight.device.type == "cpu" and torch._C._has_mkldnn
+    def __init__(self, weight: Tensor, bias: Tensor, activation: str | None = None, *, packed: bool = False) -> None:
+        self.packed = packed
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.packed else weight
         self.bias = bias
         self.fused = "gelu" if self.packed and activation == "gelu" else "none"
@@ -65,9 +65,12 @@ class Layer:
 
 
 class PackedEncoder:
-    """`BertModel` or `XLMRobertaModel` (and RoBERTa), without pooler, over packed tokens."""
+    """`BertModel` or `XLMRobertaModel` (and RoBERTa), without pooler, over packed tokens.
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    compiled: everything of a layer but its attention goes through torch.compile, which fuses the elementwise passes.
+    """
+
+    def __init__(self, model: PreTrainedModel, compiled: bool = False) -> None:
         config = model.config
         if config.is_decoder:
             raise ValueError("PackedEncoder: the checkpoint says is_decoder, but this forward is bidirectional")
@@ -83,7 +86,9 @@ class PackedEncoder:
         self.words, self.places = table.word_embeddings.weight, table.position_embeddings.weight
         self.kinds = table.token_type_embeddings.weight
         self.norm = _norm(table.LayerNorm)
-        self.layers = [_layer(layer, config.hidden_act) for layer in model.encoder.layer]
+        self.packed: bool = model.device.type == "cpu" and torch._C._has_mkldnn and not compiled
+        self.layers = [_layer(layer, config.hidden_act, self.packed) for layer in model.encoder.layer]
+        self.after_attention = torch.compile(_after_attention, dynamic=True) if compiled else _after_attention
         self.device: torch.device = model.device
 
     @torch.inference_mode()
@@ -102,7 +107,7 @@ class PackedEncoder:
 
     def _encode(self, x: Tensor, segments: Segments) -> Tensor:
         tokens = len(x)
-        if self.layers[0].qkv.packed:
+        if self.packed:
             x = pad(x, (0, 0, 0, rounded(tokens) - tokens))
         for layer in self.layers:
             x = self._layer(layer, x, segments)
@@ -130,27 +135,31 @@ class PackedEncoder:
     def _layer(self, layer: Layer, x: Tensor, segments: Segments) -> Tensor:
         query, key, value = layer.qkv(x).view(len(x), 3, self.heads, self.hidden_size // self.heads).unbind(1)
         mixed = attend(query, key, value, segments, self.rule).view_as(x)
-        x = layer.attention_norm(layer.out(mixed).add_(x))
-        return layer.output_norm(layer.down(layer.up(x)).add_(x))
+        return self.after_attention(layer, mixed, x)
 
 
 def _norm(module: nn.LayerNorm) -> Norm:
     return Norm(module.weight.detach(), module.bias.detach(), module.eps)
 
 
-def _linear(*modules: nn.Linear, activation: str | None = None) -> Linear:
+def _after_attention(layer: Layer, mixed: Tensor, x: Tensor) -> Tensor:
+    x = layer.attention_norm(layer.out(mixed).add_(x))
+    return layer.output_norm(layer.down(layer.up(x)).add_(x))
+
+
+def _linear(*modules: nn.Linear, activation: str | None = None, packed: bool) -> Linear:
     """Several layers with one input as one layer."""
     weights, biases = [m.weight.detach() for m in modules], [m.bias.detach() for m in modules]
-    return Linear(torch.cat(weights), torch.cat(biases), activation)
+    return Linear(torch.cat(weights), torch.cat(biases), activation, packed=packed)
 
 
-def _layer(module: Any, activation: str) -> Layer:
+def _layer(module: Any, activation: str, packed: bool) -> Layer:
     attention = module.attention
     return Layer(
-        qkv=_linear(attention.self.query, attention.self.key, attention.self.value),
-        out=_linear(attention.output.dense),
+        qkv=_linear(attention.self.query, attention.self.key, attention.self.value, packed=packed),
+        out=_linear(attention.output.dense, packed=packed),
         attention_norm=_norm(attention.output.LayerNorm),
-        up=_linear(module.intermediate.dense, activation=activation),
-        down=_linear(module.output.dense),
+        up=_linear(module.intermediate.dense, activation=activation, packed=packed),
+        down=_linear(module.output.dense, packed=packed),
         output_norm=_norm(module.output.LayerNorm),
     )

@@ -1,0 +1,76 @@
+"""From hidden states to Arrow columns: our segment operations against a loop over tokens, as upstream extracts them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+
+from actors import heads
+from actors.outputs import offsets_of
+from benchmarks import shapes
+
+SPECIAL = (0, 100, 101, 102)
+
+
+def looped_sparse(padded: torch.Tensor, ids: np.ndarray, lengths: np.ndarray, linear: nn.Linear) -> pa.Array:
+    """A dict for each text, filled token by token, padding included; then Arrow from Python values."""
+    weights = torch.relu(linear(padded)).squeeze(-1).float().numpy()
+    rows = []
+    for row_weights, row_ids in zip(weights, ids, strict=True):
+        best: dict[int, float] = {}
+        for weight, token in zip(row_weights, row_ids, strict=True):
+            if token not in SPECIAL and weight > 0 and weight > best.get(token, 0):
+                best[token] = weight
+        rows.append({"indices": list(best), "values": list(best.values())})
+    kind = pa.struct([("indices", pa.list_(pa.uint32())), ("values", pa.list_(pa.float32()))])
+    return pa.array(rows, kind)
+
+
+def listed_colbert(padded: torch.Tensor, lengths: np.ndarray) -> pa.Array:
+    """Normalise the padded tensor, cut an array for each text, Arrow from the arrays' rows."""
+    vectors = normalize(padded[:, 1:].float(), dim=-1).numpy()
+    texts = [list(text[: length - 1]) for text, length in zip(vectors, lengths, strict=True)]
+    return pa.array(texts, pa.list_(pa.list_(pa.float32())))
+
+
+def seconds(function: Callable[[], object]) -> float:
+    start = time.process_time()
+    function()
+    return time.process_time() - start
+
+
+@torch.inference_mode()
+def extraction(rounds: int, texts: int = 64, width: int = 1024) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    lengths = shapes.lengths_of(shapes.corpus("linux-doc")[:4000], 512)[:: 4000 // texts][:texts]
+    lengths[::-1].sort()
+    offsets, total, longest = offsets_of(lengths), int(lengths.sum()), int(lengths.max())
+    mask = torch.arange(longest) < torch.from_numpy(lengths)[:, None]
+    padded = torch.randn(len(lengths), longest, width).bfloat16()
+    padded_ids = torch.randint(0, 3000, mask.shape) * mask
+    hidden, ids, linear = padded[mask], padded_ids[mask], nn.Linear(width, 1).bfloat16()
+    pairs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+        "sparse": (
+            lambda: heads.sparse(hidden, ids, offsets, linear, SPECIAL).to_arrow(),
+            lambda: looped_sparse(padded, padded_ids.numpy(), lengths, linear),
+        ),
+        "colbert": (
+            lambda: heads.colbert(hidden, offsets, None).to_arrow(),
+            lambda: listed_colbert(padded, lengths),
+        ),
+    }
+    print(f"\nextraction with Arrow, {len(lengths)} texts, {total} tokens, {width} dimensions, one thread, CPU time")
+    for name, (ours, upstream) in pairs.items():
+        ours()
+        times = np.array([(seconds(ours), seconds(upstream)) for _ in range(rounds)])
+        ratios = times[:, 1] / times[:, 0]
+        mine, theirs = np.median(times, 0) / total * 1e6
+        print(f"{name}: {np.median(ratios):.0f} times [{ratios.min():.0f}-{ratios.max():.0f}] faster, ", end="")
+        print(f"{mine:.2f} against {theirs:.2f} microseconds a token")
