@@ -9,52 +9,41 @@ from __future__ import annotations
 
 import pickle
 import uuid
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import lance
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy
 
-from actors.pool import pool_size
 from pipelines.census import Census, take_census
 from pipelines.cluster import describe, running
-from pipelines.config import BuildConfig, EmbedderConfig, plain
+from pipelines.config import BuildConfig, plain
 from pipelines.driver import JobFailed, commit_all, prune, records
-from pipelines.metrics import named_actor
-from pipelines.read import Unit, metadata_fields, plan_units, read_unit
+from pipelines.images import stored_fields, with_pictures
+from pipelines.job import LIGHT, Job, embed
+from pipelines.read import metadata_fields, plan_units, read_unit
 from pipelines.runlog import RunLog
+from pipelines.selection import Only
 from pipelines.sizing import block_rows, fragment_rows, row_bytes
-from pipelines.stages import Finish, chunk, sample, select_documents, tokenise
+from pipelines.stages import chunk, sample, select_documents, tokenise
 from pipelines.store.commit import Committer, create_or_open
 from pipelines.store.fulltext import update_full_text
 from pipelines.store.lease import Lease, acquire
-from pipelines.store.schema import Target, documents_schema, identity_of, output_field
+from pipelines.store.quarantine import failed_rows, settle_quarantine
+from pipelines.store.schema import Target, documents_schema, identity_of
 from pipelines.store.writer import write_block
 from pipelines.summary import Summary
+from pipelines.widen import widen
 
 __all__ = ["JobFailed", "build_index"]
 
-LIGHT: dict[str, Any] = {"num_cpus": 0.25, "batch_format": "pyarrow"}
-"""Stages that wait for disks and networks more than they compute."""
 CENSUS_ROWS = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What the driver knows before it looks at a single document."""
-
-    config: BuildConfig
-    units: list[Unit]
-    fields: list[pa.Field]
-    """Metadata columns that are kept."""
-    target: Target
-
-
-def build_index(config: BuildConfig) -> Summary:
+def build_index(config: BuildConfig, only: Only | None = None) -> Summary:
     """Builds the index that `config` describes, or brings it up to date; returns what was done.
+
+    `only` limits the work to those rows (None: all); see `retry`.
 
     Raises ConfigError before any work where the request is wrong (no such file or column, another model's index,
     another driver alive), JobFailed where too much went to quarantine, CommitError where the store gave up.
@@ -64,21 +53,33 @@ def build_index(config: BuildConfig) -> Summary:
     fields = metadata_fields(config.input, units)
     with running(config.ray):
         with log.phase("models"):
-            job = Job(config, units, fields, make_target(config, fields))
+            job = Job(config, units, fields, make_target(config, fields), only)
         with take_lease(job.target, config) as lease, log.reported(job.target):
             return run(job, lease, log)
 
 
+def retry(config: BuildConfig) -> Summary | None:
+    """Tries the rows in quarantine again, as their files are now; None where the quarantine is empty.
+
+    The census still looks at the whole input: only so can it tell a document from its duplicate.
+    """
+    failed = failed_rows(config.index.uri, plain(config.index.storage_options))
+    return build_index(config, failed) if failed else None
+
+
 def run(job: Job, lease: Lease, log: RunLog) -> Summary:
-    """What is there to do; do it; remove what is gone; index the words."""
+    """New columns first; what is there to do; do it; remove what is gone; index the words."""
     index = job.config.index
+    with log.phase("new columns"):
+        widened = widen(job, lease)
     version = create_or_open(job.target, lease).version
     committer = Committer(job.target, lease, index.commit_fragments, index.commit_seconds)
     with log.phase("census"):
         census = count(job, version)
     with log.phase("embedding"):
-        if census.to_embed or census.bad or census.duplicates:
-            commit_all(records(graph(job, census)), committer, census, log)
+        if work := pending(job, census):
+            commit_all(records(graph(job, work, census.to_embed)), committer, census, log)
+        settle_quarantine(job.target)
     pruned = prune(committer, census) if job.config.job.prune else 0
     with log.phase("full-text index"):
         if index.full_text:
@@ -89,6 +90,7 @@ def run(job: Job, lease: Lease, log: RunLog) -> Summary:
         unchanged=census.same,
         duplicates=census.duplicates,
         pruned=pruned,
+        widened=widened,
         seconds=log.seconds,
         embed_seconds=log.phases["embedding"],
         rows_in_index=create_or_open(job.target).count_rows(),
@@ -96,51 +98,28 @@ def run(job: Job, lease: Lease, log: RunLog) -> Summary:
     return log.finish(summary)
 
 
-def graph(job: Job, census: Census) -> ray.data.Dataset:
+def pending(job: Job, census: Census) -> list[dict[str, bytes]]:
+    """One item for each unit that has something to do: the unit and what to do with its rows, for one read task."""
+    pairs = zip(job.units, census.plans, strict=True)
+    return [{"work": pickle.dumps((unit, plan))} for unit, plan in pairs if plan.to_do and job.wants(unit)]
+
+
+def graph(job: Job, work: list[dict[str, bytes]], documents: int) -> ray.data.Dataset:
     """Shards -> documents -> chunks -> tokens -> outputs, one pool for each embedder -> fragments."""
     config, fields = job.config, job.fields
     per_row = row_bytes(job.target.identity, sample(job.units, config, fields))
     rows = block_rows(config, per_row)
-    work = [{"work": pickle.dumps(pair)} for pair in zip(job.units, census.plans, strict=True) if pair[1].to_do]
+    reading = {"config": config, "fields": fields, "only": job.only}
     data = ray.data.from_items(work, override_num_blocks=len(work))
-    data = data.map_batches(select_documents, batch_size=1, fn_kwargs={"config": config, "fields": fields}, **LIGHT)
+    data = data.map_batches(select_documents, batch_size=1, fn_kwargs=reading, **LIGHT)
+    data = with_pictures(data, config.input, job.target.identity)
     data = data.map_batches(chunk, batch_size=None, fn_kwargs={"config": config}, **LIGHT)
     data = data.map_batches(tokenise, batch_size=None, fn_kwargs={"embedders": config.embedders}, **LIGHT)
     data = data.repartition(target_num_rows_per_block=rows, strict=True)
     for embedder in config.embedders:
-        size = actors(job, embedder, census, rows)
-        data = data.map_batches(named_actor(embedder.name), batch_size=rows, **pool(job, embedder, size))
+        data = embed(data, job, embedder, rows, documents)
     fragment = fragment_rows(config, per_row)
     return data.map_batches(write_block, batch_size=fragment, fn_kwargs={"target": job.target}, **LIGHT)
-
-
-def actors(job: Job, embedder: EmbedderConfig, census: Census, rows: int) -> int:
-    """As many as the configuration and the cluster allow, but none that would find no block to work on."""
-    config = job.config
-    size = pool_size(embedder.pool.spec(), ray.cluster_resources(), 1 / len(config.embedders))
-    blocks = -(-census.to_embed // rows) if config.chunk.mode == "whole" else size
-    return max(1, min(size, blocks))
-
-
-def pool(job: Job, embedder: EmbedderConfig, size: int) -> dict[str, Any]:
-    """How Ray runs one embedder: its actors' arguments, their number and their resources.
-
-    The number is fixed: Ray starts a pool that may grow with its minimum, and was seen never to add the second actor
-    to a job of 16 seconds.
-    """
-    described = job.target.identity.embedders[embedder.name]
-    outputs = tuple(described["outputs"])
-    fields = tuple(output_field(embedder.name, described, output) for output in outputs)
-    spec = embedder.pool.spec()
-    typed = {} if spec.accelerator_type is None else {"accelerator_type": spec.accelerator_type}
-    return {
-        "fn_constructor_args": (job.config.job.id, embedder.spec(), embedder.name, outputs, fields, Finish(embedder)),
-        "compute": ActorPoolStrategy(size=size),
-        "batch_format": "pyarrow",
-        "num_cpus": spec.num_cpus,
-        "num_gpus": spec.num_gpus or None,
-        **typed,
-    }
 
 
 def count(job: Job, version: int) -> Census:
@@ -158,7 +137,7 @@ def make_target(config: BuildConfig, fields: list[pa.Field]) -> Target:
     identity = identity_of(config, {e.name: describe(e.spec()) for e in config.embedders})
     return Target(
         config.index.uri,
-        documents_schema(identity, fields),
+        documents_schema(identity, stored_fields(config.input, fields)),
         config.index.table,
         plain(config.index.storage_options),
         config.job.id,

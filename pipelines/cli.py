@@ -86,6 +86,25 @@ def build(
 
 
 @app.command()
+def retry(
+    config: ConfigFile = None,
+    input_paths: Input = None,
+    index: IndexUri = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Try the rows in quarantine again, as their files are now."""
+    job = _config(config, input_paths, index, overrides)
+    from pipelines.build import retry as run
+
+    summary = run(job)
+    if as_json:
+        _print_json({} if summary is None else summary.to_dict())
+    else:
+        typer.echo("the quarantine is empty" if summary is None else summary.text(), err=True)
+
+
+@app.command()
 def plan(
     config: ConfigFile = None,
     input_paths: Input = None,

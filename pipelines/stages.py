@@ -23,7 +23,7 @@ from actors.spec import EmbedderSpec
 from pipelines.chunk import chunk_table
 from pipelines.config import BuildConfig, EmbedderConfig
 from pipelines.read import Unit, read_schema, read_unit
-from pipelines.selection import select
+from pipelines.selection import Only, select
 from pipelines.store.codecs import encode_colbert
 
 BLOCK_ROWS = 1024
@@ -78,12 +78,14 @@ def slices(sizes: IntArray, limit: int = SLICE_BYTES) -> list[IntArray]:
     return np.split(all_rows(len(sizes)), edges) if len(sizes) else []
 
 
-def select_documents(work: pa.Table, config: BuildConfig, fields: Sequence[pa.Field]) -> Iterator[pa.Table]:
+def select_documents(
+    work: pa.Table, config: BuildConfig, fields: Sequence[pa.Field], only: Only | None = None
+) -> Iterator[pa.Table]:
     """Reads units of input and keeps what the census says is to be done. `work` holds pickled (Unit, UnitPlan)."""
     read = partial(read_unit, config=config.input, batch_rows=BLOCK_ROWS, fields=fields)
     for pair in work.column("work").to_pylist():
         unit, plan = pickle.loads(pair)  # noqa: S301  # made by the driver of this job
-        yield from select(unit, plan, read)
+        yield from select(unit, plan, read, only)
 
 
 def chunk(table: pa.Table, config: BuildConfig) -> pa.Table:

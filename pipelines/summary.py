@@ -18,6 +18,8 @@ class Summary:
     unchanged: int
     duplicates: int
     pruned: int
+    widened: int
+    """Rows that were there and got outputs that they had not had."""
     seconds: float
     embed_seconds: float
     """Without the start of Ray, the census and the search indexes."""
@@ -41,6 +43,8 @@ class Summary:
             f"time        {duration(self.seconds)}, of it embedding {duration(self.embed_seconds)}: "
             f"{e.rows / max(1e-9, self.embed_seconds):,.0f} rows/s, {self.tokens_per_second / 1000:,.1f}k tokens/s",
         ]
+        if self.widened:
+            lines.insert(2, f"widened     {self.widened:,} rows got new outputs")
         if self.pruned:
             lines.insert(3, f"pruned      {self.pruned:,} rows whose documents are gone")
         return "\n".join(lines)

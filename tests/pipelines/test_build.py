@@ -156,3 +156,41 @@ def test_long_documents_are_chunked_with_offsets(ray_session: None, tmp_path: Pa
     assert rows[0]["start"] == 0
     assert rows[-1]["end"] == len(text)
     assert rows[1]["chunk_id"] == "long#1"
+
+
+def test_a_mended_row_comes_out_of_quarantine_by_retry(ray_session: None, tmp_path: Path) -> None:
+    from pipelines.build import build_index, retry
+
+    rows = documents(8)
+    write_lines(tmp_path / "a.jsonl", [*rows[:3], {**rows[3], "text": None}, *rows[4:]])
+    config = configure(tmp_path, "job.quarantine_limit=1")
+    assert build_index(config).embedded.quarantined == 1
+    again = retry(config)
+    assert again is not None
+    assert (again.embedded.documents, again.embedded.quarantined) == (0, 1)
+    write_lines(tmp_path / "a.jsonl", rows)
+    mended = retry(config)
+    assert mended is not None
+    assert (mended.embedded.documents, mended.embedded.quarantined, mended.unchanged) == (1, 0, 7)
+    assert len(table(tmp_path, "quarantine")) == 0
+    assert retry(config) is None
+
+
+def test_a_second_embedder_computes_only_its_own_columns(ray_session: None, tmp_path: Path) -> None:
+    from pipelines.build import build_index
+
+    write_lines(tmp_path / "a.jsonl", documents(12))
+    first = configure(tmp_path, "embedders.0.outputs=[dense]")
+    build_index(first)
+    before = table(tmp_path)
+    wider = configure(
+        tmp_path, "embedders.0.outputs=[dense, colbert]", "embedders.1.name=short", "embedders.1.outputs=[dense]",
+        "embedders.1.truncate_dim=64",
+    )  # fmt: skip
+    summary = build_index(wider)
+    assert (summary.widened, summary.embedded.rows, summary.unchanged) == (12, 0, 12)
+    after = table(tmp_path)
+    assert set(after.column_names) - set(before.column_names) == {"minilm_colbert", "short_dense"}
+    assert after.select(before.column_names).equals(before)
+    assert after["short_dense"].null_count == after["minilm_colbert"].null_count == 0
+    assert build_index(wider).widened == 0

@@ -36,7 +36,7 @@ def test_lines_are_rare_in_a_log_and_absent_when_switched_off() -> None:
 
 def test_a_summary_for_people_and_for_programs() -> None:
     embedded = Totals(rows=10, documents=9, n_tokens=500, n_truncated=7, rows_truncated=1, quarantined=2, bytes=3_000)
-    summary = Summary("idx", embedded, 4, 1, 0, 20.0, 10.0, 14)
+    summary = Summary("idx", embedded, 4, 1, 0, 0, 20.0, 10.0, 14)
     assert summary.to_dict()["tokens_per_second"] == 50.0
     assert "9 documents in 10 rows, 500 tokens, 3.0 kB written" in summary.text()
     assert "2 rows (1 duplicate ids)" in summary.text()

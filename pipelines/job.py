@@ -1,0 +1,78 @@
+"""What the stages of a job share: what the driver knows before it starts, and how an embedder becomes an operator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy
+
+from actors.pool import pool_size
+from actors.spec import Output
+from pipelines.config import BuildConfig, EmbedderConfig
+from pipelines.metrics import named_actor
+from pipelines.read import Unit
+from pipelines.selection import Only
+from pipelines.stages import Finish
+from pipelines.store.schema import Target, output_field
+
+LIGHT: dict[str, Any] = {"num_cpus": 0.25, "batch_format": "pyarrow"}
+"""Stages that wait for disks and networks more than they compute."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What the driver knows before it looks at a single document."""
+
+    config: BuildConfig
+    units: list[Unit]
+    fields: list[pa.Field]
+    """Metadata columns that are kept."""
+    target: Target
+    only: Only | None = None
+    """Rows that the job is limited to; None: all. The census looks at all of them in any case."""
+
+    def wants(self, unit: Unit) -> bool:
+        """Whether the unit can hold a wanted row; a piece of a JSON Lines file is named FILE@BYTE."""
+        return self.only is None or any(s == p or s.startswith(f"{p}@") for p in unit.paths for s in self.only)
+
+
+def embed(
+    data: ray.data.Dataset,
+    job: Job,
+    embedder: EmbedderConfig,
+    rows: int,
+    documents: int,
+    outputs: tuple[Output, ...] | None = None,
+) -> ray.data.Dataset:
+    """The pool of one embedder over blocks of `rows` rows; `outputs` None: all that the index has of it.
+
+    The number of actors is fixed: Ray starts a pool that may grow with its minimum, and was seen never to add the
+    second actor to a job of 16 seconds.
+    """
+    described = job.target.identity.embedders[embedder.name]
+    outputs = outputs or tuple(described["outputs"])
+    fields = tuple(output_field(embedder.name, described, output) for output in outputs)
+    spec = embedder.pool.spec()
+    typed = {} if spec.accelerator_type is None else {"accelerator_type": spec.accelerator_type}
+    arguments = (job.config.job.id, embedder.spec(), embedder.name, outputs, fields, Finish(embedder))
+    return data.map_batches(
+        named_actor(embedder.name),
+        fn_constructor_args=arguments,
+        batch_size=rows,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=actors(job, embedder, rows, documents)),
+        num_cpus=spec.num_cpus,
+        num_gpus=spec.num_gpus or None,
+        **typed,
+    )
+
+
+def actors(job: Job, embedder: EmbedderConfig, rows: int, documents: int) -> int:
+    """As many as the configuration and the cluster allow, but none that would find no block to work on."""
+    config = job.config
+    size = pool_size(embedder.pool.spec(), ray.cluster_resources(), 1 / len(config.embedders))
+    blocks = -(-documents // rows) if config.chunk.mode == "whole" else size
+    return max(1, min(size, blocks))
