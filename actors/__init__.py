@@ -26,6 +26,8 @@ _HOMES = {
     "mix_models": "actors.mixing",
     "mix_models_by_layers": "actors.mixing",
     "mix_models_with_data": "actors.mixing",
+    "EmbedderModelClass": "actors.model_classes",
+    "RerankerModelClass": "actors.model_classes",
     "EmbeddingBatch": "actors.outputs",
     "EmbedderSpec": "actors.spec",
     "ComputeSpec": "actors.spec",

@@ -48,6 +48,8 @@ def load_backbone(folder: Path, compute: Compute, *, trust_remote_code: bool = F
     if compute.threads is not None:
         torch.set_num_threads(compute.threads)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    if trust_remote_code and "AutoModel" in (getattr(config, "auto_map", None) or {}):
+        return PaddedTransformer(load_pretrained(AutoModel, folder, compute, config, trust_remote_code=True))
     if config.model_type in ENCODERS:
         model = load_pretrained(AutoModel, folder, compute, config, add_pooling_layer=False)
         return PackedEncoder(model, compute.compile)
@@ -55,7 +57,7 @@ def load_backbone(folder: Path, compute: Compute, *, trust_remote_code: bool = F
         return PackedTransformer(
             load_pretrained(AutoModel, folder, compute, config, attn_implementation=PACKED_ATTENTION)
         )
-    return PaddedTransformer(load_pretrained(AutoModel, folder, compute, config, trust_remote_code=trust_remote_code))
+    return PaddedTransformer(load_pretrained(AutoModel, folder, compute, config))
 
 
 def load_pretrained(

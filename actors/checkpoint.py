@@ -169,7 +169,6 @@ def load_head(folder: Path, name: str) -> Linear | None:
     return Linear(tensors["weight"].float(), tensors["bias"].float())
 
 
-@lru_cache
 def fingerprint(folder: Path) -> str:
     """sha256 over the contents of all weight files and heads, in the order of their names; or of one file."""
     if folder.is_file():

@@ -11,6 +11,7 @@ from actors.embedders.dense import FlagLLMModel, FlagModel, FlagPseudoMoEModel
 from actors.embedders.front import Front
 from actors.embedders.icl import FlagICLModel
 from actors.embedders.m3 import BGEM3FlagModel
+from actors.model_classes import EmbedderModelClass
 from actors.preparation import load_preparation
 from actors.spec import EmbedderSpec, ModelClass, Pooling
 
@@ -58,10 +59,11 @@ class FlagAutoModel:
         """
         if model_class is not None and model_class not in CLASS_POOLING:
             raise ValueError(f"model_class {model_class!r} is not one of {', '.join(CLASS_POOLING)}")
+        chosen = None if model_class is None else cast(ModelClass, EmbedderModelClass(model_class).value)
         asked = EmbedderSpec(
             model=str(model_name_or_path),
             revision=options.get("revision"),
-            model_class=model_class,
+            model_class=chosen,
             pooling=cast("Pooling | None", pooling_method),
             normalize=normalize_embeddings,
             query_instruction_format=query_instruction_format,

@@ -90,7 +90,7 @@ class Front(ABC, Generic[Result]):
         )
 
     def encode(
-        self, sentences: str | Sequence[str], batch_size: int | None = None, max_length: int | None = None,
+        self, sentences: str | Sequence[str], batch_size: int | None = None, max_length: int | None = None, *,
         instruction: str | None = None, instruction_format: str | None = None, **options: Any,
     ) -> Result:  # fmt: skip
         """Texts as they are (or with `instruction`), cut to passage_max_length. One str gives one row."""

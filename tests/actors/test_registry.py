@@ -166,6 +166,39 @@ def test_remote_code_is_refused_by_name_and_never_run(
         actors.FlagModel(str(folder), devices="cpu")
 
 
+OWN = """
+import torch
+from transformers import BertModel
+
+class Own(BertModel):
+    def forward(self, input_ids, attention_mask=None, domain=None, **kwargs):
+        out = super().forward(input_ids, attention_mask=attention_mask, **kwargs)
+        out.last_hidden_state = torch.full_like(out.last_hidden_state, {None: 1.0, "coding": 2.0}[domain])
+        return out
+"""
+
+
+def test_trusted_code_runs_also_where_transformers_has_the_architecture(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = renamed(folders["bert"], tmp_path / "own_bert")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "modeling.Own"}}))
+    (folder / "modeling.py").write_text(OWN)
+    options = {"trust_remote_code": True, "normalize_embeddings": False, "model_class": "decoder-only-pseudo_moe"}
+    model = load(folder, **options)
+    np.testing.assert_array_equal(model.encode(["panda", "bear"]), 1)
+    np.testing.assert_array_equal(model.encode(["panda", "bear"], domain="coding"), 2)
+    model.domain_for_pseudo_moe = "coding"
+    np.testing.assert_array_equal(model.encode_queries(["panda"]), 2)
+    assert not np.allclose(load(folder, normalize_embeddings=False).encode(["panda"]), 1)
+
+
+def test_upstreams_enum_is_a_name_of_the_class(folders: dict[str, Path]) -> None:
+    model = load(folders["bert"], model_class=actors.EmbedderModelClass.ENCODER_ONLY_BASE, pooling_method="mean")
+    assert (type(model), model.pooling_method) == (actors.FlagModel, "mean")
+
+
 def test_code_that_transformers_replaces_is_not_needed(folders: dict[str, Path], tmp_path: Path) -> None:
     assert load(with_own_code(folders["bert"], tmp_path / "tuned-bert", "bert")).encode("panda").shape == (32,)
 
