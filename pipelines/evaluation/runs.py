@@ -17,7 +17,8 @@ from actors.outputs import IntArray
 from pipelines.config import Channel
 from pipelines.evaluation.metrics import Run
 from pipelines.retrieval.fusion import Rule, fuse
-from pipelines.retrieval.query import Candidates, Index
+from pipelines.retrieval.query import Index
+from pipelines.retrieval.request import Candidates
 
 BATCH = 256
 DEPTH = 1000

@@ -122,7 +122,7 @@ class Index:
         """
         queries = [query] if isinstance(query, str) else list(query)
         request = self.request(k, **options)
-        answers = self._answer(self.encode(queries), request)
+        answers = self._answer(self.encode(queries), request) if queries else []
         return answers[0] if isinstance(query, str) else answers
 
     def search_picture(self, picture: Picture, text: str = "", k: int = 10, **options: Any) -> Hits:

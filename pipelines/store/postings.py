@@ -21,7 +21,6 @@ import numpy as np
 import pyarrow as pa
 
 from actors.outputs import IntArray, SparseVectors, offsets_of
-from pipelines.config import ConfigError
 from pipelines.store.blocks import BLOCK_SCHEMA, Blocks
 from pipelines.store.schema import table_uri
 from pipelines.store.table import Snapshot, open_table
@@ -197,7 +196,7 @@ def read_fragments(snapshot: Snapshot, name: str, fragments: Sequence[Any]) -> S
 def physical_rows(addresses: Any, first: Mapping[int, int]) -> IntArray:
     """Row addresses to row numbers of a segment; `first` gives the first row of each fragment."""
     owners = (addresses >> np.uint64(32)).astype(np.int64)
-    rows = (addresses & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    rows: IntArray = (addresses & np.uint64(0xFFFFFFFF)).astype(np.int64)
     for owner in np.unique(owners):
         rows[owners == owner] += first[int(owner)]
     return rows
@@ -216,9 +215,3 @@ def _drop_void(snapshot: Snapshot, name: str, kept: Sequence[SegmentInfo]) -> in
     for table in old:
         database.drop_table(table)
     return len(old)
-
-
-def check_sparse(snapshot: Snapshot, name: str) -> None:
-    """ConfigError if the embedder has no sparse output."""
-    if "sparse" not in snapshot.identity.embedders[name]["outputs"]:
-        raise ConfigError(f"{snapshot.uri}: embedder {name!r} has no sparse output")
