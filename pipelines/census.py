@@ -38,7 +38,7 @@ BYTES_A_ROW = 200
 
 @dataclass(frozen=True, slots=True)
 class UnitSize:
-    """rows: good and bad together. bad: rows with an error. unreadable: files that could not be read to their end."""
+    """rows: good and bad together. bad: rows with an error. unreadable: files with rows that have no id."""
 
     rows: int
     bad: int
@@ -75,12 +75,12 @@ def scan_unit(number: int, unit: Any, read: ReadUnit) -> tuple[UnitSize, InputRo
     parts = [no_input()]
     rows = bad = 0
     sources: dict[str, int] = {}
-    unreadable: list[str] = []
+    unreadable: dict[str, None] = {}
     for table in read(unit):
         parts.append(input_rows(table, number, rows))
         for source in table.column("source").unique().to_pylist():
             sources.setdefault(source, rows + pc.index(table.column("source"), source).as_py())
-        unreadable += table.filter(pc.less(table.column("position"), 0)).column("source").to_pylist()
+        unreadable |= dict.fromkeys(table.filter(table.column("doc_id").is_null()).column("source").to_pylist())
         rows += table.num_rows
         bad += table.num_rows - table.column("error").null_count
     first_rows = tuple((first, source) for source, first in sources.items())
@@ -115,7 +115,7 @@ class Census:
     prune: npt.NDArray[np.uint64]
     """Addresses of table rows whose document is gone from the input."""
     unreadable: tuple[str, ...]
-    """Files that could not be read to the end: what they held cannot be told from what is gone."""
+    """Files with rows whose id cannot be read, or that break off: what these rows held may look as if it were gone."""
 
     @property
     def to_embed(self) -> int:

@@ -61,7 +61,9 @@ def check_quarantine(seen: Totals, config: BuildConfig, census: Census) -> None:
 
 
 def prune(committer: Committer, census: Census) -> int:
-    """Removes rows whose documents are gone; refuses where a damaged file hides what it holds."""
+    """Removes rows whose documents are gone; refuses where a damaged file or row hides which document it is."""
     if census.unreadable:
-        raise JobFailed(f"not pruned: {len(census.unreadable)} files could not be read: {census.unreadable[:5]}")
+        raise JobFailed(
+            f"not pruned: {len(census.unreadable)} files hold rows whose id cannot be read: {census.unreadable[:5]}"
+        )
     return committer.prune(census.prune.tolist())
