@@ -71,7 +71,7 @@ class Cluster:
 @contextmanager
 def cluster(folder: Path) -> Iterator[Cluster]:
     port = free_port()
-    command = ["ray", "start", "--head", "--block", f"--port={port}", "--num-cpus=1", "--include-dashboard=false"]
+    command = ["ray", "start", "--head", "--block", f"--port={port}", "--num-cpus=3", "--include-dashboard=false"]
     command += ["--object-store-memory=300000000", "--disable-usage-stats", f"--temp-dir={folder}"]
     environment = {**os.environ, "RAY_AUTH_MODE": "token"}
     program = str(Path(sys.executable).with_name("ray"))
@@ -147,7 +147,7 @@ class Job:
                 {
                     "name": "m",
                     "model": str(model),
-                    "pool": {"max_size": 1, "num_cpus": 0.25},
+                    "pool": {"max_size": 1},
                     "compute": {"dtype": "fp32", "threads": 1},
                 }
             ],
