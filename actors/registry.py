@@ -57,19 +57,16 @@ class FlagAutoModel:
         normalize_embeddings None: True, or what an unknown checkpoint's modules.json says. Raises ValueError where
         the checkpoint needs remote code that was not trusted.
         """
-        if model_class is not None and model_class not in CLASS_POOLING:
-            raise ValueError(f"model_class {model_class!r} is not one of {', '.join(CLASS_POOLING)}")
-        chosen = None if model_class is None else cast(ModelClass, EmbedderModelClass(model_class).value)
         asked = EmbedderSpec(
             model=str(model_name_or_path),
-            revision=options.get("revision"),
-            model_class=chosen,
+            model_class=_model_class(model_class),
             pooling=cast("Pooling | None", pooling_method),
             normalize=normalize_embeddings,
             query_instruction_format=query_instruction_format,
             query_max_length=options.pop("query_max_length", None),
             passage_max_length=options.pop("passage_max_length", None),
             trust_remote_code=bool(trust_remote_code),
+            revision=options.get("revision"),
             cache_dir=options.get("cache_dir"),
         )
         known = complete(asked, resolve_folder(asked.model, asked.revision, asked.cache_dir, asked.trust_remote_code))
@@ -88,3 +85,11 @@ class FlagAutoModel:
             passage_max_length=known.passage_max_length,
             **options,
         )
+
+
+def _model_class(name: str | None) -> ModelClass | None:
+    if name is None:
+        return None
+    if name not in CLASS_POOLING:
+        raise ValueError(f"model_class {name!r} is not one of {', '.join(CLASS_POOLING)}")
+    return EmbedderModelClass(name).value
