@@ -10,6 +10,7 @@ import pytest
 from embedder_cases import CASES, TEXTS, checkpoint, run
 
 import actors
+from actors import ComputeSpec, EmbedderSpec, load_embedder
 from actors.tokenizer import read_tokenizer
 
 HERE = Path(__file__).resolve().parent
@@ -25,6 +26,16 @@ def test_numbers_are_upstreams(name: str, tmp_path: Path) -> None:
     assert set(ours) == set(goldens.files)
     for part in goldens.files:
         np.testing.assert_allclose(ours[part], goldens[part], atol=2e-5, rtol=0, err_msg=f"{name} {part}")
+
+
+def test_the_packaged_model_has_sentence_transformers_vectors() -> None:
+    model = load_embedder(EmbedderSpec(model="all-MiniLM-L6-v2", compute=ComputeSpec(dtype="fp32", device="cpu")))
+    goldens = np.load(HERE / "minilm_sentence_transformers.npz")
+    batch = model.embed_corpus(TEXTS, ["dense"])
+    np.testing.assert_allclose(batch.dense, goldens["dense"], atol=2e-5, rtol=0)
+    assert batch.n_tokens.max() == 256
+    front = actors.FlagAutoModel.from_finetuned("all-MiniLM-L6-v2", use_fp16=False, devices="cpu")
+    np.testing.assert_allclose(front.encode(TEXTS)["dense_vecs"], goldens["dense"], atol=2e-5, rtol=0)
 
 
 def test_tokenizer_json_is_honoured_where_transformers_rebuilds_it(tmp_path: Path) -> None:
