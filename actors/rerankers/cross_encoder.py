@@ -43,6 +43,10 @@ class CrossEncoder:
     frame: Layout
     logits: Logits
 
+    @property
+    def cutoffs(self) -> range:
+        return range(0)
+
     def layout(self, options: RerankOptions) -> Layout:
         return self.frame
 

@@ -77,6 +77,10 @@ class Scorer(Protocol):
     @property
     def compute(self) -> Compute: ...
 
+    @property
+    def cutoffs(self) -> range:
+        """Layers that a score can be taken from; empty for a model that gives one score alone."""
+
     def layout(self, options: RerankOptions) -> Layout: ...
 
     def outputs(self, options: RerankOptions) -> int:
@@ -97,6 +101,11 @@ class Reranker:
     @property
     def compute(self) -> Compute:
         return self.scorer.compute
+
+    @property
+    def cutoffs(self) -> range:
+        """Layers that `cutoff_layers` may name; empty for a model that gives one score alone."""
+        return self.scorer.cutoffs
 
     def compute_score(self, pairs: Any, **changes: Any) -> list[float] | list[list[float]]:
         """Scores of one (query, passage) or of a list of them, in order, as Python floats.

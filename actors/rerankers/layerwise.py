@@ -57,6 +57,10 @@ class Layerwise:
     heads: Tensor
     bos: int
 
+    @property
+    def cutoffs(self) -> range:
+        return range(self.decoder.config.start_layer, self.decoder.config.num_hidden_layers + 1)
+
     def layout(self, options: RerankOptions) -> Layout:
         return prompt_layout(self.tokenizer, self.bos, llm.PROMPT if options.prompt is None else options.prompt)
 
@@ -71,8 +75,7 @@ class Layerwise:
         return torch.stack([states[layer].float() @ self._head(layer) for layer in asked], 1)
 
     def _asked(self, options: RerankOptions) -> tuple[int, ...]:
-        config = self.decoder.config
-        return asked_layers(options.cutoff_layers, range(config.start_layer, config.num_hidden_layers + 1))
+        return asked_layers(options.cutoff_layers, self.cutoffs)
 
     def _head(self, layer: int) -> Tensor:
         return self.heads[layer - self.decoder.config.start_layer if self.decoder.config.head_multi else 0]

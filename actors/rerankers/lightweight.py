@@ -41,6 +41,11 @@ class Lightweight:
     heads: Tensor
     bos: int
 
+    @property
+    def cutoffs(self) -> range:
+        config = self.decoder.config
+        return range(config.start_layer, config.num_hidden_layers + 1, config.layer_sep)
+
     def layout(self, options: RerankOptions) -> Layout:
         return prompt_layout(self.tokenizer, self.bos, PROMPT if options.prompt is None else options.prompt)
 
@@ -59,17 +64,11 @@ class Lightweight:
         scores = [states[layer].float() @ self.heads[head] for layer, head in zip(asked, heads, strict=True)]
         return llm.softcapped(torch.stack(scores, 1), cap)
 
-    @property
-    def _grid(self) -> range:
-        config = self.decoder.config
-        return range(config.start_layer, config.num_hidden_layers + 1, config.layer_sep)
-
     def _asked(self, options: RerankOptions) -> tuple[int, ...]:
-        layers = asked_layers(options.cutoff_layers, self._grid)
-        return layers if options.cutoff_layers is not None else (self.decoder.config.num_hidden_layers,)
+        return asked_layers(options.cutoff_layers, self.cutoffs)
 
     def _heads_of(self, asked: tuple[int, ...], by_layer: bool) -> list[int]:
-        places = list(self._grid) if by_layer else sorted(set(asked))
+        places = list(self.cutoffs) if by_layer else sorted(set(asked))
         return [places.index(layer) for layer in asked]
 
 

@@ -42,6 +42,10 @@ class YesLogit:
     softcap: float | None
     positions: int | None
 
+    @property
+    def cutoffs(self) -> range:
+        return range(0)
+
     def layout(self, options: RerankOptions) -> Layout:
         named = self.tokenizer.named
         bos = named.get("bos_token")
