@@ -14,7 +14,7 @@ import pyarrow as pa
 import ray
 
 from actors.spec import Output
-from pipelines.config import BuildConfig
+from pipelines.config import BuildConfig, ConfigError
 from pipelines.driver import JobFailed, records
 from pipelines.interrupt import interruptible
 from pipelines.job import LIGHT, Job, embed
@@ -46,6 +46,7 @@ def widen(job: Job, lease: Lease) -> int:
     missing = missing_outputs(job.target)
     if not missing:
         return 0
+    refuse_pictures(job.config, missing)
     if lease.took_over:
         fence(job.target, lease)
     dataset, fields = begin_columns(job.target)
@@ -55,6 +56,16 @@ def widen(job: Job, lease: Lease) -> int:
         fill(records(graph(job, dataset, left, missing, fields)), committer, job.config)
     finish_columns(job.target, fields)
     return committer.rows
+
+
+def refuse_pictures(config: BuildConfig, missing: Mapping[str, tuple[Output, ...]]) -> None:
+    """ConfigError for an embedder that sees pictures: the index keeps thumbnails, and only the input has the rest."""
+    blind = [e.name for e in config.embedders if e.name in missing and e.picture_weights is not None]
+    if config.input.pictures is not None and blind:
+        raise ConfigError(
+            f"embedders: {blind[0]} sees pictures, which the index at {config.index.uri} does not keep; "
+            "build a new index with it"
+        )
 
 
 def fill(finished: Iterator[Mapping[str, Any]], committer: ColumnCommitter, config: BuildConfig) -> None:

@@ -140,10 +140,12 @@ class VisualizedBGE(Embedder):
     def embed_rows(
         self, tokens: TokenBatch, table: pa.Table, rows: IntArray, outputs: Sequence[Output] | None = None
     ) -> EmbeddingBatch:
-        """Rows of a block whose column `pixels` holds pictures (size x size x 3 bytes), or null for a text alone.
+        """Rows of a block whose column `pixels`, if it has one, holds pictures (size x size x 3 bytes) or null.
 
         Raises ValueError for a text that is too long for its picture.
         """
+        if "pixels" not in table.column_names:
+            return self.embed_tokens(tokens, outputs)
         pixels = table.column("pixels").take(pa.array(rows)).combine_chunks()
         seen = pixels.is_valid().to_numpy(zero_copy_only=False)
         pictured, plain = np.flatnonzero(seen), np.flatnonzero(~seen)
