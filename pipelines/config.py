@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
@@ -341,12 +341,20 @@ def _describe(error: ValidationError) -> str:
     return "\n".join(lines)
 
 
-def validate(tree: dict[str, Any]) -> BuildConfig:
+M = TypeVar("M", bound=Model)
+
+
+def validated(kind: type[M], tree: dict[str, Any]) -> M:
     """A tree of plain values to a config; ConfigError with a key path on each line."""
     try:
-        return BuildConfig.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(_describe(error)) from error
+
+
+def validate(tree: dict[str, Any]) -> BuildConfig:
+    """`validated` for a build."""
+    return validated(BuildConfig, tree)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -367,4 +375,4 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), *
     tree: dict[str, Any] = {**sections, **(read_yaml(path) if path is not None else {})}
     for text in overrides:
         apply_override(tree, *parse_override(text))
-    return validate(tree)
+    return validated(BuildConfig, tree)

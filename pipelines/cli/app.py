@@ -1,0 +1,71 @@
+"""The `tridex` command, its options and how it fails; the commands themselves are in the modules beside this one.
+
+Late imports keep `tridex --help` under a second (torch and Ray take several). With `--json` a command prints exactly
+one JSON document to stdout; everything else goes to stderr. Exit status: 0 done, 1 the work failed, 2 the request was
+wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from pipelines.config import BuildConfig, ConfigError, load_config
+
+
+class _Group(TyperGroup):
+    """Turns a wrong request into one message and exit status 2; a real failure keeps its traceback and status 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            typer.echo(f"tridex: {error}", err=True)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt:
+            typer.echo("tridex: stopped; run the same command again to go on", err=True)
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Embed a corpus of any size with BGE models on Ray, and search it with everything those models give.",
+)
+
+ConfigFile = Annotated[Path | None, typer.Argument(help="YAML file; without one the defaults are used.")]
+Input = Annotated[list[str] | None, typer.Option("--input", help="File, folder, glob or URI; may be repeated.")]
+IndexUri = Annotated[str | None, typer.Option("--index", help="Folder or URI of the index.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="KEY.PATH=VALUE over the config; may be repeated.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
+Index = Annotated[str, typer.Argument(help="Folder or URI of an index.")]
+Queries = Annotated[Path, typer.Option(help="JSON Lines with _id and text, or id<TAB>text.")]
+Qrels = Annotated[Path, typer.Option(help="BEIR's three columns or TREC's four.")]
+
+
+def print_json(value: Any) -> None:
+    """One document to stdout."""
+    typer.echo(json.dumps(value, indent=2, default=str, ensure_ascii=False))
+
+
+def build_config(
+    path: Path | None, inputs: list[str] | None, index: str | None, overrides: list[str] | None
+) -> BuildConfig:
+    """Options over the file over the defaults."""
+    sections = [f"input.paths={json.dumps(inputs)}"] if inputs else []
+    sections += [f"index.uri={json.dumps(index)}"] if index else []
+    return load_config(path, [*sections, *(overrides or [])])
+
+
+def required(value: str | None, option: str) -> str:
+    """The option's value; ConfigError where it was left out."""
+    if value is None:
+        raise ConfigError(f"{option}: is needed here")
+    return value

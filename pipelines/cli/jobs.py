@@ -1,0 +1,130 @@
+"""Commands that build and look after an index."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.cli.app import ConfigFile, Index, IndexUri, Input, Json, Set, app, build_config, print_json, required
+
+
+@app.command()
+def build(
+    config: ConfigFile = None,
+    input_paths: Input = None,
+    index: IndexUri = None,
+    overrides: Set = None,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove documents that are gone from the input.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Build an index, or bring it up to date: only new and changed documents are embedded."""
+    extra = ["job.prune=true"] if prune else []
+    job = build_config(config, input_paths, index, [*(overrides or []), *extra])
+    from pipelines.build import build_index
+
+    summary = build_index(job)
+    print_json(summary.to_dict()) if as_json else typer.echo(summary.text(), err=True)
+
+
+@app.command()
+def retry(
+    config: ConfigFile = None,
+    input_paths: Input = None,
+    index: IndexUri = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Try the rows in quarantine again, as their files are now."""
+    job = build_config(config, input_paths, index, overrides)
+    from pipelines.build import retry as run
+
+    summary = run(job)
+    if as_json:
+        print_json({} if summary is None else summary.to_dict())
+    else:
+        typer.echo("the quarantine is empty" if summary is None else summary.text(), err=True)
+
+
+@app.command()
+def plan(
+    config: ConfigFile = None,
+    input_paths: Input = None,
+    index: IndexUri = None,
+    overrides: Set = None,
+    tokens_per_second: Annotated[float | None, typer.Option(help="Of one actor; measured here if not given.")] = None,
+    price: Annotated[float | None, typer.Option(help="Of the whole pool, an hour.")] = None,
+    actors: Annotated[int | None, typer.Option(help="In each pool; what fits this machine if not given.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What a build will take: documents, tokens, truncation, bytes, hours, cost; and what will hurt."""
+    job = build_config(config, input_paths, index, overrides)
+    from pipelines.plan import Pool, make_plan
+
+    made = make_plan(job, Pool(tokens_per_second, price, actors))
+    print_json(made.to_dict()) if as_json else typer.echo(made.text())
+
+
+@app.command()
+def submit(
+    config: ConfigFile = None,
+    input_paths: Input = None,
+    index: IndexUri = None,
+    overrides: Set = None,
+    address: Annotated[str | None, typer.Option(help="http://HOST:8265 of the cluster's dashboard.")] = None,
+    job_id: Annotated[str | None, typer.Option("--job", help="Of this job; the same again goes on.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not follow the log.")] = False,
+    state: Annotated[bool, typer.Option("--status", help="Only say how the job stands.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop the job; what it has finished is committed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a build on a Ray cluster through Ray Jobs; with --status or --stop, look after one that was started."""
+    from pipelines.submit import job_status, stop_job, submit_job
+
+    if state or stop:
+        attempt = (stop_job if stop else job_status)(required(job_id, "--job"), address)
+    else:
+        job = build_config(config, input_paths, index, overrides)
+        attempt = submit_job(job, address=address, job_id=job_id, detach=detach)
+    print_json(attempt.to_dict()) if as_json else typer.echo(attempt.text(), err=True)
+    if attempt.status == "FAILED":
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(index: Index, as_json: Json = False) -> None:
+    """What is in an index: rows, outputs, model, quarantine, coverage of its search indexes, last job."""
+    from pipelines.store.status import read_status
+
+    facts = read_status(index)
+    print_json(facts.to_dict()) if as_json else typer.echo(facts.text())
+
+
+@app.command()
+def optimize(index: Index, as_json: Json = False) -> None:
+    """Join small fragments, bring the search indexes up to date, remove what nothing refers to any more."""
+    from pipelines.store.maintain import optimize as run
+
+    done = run(index)
+    print_json(done.to_dict()) if as_json else typer.echo(done.text(), err=True)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the corpus and the index are written.")] = Path("demo"),
+) -> None:
+    """Build an index from the documentation of Python's standard library and answer three questions."""
+    from pipelines.build import build_index
+    from pipelines.demo import QUESTIONS, write_corpus
+    from pipelines.retrieval import open_index
+
+    shutil.rmtree(folder, ignore_errors=True)
+    written = write_corpus(folder / "corpus")
+    typer.echo(f"{written:,} passages written to {folder / 'corpus'}", err=True)
+    config = build_config(None, [str(folder / "corpus" / "*.parquet")], str(folder / "index"), None)
+    typer.echo(build_index(config).text(), err=True)
+    index = open_index(str(folder / "index"))
+    for question in QUESTIONS:
+        typer.echo(f"\n? {question}\n{index.search(question, k=3)}")

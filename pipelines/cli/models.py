@@ -1,0 +1,85 @@
+"""Commands that make models: heads for an encoder, one model out of several."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from pipelines.cli.app import Json, app, print_json
+from pipelines.config import ConfigError, apply_override, parse_override
+
+
+@app.command("fit-heads")
+def fit_heads(
+    model: Annotated[str, typer.Argument(help="An encoder: name, hub id or folder. It stays as it is.")],
+    output: Annotated[str, typer.Argument(help="Folder to write.")],
+    data: Annotated[list[str], typer.Option(help="Pairs (.jsonl), a BEIR folder, or unlabelled text; repeatable.")],
+    sparse: Annotated[str, typer.Option(help="auto, idf, trained or none.")] = "auto",
+    colbert: Annotated[str, typer.Option(help="auto, identity, pca, trained or none.")] = "auto",
+    colbert_dim: Annotated[int | None, typer.Option(help="Fewer dimensions than the encoder's.")] = None,
+    queries: Annotated[int | None, typer.Option(help="At most so many queries of one source.")] = None,
+    passages: Annotated[int | None, typer.Option(help="At most so many passages of one source.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
+    l1: Annotated[float | None, typer.Option(help="Weight of sparsity; larger gives fewer non-zero weights.")] = None,
+    contrast: Annotated[float | None, typer.Option(help="Weight of the contrastive loss.")] = None,
+    heads_only: Annotated[bool, typer.Option("--heads-only", help="Leave the encoder's files out.")] = False,
+    seed: Annotated[int, typer.Option(help="Same seed, same heads.")] = 0,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE; may be repeated.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Give an encoder M3's sparse and ColBERT heads; keeps the simplest ones that are not beaten."""
+    from actors.fitting import FitConfig
+    from actors.fitting import fit_heads as run
+
+    given: dict[str, Any] = {
+        "sparse": sparse, "colbert": colbert, "colbert_dim": colbert_dim, "queries": queries, "passages": passages,
+        "steps": steps, "l1": l1, "contrast": contrast, "heads_only": heads_only, "seed": seed,
+    }  # fmt: skip
+    for text in overrides or []:
+        apply_override(given, *parse_override(text))
+    options = {key: value for key, value in given.items() if value is not None}
+    try:
+        result = run(
+            FitConfig(model=model, data=tuple(data), output=output, **options), lambda line: typer.echo(line, err=True)
+        )
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error
+    if as_json:
+        print_json(asdict(result))
+    else:
+        typer.echo(
+            f"{result.output}: sparse {result.sparse}, ColBERT {result.colbert}; README.md has the scores", err=True
+        )
+
+
+@app.command()
+def mix(
+    models: Annotated[list[str], typer.Argument(help="Models to mix: names, hub ids or folders.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    kind: Annotated[str, typer.Option("--type", help="encoder, decoder or reranker.")] = "encoder",
+    weight: Annotated[list[float] | None, typer.Option(help="One for each model; they sum to 1.")] = None,
+    examples: Annotated[Path | None, typer.Option(help="JSON Lines; weights from each model's loss on them.")] = None,
+    temperature: Annotated[float, typer.Option(help="Of the softmax over the losses.")] = 5.0,
+    seed: Annotated[int, typer.Option(help="Draws negatives.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Blend fine-tuned models: a weighted sum of their parameters, in the memory of one shard."""
+    from actors.mixing import mix_models, mix_models_with_data
+
+    try:
+        if examples is None:
+            mixed = mix_models(models, cast(Any, kind), weight or [], output)
+        else:
+            rows = [json.loads(line) for line in examples.read_text(encoding="utf-8").splitlines() if line.strip()]
+            mixed = mix_models_with_data(
+                models, cast(Any, kind), rows, temperature=temperature, output_path=output, seed=seed
+            )
+    except (ValueError, OSError) as error:
+        raise ConfigError(str(error)) from error
+    facts = {"folder": str(mixed.folder), "models": mixed.names, "weights": mixed.weights, "losses": mixed.losses}
+    shares = ", ".join(f"{w:.4f} {name}" for w, name in zip(mixed.weights, mixed.names, strict=True))
+    print_json(facts) if as_json else typer.echo(f"{mixed.folder}: {shares}", err=True)

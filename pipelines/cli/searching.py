@@ -1,0 +1,126 @@
+"""Commands that ask an index, and measure how well it answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.cli.app import Index, Json, Qrels, Queries, app, print_json
+
+SearchFiles = Annotated[list[Path] | None, typer.Option("--search", help="YAML of `tridex tune`; may be repeated.")]
+
+
+@app.command()
+def search(
+    index: Index,
+    query: Annotated[list[str], typer.Argument(help="One query or several.")],
+    k: Annotated[int, typer.Option("-k", help="Hits for each query.")] = 10,
+    mode: Annotated[str, typer.Option(help="hybrid, dense, sparse, colbert or bm25.")] = "hybrid",
+    where: Annotated[str | None, typer.Option(help="SQL filter over the index's columns.")] = None,
+    rerank: Annotated[str | None, typer.Option(help="A reranker for the second stage.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Search an index; every hit shows each channel's score."""
+    from pipelines.retrieval import open_index
+
+    results = open_index(index).search(query, k=k, mode=mode, where=where, rerank=rerank)
+    if as_json:
+        print_json([hits.to_dict() for hits in results])
+        return
+    for text, hits in zip(query, results, strict=True):
+        typer.echo(f"? {text}\n{hits}\n")
+
+
+@app.command()
+def explain(
+    index: Index,
+    query: Annotated[str, typer.Argument(help="The query.")],
+    document: Annotated[str, typer.Argument(help="A document's or a chunk's id.")],
+    mode: Annotated[str, typer.Option(help="hybrid, dense, sparse, colbert or bm25.")] = "hybrid",
+    as_json: Json = False,
+) -> None:
+    """Why a document has its score: each channel's part, shared words, and the token that each query token matched."""
+    from pipelines.retrieval import open_index
+
+    told = open_index(index).explain(query, document, mode=mode)
+    print_json(told.to_dict()) if as_json else typer.echo(str(told))
+
+
+@app.command()
+def rerank(
+    index: Index,
+    run: Annotated[Path, typer.Argument(help="Run file, TREC or JSON Lines: query id, document id.")],
+    queries: Queries,
+    model: Annotated[str, typer.Option(help="A reranker: name, hub id or folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Run file to write; an unfinished one is resumed.")],
+    depth: Annotated[int, typer.Option(help="Documents of each query that are scored.")] = 100,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the job; may be repeated.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Rerank a run file, with the texts from an index, over a pool of actors; resumable."""
+    from pipelines.config import apply_override, parse_override, validated
+    from pipelines.rerank_job import RerankConfig, rerank_run, to_json
+
+    tree: dict[str, Any] = {
+        "index": index, "run": run, "queries": queries, "output": output, "model": model, "depth": depth,
+    }  # fmt: skip
+    for text in overrides or []:
+        apply_override(tree, *parse_override(text))
+    done = rerank_run(validated(RerankConfig, tree))
+    print_json(to_json(done)) if as_json else typer.echo(
+        f"{done.documents:,} documents of {done.queries:,} queries", err=True
+    )
+    if done.failed:
+        typer.echo("\n".join(done.failed), err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    index: Index,
+    queries: Queries,
+    qrels: Qrels,
+    search_configs: SearchFiles = None,
+    rerank: Annotated[list[str] | None, typer.Option(help="Rerankers to measure as well.")] = None,
+    candidates: Annotated[int, typer.Option(help="Rows of each channel that enter the union.")] = 200,
+    runs: Annotated[Path | None, typer.Option(help="Folder for TREC run files.")] = None,
+    as_json: Json = False,
+) -> None:
+    """nDCG@10, recall@100, MRR@10 and MAP of each channel, fusion and reranker, each tested against BM25."""
+    from pipelines.config import read_search_config
+    from pipelines.evaluation import evaluate as run
+    from pipelines.evaluation import read_qrels, read_queries
+    from pipelines.evaluation.report import rules_of
+    from pipelines.retrieval import open_index
+    from pipelines.retrieval.rerank import as_reranker
+
+    asked, judged, opened = read_queries(queries), read_qrels(qrels), open_index(index)
+    rules = rules_of(opened, {path.stem: read_search_config(path) for path in search_configs or []})
+    models = {name: as_reranker(name, tuple(opened.channels)) for name in rerank or []}
+    result = run(opened, asked, judged, rules=rules, rerankers=models, candidates=candidates)
+    if runs is not None:
+        result.write_runs(runs)
+    print_json(result.to_dict()) if as_json else typer.echo(result.text())
+
+
+@app.command()
+def tune(
+    index: Index,
+    queries: Queries,
+    qrels: Qrels,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Search config to write.")] = None,
+    folds: Annotated[int, typer.Option(help="Of the cross-validation.")] = 5,
+    seed: Annotated[int, typer.Option(help="Of the folds.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Choose fusion weights on judged queries; says so where the hybrid does not beat its best channel."""
+    from pipelines.evaluation import read_qrels, read_queries
+    from pipelines.evaluation import tune as run
+    from pipelines.retrieval import open_index
+
+    result = run(open_index(index), read_queries(queries), read_qrels(qrels), folds=folds, seed=seed)
+    if output is not None:
+        result.write(output)
+    print_json(result.to_dict()) if as_json else typer.echo(result.text())
