@@ -167,7 +167,7 @@ class Job:
         """Runs a driver to its end, which must be a good one; returns its summary."""
         status = self.start(**faults).wait(PATIENCE)
         assert status == 0, f"driver ended with {status}:\n{(self.folder / 'log').read_text()[-3000:]}"
-        summary: dict[str, Any] = json.loads((self.folder / "out").read_text())
+        summary: dict[str, Any] = json.loads((self.folder / "out").read_text().splitlines()[-1])
         return summary
 
     def committed(self) -> int:
