@@ -21,9 +21,13 @@ from pipelines.retrieval.maxsim import maxsim
 from pipelines.retrieval.stored import Stored
 from pipelines.store.blocks import by_token
 from pipelines.store.table import Snapshot, sql_in
+from pipelines.store.vectors import VectorIndex, find_vector_index
 
 Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
+OVERSAMPLED = 3
+SCANNED_ROWS = 100_000
+"""Up to here ColBERT finds its best rows by scoring all; above, it scores what the other channels bring."""
 QUERY_BLOCK = 2**26
 """Dense scores held at once when many queries are scanned together."""
 
@@ -77,8 +81,8 @@ class Filter:
 class ChannelSearch(Protocol):
     """What a channel does. `top` answers all queries at once, so that a scan is shared."""
 
-    def top(self, queries: Queries, n: int, where: Filter | None) -> list[Ranking]:
-        """The n best rows of each query; fewer where fewer match."""
+    def top(self, queries: Queries, n: int, where: Filter | None, exact: bool = False) -> list[Ranking]:
+        """The n best rows of each query; fewer where fewer match. `exact` forbids approximation."""
         ...
 
     def scores(self, queries: Queries, i: int, positions: IntArray) -> Floats:
@@ -99,13 +103,43 @@ def _best(scores: Floats, start: int, n: int, where: Filter | None, above: float
     return Ranking(positions + start, best)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Dense:
-    """Dot products of unit vectors."""
+    """Dot products of unit vectors.
+
+    Where the column has a vector index, it brings OVERSAMPLED times the rows, and their exact scores choose among them.
+    """
 
     stored: Stored
 
-    def top(self, queries: Queries, n: int, where: Filter | None) -> list[Ranking]:
+    @cached_property
+    def vector_index(self) -> VectorIndex | None:
+        return find_vector_index(self.stored.snapshot, self.stored.column("dense"))
+
+    def top(self, queries: Queries, n: int, where: Filter | None, exact: bool = False) -> list[Ranking]:
+        if self.vector_index is None or exact:
+            return self._scan(queries, n, where)
+        return [self._ask(self.vector_index, queries, i, n, where) for i in range(len(queries))]
+
+    def _ask(self, index: VectorIndex, queries: Queries, i: int, n: int, where: Filter | None) -> Ranking:
+        nearest = {
+            "column": self.stored.column("dense"),
+            "q": queries.dense()[i],
+            "k": n * OVERSAMPLED,
+            "metric": index.metric,
+            "minimum_nprobes": index.probes,
+            "maximum_nprobes": index.probes if where is None else index.partitions,
+        }
+        snapshot = self.stored.snapshot
+        condition = None if where is None else where.where
+        scanner = snapshot.dataset.scanner(
+            columns=["_rowaddr"], nearest=nearest, filter=condition, prefilter=True, disable_scoring_autoprojection=True
+        )
+        positions = np.sort(snapshot.rows.positions(scanner.to_table()["_rowaddr"].to_numpy()))
+        places, best = top_n(self.scores(queries, i, positions), n)
+        return Ranking(positions[places], best)
+
+    def _scan(self, queries: Queries, n: int, where: Filter | None) -> list[Ranking]:
         vectors = queries.dense()
         found: list[list[Ranking]] = [[] for _ in range(len(queries))]
         for start, block in self.stored.blocks("dense"):
@@ -170,7 +204,7 @@ class Sparse:
         whole = self.stored.whole("sparse")
         return Inverted.of(whole) if isinstance(whole, SparseVectors) else None
 
-    def top(self, queries: Queries, n: int, where: Filter | None) -> list[Ranking]:
+    def top(self, queries: Queries, n: int, where: Filter | None, exact: bool = False) -> list[Ranking]:
         if self.index.segments:
             return [self._search(queries, i, n, where) for i in range(len(queries))]
         if self.inverted is None:
@@ -227,7 +261,12 @@ class Colbert:
     stored: Stored
     threads: int = 1
 
-    def top(self, queries: Queries, n: int, where: Filter | None) -> list[Ranking]:
+    @property
+    def scans(self) -> bool:
+        """Whether it finds rows by itself; a large table is scanned only when an exact answer is asked for."""
+        return len(self.stored) <= SCANNED_ROWS
+
+    def top(self, queries: Queries, n: int, where: Filter | None, exact: bool = False) -> list[Ranking]:
         found: list[list[Ranking]] = [[] for _ in range(len(queries))]
         for start, block in self.stored.blocks("colbert"):
             assert isinstance(block, MultiVectors)
@@ -255,7 +294,7 @@ class FullText:
     snapshot: Snapshot
     options: dict[str, Any] = field(default_factory=dict)
 
-    def top(self, queries: Queries, n: int, where: Filter | None) -> list[Ranking]:
+    def top(self, queries: Queries, n: int, where: Filter | None, exact: bool = False) -> list[Ranking]:
         condition = None if where is None else where.where
         return [self._ask(text, condition, n) for text in queries.texts]
 

@@ -33,6 +33,7 @@ from pipelines.retrieval.candidates import (
 from pipelines.retrieval.encoder import Encoder
 from pipelines.retrieval.explain import Explanation
 from pipelines.retrieval.grouping import Grouping, check_page, first_page
+from pipelines.retrieval.kernels import top_n
 from pipelines.retrieval.matches import explain_row
 from pipelines.retrieval.request import Candidates, Request
 from pipelines.retrieval.rerank import Reranker, as_reranker, rerank_hits
@@ -117,6 +118,7 @@ class Index:
             group_by: a column; at most `group_size` (1) hits for each of its values, k groups.
             offset: hits (or groups) to skip.
             columns: metadata columns to return; None returns all.
+            exact: no approximate index; ColBERT scans the table however large it is.
 
         Raises ConfigError that names the argument at fault.
         """
@@ -151,6 +153,7 @@ class Index:
         group_size: int = 1,
         offset: int = 0,
         columns: Sequence[str] | None = None,
+        exact: bool = False,
     ) -> Request:
         """Checks the options of a search; ConfigError names the one at fault."""
         self._check_mode(mode)
@@ -170,6 +173,7 @@ class Index:
             offset=offset,
             reranker=None if rerank is None else as_reranker(rerank, tuple(self.channels)),
             rerank_k=rerank_k,
+            exact=exact,
         )
 
     def _check_mode(self, mode: str) -> None:
@@ -211,11 +215,25 @@ class Index:
         return read_statistics(self.snapshot, self.name) if weighs else None
 
     def candidates(
-        self, queries: Queries, searched: Iterable[Channel], n: int, where: Filter | None = None
+        self,
+        queries: Queries,
+        searched: Iterable[Channel],
+        n: int,
+        where: Filter | None = None,
+        exact: bool = False,
     ) -> list[Candidates]:
-        """The union of the n best of each searched channel, scored exactly by every channel of the index."""
-        tops: dict[Channel, list[Ranking]] = {c: self.channels[c].top(queries, n, where) for c in searched}
-        return [self._scored(queries, i, {c: t[i] for c, t in tops.items()}) for i in range(len(queries))]
+        """The union of the n best of each searched channel, scored exactly by every channel of the index.
+
+        On a large table ColBERT brings no rows of its own unless `exact`: it ranks what the others bring.
+        """
+        wanted = tuple(searched)
+        colbert = self.channels.get("colbert")
+        follows = "colbert" in wanted and isinstance(colbert, Colbert) and not (colbert.scans or exact)
+        leading = tuple(c for c in wanted if not (follows and c == "colbert"))
+        leading = leading or tuple(c for c in self.channels if c != "colbert") or wanted
+        tops = {c: self.channels[c].top(queries, n, where, exact) for c in leading}
+        found = [self._scored(queries, i, {c: t[i] for c, t in tops.items()}) for i in range(len(queries))]
+        return [_followed(f, n) for f in found] if follows and leading != wanted else found
 
     def _scored(self, queries: Queries, i: int, tops: Mapping[Channel, Ranking]) -> Candidates:
         found = [top.positions for top in tops.values()]
@@ -233,24 +251,32 @@ class Index:
 
     def candidates_with(self, queries: Queries, request: Request, rows: IntArray) -> Candidates:
         """The candidates of a single query, as a search sees them; `rows` are among them, found or not."""
-        tops = {c: self.channels[c].top(queries, request.candidates, request.where)[0] for c in request.searched}
-        if not len(np.setdiff1d(rows, np.concatenate([t.positions for t in tops.values()]))):
-            return self._scored(queries, 0, tops)
-        (channel, top), *_ = tops.items()
+        (found,) = self.candidates(queries, request.searched, request.candidates, request.where, request.exact)
+        if not len(np.setdiff1d(rows, found.positions)):
+            return found
+        (channel, top), *_ = found.tops.items()
         wider = Ranking(np.concatenate([top.positions, rows]), top.scores)
-        whole = self._scored(queries, 0, {**tops, channel: wider})
-        return Candidates(whole.positions, whole.scores, tops)
+        whole = self._scored(queries, 0, {**found.tops, channel: wider})
+        return Candidates(whole.positions, whole.scores, found.tops)
 
     def _answer(self, queries: Queries, request: Request) -> list[Hits]:
         if request.mode == "hybrid":
-            found = self.candidates(queries, request.searched, request.candidates, request.where)
+            found = self.candidates(queries, request.searched, request.candidates, request.where, request.exact)
             fused = [fusing.fuse(f.scores, request.rule) for f in found]
         else:
             (channel,) = request.searched
-            tops = self.channels[channel].top(queries, request.candidates, request.where)
+            tops = self._single(queries, channel, request)
             found = [self._scored(queries, i, {channel: _kept(top, request)}) for i, top in enumerate(tops)]
             fused = [f.scores[channel].astype(np.float64) for f in found]
         return [self._hits(queries, i, found[i], fused[i], request) for i in range(len(queries))]
+
+    def _single(self, queries: Queries, channel: Channel, request: Request) -> list[Ranking]:
+        """One channel's own ranking."""
+        search = self.channels[channel]
+        if isinstance(search, Colbert) and not (search.scans or request.exact):
+            found = self.candidates(queries, [channel], request.candidates, request.where)
+            return [f.tops[channel] for f in found]
+        return search.top(queries, request.candidates, request.where, request.exact)
 
     def _hits(
         self, queries: Queries, i: int, found: Candidates, fused: npt.NDArray[np.float64], request: Request
@@ -283,6 +309,12 @@ class Index:
     def _fetched_columns(self, request: Request) -> list[str]:
         group = [request.grouping.column] if request.grouping else []
         return list(dict.fromkeys(["doc_id", "chunk_id", "text", *request.columns, *group]))
+
+
+def _followed(found: Candidates, n: int) -> Candidates:
+    """Adds what ColBERT makes of the rows that other channels brought, as its own ranking."""
+    places, best = top_n(found.scores["colbert"], n)
+    return Candidates(found.positions, found.scores, {**found.tops, "colbert": Ranking(found.positions[places], best)})
 
 
 def _depth_with_ties(descending: npt.NDArray[Any], depth: int) -> int:

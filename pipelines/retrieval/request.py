@@ -37,6 +37,7 @@ class Request:
     offset: int
     reranker: Reranker | None
     rerank_k: int
+    exact: bool = False
 
     @property
     def searched(self) -> tuple[Channel, ...]:

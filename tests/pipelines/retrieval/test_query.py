@@ -10,8 +10,10 @@ import lance
 import numpy as np
 import pytest
 
+from pipelines.retrieval import candidates
 from pipelines.retrieval.query import Index, open_index
 from pipelines.store.codecs import decode
+from pipelines.store.vectors import update_vector_indexes
 from tests.indexes import WordEmbedder, corpus, documents, make_index
 
 QUERY = "scheduler reads dirty pages"
@@ -185,3 +187,33 @@ def test_retrieval_imports_neither_ray_nor_torch() -> None:
     code = "import sys, pipelines.retrieval; print('ray' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_a_vector_index_is_asked_with_its_own_metric_and_refined_exactly(tmp_path: Path) -> None:
+    uri = make_index(tmp_path, corpus(), full_text=False)
+    before = open_index(uri, embedder=WordEmbedder()).search(QUERY, k=20, mode="dense")
+    assert update_vector_indexes(uri) == {"words": None}
+    assert update_vector_indexes(uri, kind="IVF_PQ") == {"words": "IVF_PQ"}
+    index = open_index(uri, embedder=WordEmbedder())
+    found = index.channels["dense"].vector_index
+    assert (found.metric, found.partitions, found.kind) == ("dot", 1, "IVF_PQ")
+    approximate = index.search(QUERY, k=20, mode="dense")
+    assert len(set(approximate.ids) & set(before.ids)) >= 15
+    expected = dict(zip(IDS, reference("dense"), strict=True))
+    for hit in approximate:
+        assert hit.score == pytest.approx(expected[hit.chunk_id], rel=1e-5)
+    assert index.search(QUERY, k=20, mode="dense", exact=True).ids == before.ids
+    filtered = index.search(QUERY, k=50, mode="dense", where="chunk_id < 'd0030'")
+    assert len(filtered) == 30
+
+
+def test_on_a_large_table_colbert_ranks_what_the_others_bring(
+    index: Index, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates, "SCANNED_ROWS", 100)
+    large = open_index(uri, embedder=WordEmbedder())
+    found = large.search(QUERY, k=10, mode="colbert")
+    brought = {p for c in ("dense", "sparse", "bm25") for p in large.search(QUERY, k=200, mode=c).ids}
+    assert set(found.ids) <= brought
+    assert large.search(QUERY, k=10, mode="colbert", exact=True).ids == index.search(QUERY, k=10, mode="colbert").ids
+    assert len(large.search(QUERY, k=10)) == 10
