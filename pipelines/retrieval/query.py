@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -135,8 +136,12 @@ class Index:
         """
         if not text.strip():
             options["mode"] = "dense"
+            if options.get("rerank") is not None:
+                raise ConfigError("rerank: a reranker reads texts, and this query has none")
         request = self.request(k, **options)
-        return self._answer(Queries((text,), self.encoder.encode_picture(picture, text)), request)[0]
+        hits = self._answer(Queries((text,), self.encoder.encode_picture(picture, text)), request)[0]
+        name = Path(picture).name if isinstance(picture, (str, Path)) else "picture"
+        return replace(hits, query=" + ".join(filter(None, [name, text.strip()])))
 
     def request(
         self,

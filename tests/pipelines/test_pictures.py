@@ -157,6 +157,9 @@ def test_an_index_of_pictures_is_searched_by_text_picture_and_both(ray_session: 
     assert index.search("only text", mode="dense")[0].scores["dense"] == pytest.approx(1, abs=1e-4)
     hits = index.search_picture(Image.open(io.BytesIO(pictures[1])), k=3)
     assert hits.ids[0] == "d1"
+    assert hits.query == "picture"
+    with pytest.raises(ConfigError, match="rerank: a reranker reads texts"):
+        index.search_picture(pictures[1], rerank="colbert")
     assert hits._repr_html_().count("<img src='data:image/jpeg;base64,") == 3
     assert isinstance(hits.to_dict()["hits"][0]["metadata"]["thumbnail"], str)
 
