@@ -15,10 +15,12 @@ import yaml
 from safetensors.torch import save_file
 from torch import nn
 
-from actors.checkpoint import SMALL_FILES, head_file, load_head, weight_files
+from actors.checkpoint import head_file, load_head, weight_files
 from actors.fitting.result import FitResult
 
 HEADS = ("sparse_linear", "colbert_linear")
+ENCODER_FILES = ("*.json", "*.txt", "*.model", "1_Pooling/config.json")
+"""Config and tokenizer; weights are asked of `checkpoint.weight_files`."""
 
 
 def check_output(output: Path) -> None:
@@ -56,7 +58,7 @@ def write_checkpoint(
 
 
 def _copy_encoder(encoder: Path, output: Path) -> None:
-    small = {path for pattern in SMALL_FILES for path in encoder.glob(pattern) if path.stem not in HEADS}
+    small = {path for pattern in ENCODER_FILES for path in encoder.glob(pattern)}
     for path in sorted({*small, *weight_files(encoder)}):
         target = output / path.relative_to(encoder)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -15,43 +15,24 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
 
-from actors.backbone import Backbone, load_backbone
-from actors.checkpoint import check_weights, fingerprint
-from actors.compute import Compute, resolve
-from actors.embedders.base import UNWEIGHTED
 from actors.fitting import colbert, sparse
-from actors.fitting.card import check_existing_heads, check_output, model_card, write_checkpoint
+from actors.fitting.card import check_output, model_card, write_checkpoint
 from actors.fitting.data import Rng, Source, read_source, split
+from actors.fitting.encoder import Encoder, encoded, load_encoder
 from actors.fitting.losses import contrastive, distillation, l1
 from actors.fitting.mining import Mined, bm25, dense_vectors, document_frequency, maxsim, mine, sparse_scores
 from actors.fitting.result import FitConfig, FitResult, Score, SourceReport
 from actors.fitting.select import Doubles, ndcg, simplest_unbeaten
-from actors.fitting.states import States, compute_states
+from actors.fitting.states import States
 from actors.fitting.train import Loss, train
-from actors.outputs import IntArray, TokenBatch
-from actors.preparation import Preparation, load_preparation
-from actors.spec import EmbedderSpec, Pooling
+from actors.outputs import IntArray
 
 START_SAMPLE = 100_000
 REGULAR_SAMPLE = 4_000
 COLBERT_CANDIDATES = 8
 COLBERT_BATCH = 8
 COLBERT_RATE = 3e-4
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Encoder:
-    preparation: Preparation
-    backbone: Backbone
-    compute: Compute
-    pooling: Pooling
-    excluded: frozenset[int]
-
-    @property
-    def vocab(self) -> int:
-        return max(self.backbone.vocab_size, self.preparation.tokenizer.vocab_size)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,7 +78,7 @@ def fit_heads(config: FitConfig, progress: Callable[[str], None] = lambda line: 
     check_output(Path(config.output))
     rng = np.random.default_rng(config.seed)
     sources = [read_source(Path(path), config.queries, config.passages, rng) for path in config.data]
-    encoder = _encoder(config)
+    encoder = load_encoder(config)
     with tempfile.TemporaryDirectory() as temporary:
         cache = Path(config.cache or temporary)
         tasks = [_task(source, encoder, config, cache, rng, progress) for source in sources]
@@ -113,42 +94,16 @@ def fit_heads(config: FitConfig, progress: Callable[[str], None] = lambda line: 
     return result
 
 
-def _encoder(config: FitConfig) -> Encoder:
-    spec = EmbedderSpec(model=config.model, trust_remote_code=config.trust_remote_code, compute=config.compute)
-    preparation = load_preparation(spec)
-    assert preparation.spec.pooling is not None, "the spec is complete"
-    if preparation.spec.model_class not in ("encoder-only-base", "encoder-only-m3"):
-        raise ValueError(f"{config.model} is {preparation.spec.model_class}; M3 heads are fitted on encoders")
-    check_weights(preparation.folder)
-    settings = AutoConfig.from_pretrained(preparation.folder, trust_remote_code=config.trust_remote_code)
-    check_existing_heads(preparation.folder, settings.hidden_size)
-    if config.colbert_dim is not None and not 1 <= config.colbert_dim <= settings.hidden_size:
-        raise ValueError(
-            f"colbert_dim must be between 1 and the encoder's {settings.hidden_size}, got {config.colbert_dim}"
-        )
-    compute = resolve(config.compute, settings)
-    backbone = load_backbone(preparation.folder, compute, trust_remote_code=config.trust_remote_code)
-    named = preparation.tokenizer.named
-    excluded = frozenset(named[role] for role in UNWEIGHTED if role in named)
-    return Encoder(preparation, backbone, compute, preparation.spec.pooling, excluded)
-
-
 def _task(
     source: Source, encoder: Encoder, config: FitConfig, cache: Path, rng: Rng, progress: Callable[[str], None]
 ) -> Task:
     progress(f"{source.name}: encoding {len(source.queries)} queries and {len(source.passages)} passages")
-    queries = _states(encoder, encoder.preparation.tokenise(source.queries, "query"), cache)
-    passages = _states(encoder, encoder.preparation.tokenise(source.passages, "passage"), cache)
+    queries = encoded(encoder, source.queries, "query", cache)
+    passages = encoded(encoder, source.passages, "passage", cache)
     progress(f"{source.name}: mining candidates")
     dense = dense_vectors(queries, encoder.pooling), dense_vectors(passages, encoder.pooling)
     mined = mine(source, queries, passages, dense, encoder.vocab, config.candidates, rng)
     return Task(source, queries, passages, mined, *split(source, config.dev_share, rng))
-
-
-def _states(encoder: Encoder, tokens: TokenBatch, cache: Path) -> States:
-    cache.mkdir(parents=True, exist_ok=True)
-    model = f"{fingerprint(encoder.preparation.folder)} {encoder.compute.dtype}"
-    return compute_states(encoder.backbone, tokens, encoder.excluded, encoder.compute.budget, cache, model)
 
 
 def _fit_sparse(tasks: Sequence[Task], encoder: Encoder, config: FitConfig, rng: Rng) -> Fitted:
