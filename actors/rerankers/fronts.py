@@ -23,6 +23,7 @@ Devices = str | int | list[str] | list[int] | None
 OPTIONS = frozenset(field.name for field in fields(RerankOptions))
 NO_EFFECT = frozenset({"use_dataloader", "num_workers"})
 """Arguments of upstream's compute_score that choose how it pads; there is nothing to pad here."""
+OLD_NAMES = {"compress_layer": "compress_layers"}
 
 
 @dataclass
@@ -57,7 +58,8 @@ class Front:
         pair, for anything but two strings.
         """
         pairs = checked_pairs(sentence_pairs)
-        options = self._options().changed({k: v for k, v in changes.items() if k not in NO_EFFECT})
+        changes = {OLD_NAMES.get(name, name): value for name, value in changes.items() if name not in NO_EFFECT}
+        options = self._options().changed(changes)
         return score_lists(self._score(pairs, options))
 
     def _score(self, pairs: list[tuple[str, str]], options: RerankOptions) -> Scores:

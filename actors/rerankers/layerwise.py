@@ -97,13 +97,16 @@ def _heads(config: MiniCPMConfig, weights: dict[str, Tensor], yes: int) -> Tenso
 
     `raw` and `complex` heads give the whole vocabulary, for an input divided by hidden size / base size. Upstream
     reads their flattened logits at the place of the last token, which means nothing; here it is the row of 'Yes'.
+    One shared `raw` head may be tied to the embeddings, and is then not in the file.
     """
     inner = "weight" if config.head_type == "raw" else "linear_head.weight"
     count = config.num_hidden_layers - config.start_layer + 1
     names = [f"lm_head.{k}.{inner}" for k in range(count)] if config.head_multi else [f"lm_head.{inner}"]
-    missing = [name for name in names if name not in weights]
-    if missing:
-        raise CheckpointError(f"the checkpoint has no weight {missing[0]}")
+    if names == ["lm_head.weight"]:
+        weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
+    missing = next((name for name in names if name not in weights), None)
+    if missing is not None:
+        raise CheckpointError(f"the checkpoint has no weight {missing}")
     whole = config.head_type in ("raw", "complex")
     rows = torch.stack([weights.pop(name)[yes if whole else 0].float() for name in names])
     return rows / (config.hidden_size / config.dim_model_base) if whole else rows

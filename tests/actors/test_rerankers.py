@@ -185,6 +185,31 @@ def test_other_architectures_run_padded_with_the_same_rules(tmp_path: Path) -> N
         assert score == pytest.approx(logit, abs=1e-5)
 
 
+@pytest.mark.parametrize("family", ["gpt_neox", "phi3"])
+def test_other_decoders_run_padded_and_give_the_logit_of_yes(tmp_path: Path, family: str) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = build("llama", tmp_path / family)
+    (folder / "model.safetensors").unlink()
+    config = AutoConfig.for_model(
+        family, vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=1024, initializer_range=0.3, pad_token_id=2, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    reranker = load_reranker(str(folder), model_class="decoder-only-base", compute=FP32)
+    assert type(reranker.scorer.backbone).__name__ == "PaddedTransformer"  # type: ignore[attr-defined]
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    yes = reranker.tokenizer.ids(["Yes"])[0][0]
+    layout = reranker.scorer.layout(reranker.options)
+    for (query, passage), score in zip(PAIRS, reranker.compute_score(PAIRS), strict=True):
+        ids = token_ids(reranker.tokenizer, ["A: " + query, "B: " + passage])
+        row = torch.from_numpy(join(reranker.tokenizer, layout, ids[:1], ids[1:], 384, 512).tokens.ids.astype(np.int64))
+        with torch.no_grad():
+            logit = model(row[None]).logits[0, -1, yes].item()
+        assert score == pytest.approx(logit, abs=1e-4)
+
+
 def test_fronts_read_their_attributes_at_every_call(folders: dict[str, Path]) -> None:
     front = LayerWiseFlagLLMReranker(str(folders["minicpm"]), devices="cpu")
     before = front.compute_score(PAIRS)
