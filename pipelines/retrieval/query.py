@@ -6,6 +6,7 @@ when a query has to be encoded.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -41,6 +42,7 @@ from pipelines.retrieval.rerank import Reranker, as_reranker, rerank_hits
 from pipelines.retrieval.results import Hit, Hits
 from pipelines.retrieval.statistics import TokenStatistics, read_statistics
 from pipelines.retrieval.stored import Stored
+from pipelines.retrieval.update import delete, upsert
 from pipelines.store.schema import Identity
 from pipelines.store.table import Snapshot, open_table
 
@@ -253,6 +255,18 @@ class Index:
         that no channel finds is scored as if it had been found. Raises ConfigError for an id that is not there.
         """
         return explain_row(self, query, id, self.request(1, **options))
+
+    async def search_async(self, query: str | Sequence[str], k: int = 10, **options: Any) -> Hits | list[Hits]:
+        """`search` without blocking the event loop: it runs in a thread, and the kernels release the GIL."""
+        return await asyncio.to_thread(self.search, query, k, **options)
+
+    def upsert(self, rows: Sequence[Mapping[str, Any]]) -> int:
+        """Embeds and writes whole documents (`doc_id`, `text`, own columns); see `pipelines.retrieval.update`."""
+        return upsert(self, rows)
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """Deletes documents with all their chunks; returns the rows deleted."""
+        return delete(self, ids)
 
     def candidates_with(self, queries: Queries, request: Request, rows: IntArray) -> Candidates:
         """The candidates of a single query, as a search sees them; `rows` are among them, found or not."""

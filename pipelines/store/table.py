@@ -123,6 +123,7 @@ class Snapshot:
     """A `lance.LanceDataset`, checked out at one version."""
     identity: Identity
     storage_options: Mapping[str, str]
+    table: str = "documents"
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -206,7 +207,7 @@ def open_table(
     except (ValueError, OSError) as error:
         raise ConfigError(_why_not_opened(uri, table, version, error)) from error
     identity = _identity(dataset, uri, table)
-    return Snapshot(uri, dataset, identity, options)
+    return Snapshot(uri, dataset, identity, options, table)
 
 
 def _why_not_opened(uri: str, table: str, version: int | None, error: Exception) -> str:

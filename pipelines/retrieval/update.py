@@ -1,0 +1,149 @@
+"""Small changes from Python: `Index.upsert(rows)` and `Index.delete(ids)`, each one commit under the index's lease.
+
+This is for a handful of documents in a notebook or a service; a corpus goes through `tridex build`, which also cuts
+long documents into chunks. Here a document is one row, so an index of chunks refuses new rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+
+from actors.outputs import EmbeddingBatch
+from pipelines.config import ConfigError
+from pipelines.store import lease
+from pipelines.store.codecs import encode_colbert
+from pipelines.store.commit import Committer
+from pipelines.store.schema import Target
+from pipelines.store.table import sql_in
+from pipelines.store.writer import REPLACES, write_block
+
+if TYPE_CHECKING:
+    from pipelines.retrieval.query import Index
+
+SOURCE = "upsert"
+
+
+def upsert(index: Index, rows: Sequence[Mapping[str, Any]]) -> int:
+    """Embeds and writes documents; one whose `doc_id` is there takes its place. Returns the number written.
+
+    rows: `doc_id`, `text` (title and text joined, as the model shall read it) and the table's own columns; what a row
+    leaves out is null. Searches see them after `open_index` is called again. ConfigError names the row at fault.
+    """
+    if index.identity.chunk["mode"] != "whole":
+        raise ConfigError("upsert: this index holds chunks of documents; use `tridex build` to add to it")
+    if set(index.identity.embedders) != {index.name}:
+        raise ConfigError(f"upsert: this index has several embedders, {index.name!r} is open; use `tridex build`")
+    _check(index, rows)
+    if not rows:
+        return 0
+    target = _target(index)
+    with lease.acquire(target.uri, target.table, target.job, storage_options=target.storage_options) as held:
+        block = _block(index, rows)
+        committer = Committer(target, held)
+        for record in write_block(block, target).to_pylist():
+            committer.add(record)
+        committer.commit()
+    return len(rows)
+
+
+def delete(index: Index, ids: Sequence[str]) -> int:
+    """Deletes documents with all their chunks; returns the rows deleted. Unknown ids are no error."""
+    if isinstance(ids, str):
+        raise ConfigError("delete: expected a list of ids, got one string")
+    target = _target(index)
+    with lease.acquire(target.uri, target.table, target.job, storage_options=target.storage_options) as held:
+        addresses = [address for found in _addresses(index, ids).values() for address in found]
+        return Committer(target, held).prune(addresses)
+
+
+def _target(index: Index) -> Target:
+    snapshot = index.snapshot
+    return Target(
+        snapshot.uri,
+        snapshot.schema,
+        table=snapshot.table,
+        storage_options=snapshot.storage_options,
+        job=SOURCE,
+        run=uuid4().hex,
+    )
+
+
+def _check(index: Index, rows: Sequence[Mapping[str, Any]]) -> None:
+    known = {"doc_id", "text", *index.snapshot.metadata_columns}
+    seen: set[str] = set()
+    for i, row in enumerate(rows):
+        for key in ("doc_id", "text"):
+            if not isinstance(row.get(key), str) or not row[key].strip():
+                raise ConfigError(f"upsert: row {i}: {key} must be a text that is not empty, got {row.get(key)!r}")
+        unknown = sorted(row.keys() - known)
+        if unknown:
+            raise ConfigError(
+                f"upsert: row {i}: the index has no column {unknown[0]!r}; it has {', '.join(sorted(known))}"
+            )
+        if row["doc_id"] in seen:
+            raise ConfigError(f"upsert: row {i}: doc_id {row['doc_id']!r} is there twice")
+        seen.add(row["doc_id"])
+
+
+def _addresses(index: Index, ids: Sequence[str]) -> dict[str, list[int]]:
+    """Addresses of each document's rows in the newest version of the table, which the lease keeps still."""
+    dataset = index.snapshot.dataset.checkout_version(index.snapshot.dataset.latest_version)
+    found: dict[str, list[int]] = {}
+    for first in range(0, len(ids), 1000):
+        scanner = dataset.scanner(columns=["doc_id", "_rowaddr"], filter=sql_in("doc_id", ids[first : first + 1000]))
+        table = scanner.to_table()
+        for doc_id, address in zip(table["doc_id"].to_pylist(), table["_rowaddr"].to_pylist(), strict=True):
+            found.setdefault(doc_id, []).append(address)
+    return found
+
+
+def _block(index: Index, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """The rows as a block that `write_block` takes."""
+    texts, ids = [row["text"] for row in rows], [row["doc_id"] for row in rows]
+    batch = _embedded(index, texts)
+    there = _addresses(index, ids)
+    schema = index.snapshot.schema
+    own = {name: [row.get(name) for row in rows] for name in index.snapshot.metadata_columns}
+    columns: dict[str, Any] = {
+        "doc_id": ids,
+        "chunk_id": [f"{doc_id}#0" for doc_id in ids],
+        "chunk_index": [0] * len(rows),
+        "chunk_count": [1] * len(rows),
+        "start": [0] * len(rows),
+        "end": [len(text) for text in texts],
+        "text": texts,
+        "source": [SOURCE] * len(rows),
+        "content_hash": [blake2b(text.encode(), digest_size=16).digest() for text in texts],
+        "n_tokens": batch.n_tokens,
+        "n_truncated": batch.n_truncated,
+        **own,
+        **batch.to_arrow(index.name),
+    }
+    arrays = {f.name: _as(columns[f.name], f.type) for f in schema}
+    arrays |= {
+        "error": pa.nulls(len(rows), pa.string()),
+        REPLACES: pa.array([there.get(doc_id, []) for doc_id in ids], pa.list_(pa.uint64())),
+    }
+    return pa.table(arrays)
+
+
+def _as(values: Any, kind: pa.DataType) -> pa.Array:
+    return values.cast(kind) if isinstance(values, pa.Array) else pa.array(values, kind)
+
+
+def _embedded(index: Index, texts: Sequence[str]) -> EmbeddingBatch:
+    described, embedder = index.stored.embedder, index.encoder.embedder
+    tokens = embedder.tokenise(texts, "passage")
+    batch = embedder.embed_tokens(tokens, index.stored.outputs)
+    ids = np.delete(tokens.ids, tokens.offsets[:-1])
+    colbert = batch.colbert
+    if colbert is not None:
+        colbert = encode_colbert(colbert, index.stored.codec, str(described["colbert_pooling"]), ids)
+    dense = None if batch.dense is None else batch.dense.astype(described["dense"])
+    return EmbeddingBatch(dense, batch.sparse, colbert, batch.n_tokens, batch.n_truncated)
