@@ -258,7 +258,8 @@ class Index:
 
     async def search_async(self, query: str | Sequence[str], k: int = 10, **options: Any) -> Hits | list[Hits]:
         """`search` without blocking the event loop: it runs in a thread, and the kernels release the GIL."""
-        return await asyncio.to_thread(self.search, query, k, **options)
+        answer: Hits | list[Hits] = await asyncio.to_thread(lambda: self.search(query, k, **options))
+        return answer
 
     def upsert(self, rows: Sequence[Mapping[str, Any]]) -> int:
         """Embeds and writes whole documents (`doc_id`, `text`, own columns); see `pipelines.retrieval.update`."""

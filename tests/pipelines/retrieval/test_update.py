@@ -22,13 +22,13 @@ def uri(tmp_path: Path) -> str:
 
 def test_upserts_replace_and_add_whole_documents(uri: str) -> None:
     before = open_index(uri, embedder=WordEmbedder())
-    rows = [{"doc_id": "d0003", "text": "zebra crossing", "year": 1}, {"doc_id": "new", "text": "zebra foal"}]
+    rows = [{"doc_id": "d0003", "text": "zebra crossing", "year": 1000}, {"doc_id": "new", "text": "zebra foal"}]
     assert before.upsert(rows) == 2
     after = open_index(uri, embedder=WordEmbedder())
     assert (len(before), len(after)) == (50, 51)
     for mode in ("hybrid", "dense", "sparse", "colbert", "bm25"):
         assert set(after.search("zebra", k=2, mode=mode).ids) == {"d0003", "new"}
-    assert after.search("zebra", k=2, where="year = 1").ids == ["d0003"]
+    assert after.search("zebra", k=2, where="year = 1000").ids == ["d0003"]
     assert "scheduler" not in after.search("zebra crossing", k=1)[0].text
 
 
