@@ -16,15 +16,15 @@ from tests.indexes import WordEmbedder, corpus, make_index
 
 
 @pytest.fixture
-def uri(tmp_path: Path) -> str:
+def own(tmp_path: Path) -> str:
     return make_index(tmp_path, corpus(50), codec="sign", metadata={"year": pa.array(range(50))})
 
 
-def test_upserts_replace_and_add_whole_documents(uri: str) -> None:
-    before = open_index(uri, embedder=WordEmbedder())
+def test_upserts_replace_and_add_whole_documents(own: str) -> None:
+    before = open_index(own, embedder=WordEmbedder())
     rows = [{"doc_id": "d0003", "text": "zebra crossing", "year": 1000}, {"doc_id": "new", "text": "zebra foal"}]
     assert before.upsert(rows) == 2
-    after = open_index(uri, embedder=WordEmbedder())
+    after = open_index(own, embedder=WordEmbedder())
     assert (len(before), len(after)) == (50, 51)
     for mode in ("hybrid", "dense", "sparse", "colbert", "bm25"):
         assert set(after.search("zebra", k=2, mode=mode).ids) == {"d0003", "new"}
@@ -32,10 +32,10 @@ def test_upserts_replace_and_add_whole_documents(uri: str) -> None:
     assert "scheduler" not in after.search("zebra crossing", k=1)[0].text
 
 
-def test_deleting_removes_a_document_and_forgives_unknown_ids(uri: str) -> None:
-    index = open_index(uri, embedder=WordEmbedder())
+def test_deleting_removes_a_document_and_forgives_unknown_ids(own: str) -> None:
+    index = open_index(own, embedder=WordEmbedder())
     assert index.delete(["d0001", "d0002", "no such id", "x') OR ('1'='1"]) == 2
-    assert len(open_index(uri)) == 48
+    assert len(open_index(own)) == 48
     with pytest.raises(ConfigError, match="delete: expected a list of ids, got one string"):
         index.delete("d0005")
 
@@ -48,13 +48,13 @@ def test_deleting_removes_a_document_and_forgives_unknown_ids(uri: str) -> None:
         ({"doc_id": "a", "text": "b", "yaer": 1}, "row 0: the index has no column 'yaer'"),
     ],
 )
-def test_upserts_name_the_row_at_fault(uri: str, row: dict, message: str) -> None:
+def test_upserts_name_the_row_at_fault(own: str, row: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        open_index(uri, embedder=WordEmbedder()).upsert([row])
+        open_index(own, embedder=WordEmbedder()).upsert([row])
 
 
-def test_searches_can_run_beside_each_other(uri: str) -> None:
-    index = open_index(uri, embedder=WordEmbedder())
+def test_searches_can_run_beside_each_other(own: str) -> None:
+    index = open_index(own, embedder=WordEmbedder())
 
     async def several() -> list:
         return await asyncio.gather(*(index.search_async(f"kernel case {i}", k=3) for i in range(8)))
