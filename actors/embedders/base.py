@@ -126,15 +126,13 @@ def load_engine(preparation: Preparation) -> Engine:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
     compute = resolve(spec.compute, config)
     backbone = load_backbone(folder, compute, trust_remote_code=spec.trust_remote_code)
-    sparse, colbert = (_head(_head_folder(preparation), name, compute) for name in ("sparse_linear", "colbert_linear"))
-    if spec.colbert_dim and colbert is not None and colbert.out_features != spec.colbert_dim:
-        raise CheckpointError(f"{folder}: colbert_linear has {colbert.out_features} dimensions, not {spec.colbert_dim}")
+    outputs = available_outputs(preparation)
+    sparse = _head(preparation, "sparse", compute, backbone.hidden_size) if "sparse" in outputs else None
+    colbert = _head(preparation, "colbert", compute, backbone.hidden_size) if "colbert" in outputs else None
     named = preparation.tokenizer.named
     excluded = frozenset(named[role] for role in UNWEIGHTED if role in named)
-    return Engine(
-        backbone, compute, available_outputs(preparation), spec.pooling, bool(spec.normalize), spec.truncate_dim,
-        sparse, colbert, excluded,
-    )  # fmt: skip
+    normalize, cut = bool(spec.normalize), spec.truncate_dim
+    return Engine(backbone, compute, outputs, spec.pooling, normalize, cut, sparse, colbert, excluded)
 
 
 def available_outputs(preparation: Preparation) -> tuple[Output, ...]:
@@ -159,10 +157,16 @@ def _head_folder(preparation: Preparation) -> Path:
     return ASSETS / model if model in PACKAGED else preparation.folder
 
 
-def _head(folder: Path, name: str, compute: Compute) -> nn.Linear | None:
+def _head(preparation: Preparation, output: Output, compute: Compute, hidden_size: int) -> nn.Linear | None:
+    """The linear layer of this output; None where there is no file, which is the identity for ColBERT."""
+    folder, name = _head_folder(preparation), f"{output}_linear"
     loaded = load_head(folder, name)
     if loaded is None:
         return None
-    linear = nn.Linear(loaded.weight.shape[1], loaded.weight.shape[0], device="meta")
+    width, asked = len(loaded.weight), 1 if output == "sparse" else preparation.spec.colbert_dim
+    if loaded.weight.shape != (asked or width, hidden_size):
+        found, expected = tuple(loaded.weight.shape), (asked or width, hidden_size)
+        raise CheckpointError(f"{folder}: {name} has a weight of shape {found}, expected {expected}")
+    linear = nn.Linear(hidden_size, width, device="meta")
     linear.weight, linear.bias = nn.Parameter(loaded.weight), nn.Parameter(loaded.bias)
     return linear.requires_grad_(False).to(compute.rounding or compute.dtype).to(compute.device, compute.dtype)

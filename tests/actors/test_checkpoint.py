@@ -194,6 +194,21 @@ def test_only_needed_files_are_fetched_and_a_full_cache_makes_no_request(hub: Hu
     assert hub.asked == []
 
 
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+def test_a_cache_that_another_tool_filled_is_used_as_it_is(tmp_path: Path, weights: str) -> None:
+    """Tests run offline, so this would fail if anything were asked for."""
+    entry = tmp_path / "models--org--tiny"
+    snapshot = build("bert", entry / "snapshots" / REVISION)
+    (entry / "refs").mkdir()
+    (entry / "refs" / "main").write_text(REVISION)
+    (snapshot / "model.safetensors").rename(snapshot / weights)
+    for revision in (None, REVISION):
+        assert resolve_folder("org/tiny", revision, str(tmp_path)) == snapshot
+    (snapshot / weights).unlink()
+    with pytest.raises(CheckpointError, match="org/tiny is no local folder, not cached"):
+        resolve_folder("org/tiny", None, str(tmp_path))
+
+
 def test_offline_without_a_cache_says_so(hub: Hub, tmp_path: Path) -> None:
     result = load_in_a_new_process(hub, tmp_path / "cache", HF_HUB_OFFLINE="1")
     assert "org/tiny is no local folder, not cached, and cannot be fetched" in result.stderr

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from checkpoints import build
 
-from actors import FlagModel
+from actors import BGEM3FlagModel, FlagModel
 from actors.devices import DevicePool, WorkerTraceback, device_names
 from actors.engine import Ask
 from actors.outputs import TokenBatch
@@ -57,6 +57,21 @@ def test_same_vectors_in_the_same_order(model: FlagModel, folder: Path) -> None:
     np.testing.assert_allclose(model.encode(TEXTS), alone.encode(TEXTS), atol=1e-6)
     np.testing.assert_allclose(model.encode("panda"), alone.encode("panda"), atol=1e-6)
     assert np.shape(model.encode([])) == (0, 32)
+
+
+def test_every_output_comes_back_whole(tmp_path: Path) -> None:
+    folder = str(build("m3", tmp_path))
+    several, alone = (BGEM3FlagModel(folder, devices=d, use_fp16=False) for d in (["cpu", "cpu"], "cpu"))
+    ours, expected = several.embed_corpus(TEXTS), alone.embed_corpus(TEXTS)
+    several.stop_self_pool()
+    assert ours.sparse is not None
+    assert expected.sparse is not None
+    assert ours.colbert is not None
+    assert expected.colbert is not None
+    np.testing.assert_array_equal(ours.sparse.token_ids, expected.sparse.token_ids)
+    np.testing.assert_array_equal(ours.colbert.offsets, expected.colbert.offsets)
+    np.testing.assert_allclose(ours.colbert.vectors, expected.colbert.vectors, atol=1e-6)
+    np.testing.assert_array_equal(ours.n_tokens, expected.n_tokens)
 
 
 def test_a_workers_exception_reaches_the_caller_and_the_pool_lives_on(model: FlagModel) -> None:

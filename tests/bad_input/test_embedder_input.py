@@ -232,8 +232,23 @@ def test_a_shard_that_is_missing_and_an_index_that_is_no_json(tmp_path: Path) ->
 
 
 def test_colbert_dim_is_checked_against_the_head(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="colbert_linear has 16 dimensions, not 8"):
+    with pytest.raises(CheckpointError, match=r"colbert_linear has a weight of shape \(16, 32\), expected \(8, 32\)"):
         BGEM3FlagModel(str(build("m3_small_colbert", tmp_path)), colbert_dim=8, devices="cpu")
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ({"weight": torch.zeros(1, 8), "bias": torch.zeros(1)}, r"weight of shape \(1, 8\), expected \(1, 32\)"),
+        ({"weight": torch.zeros(2, 32), "bias": torch.zeros(2)}, r"weight of shape \(2, 32\), expected \(1, 32\)"),
+        ({"weight": torch.zeros(1, 32)}, r"must hold `weight` and `bias`, it holds \['weight'\]"),
+    ],
+)
+def test_a_head_of_another_model(tmp_path: Path, head: dict[str, torch.Tensor], message: str) -> None:
+    folder = build("m3", tmp_path)
+    torch.save(head, folder / "sparse_linear.pt")
+    with pytest.raises(CheckpointError, match=message):
+        BGEM3FlagModel(str(folder), devices="cpu")
 
 
 def test_no_tokenizer(tmp_path: Path) -> None:
