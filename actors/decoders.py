@@ -292,7 +292,7 @@ def normed(x: Tensor, eps: float) -> Tensor:
 def frequencies(bases: np.ndarray[Any, np.dtype[Any]], width: int, device: torch.device) -> Tensor:
     """float32 (len(bases), width / 2): base ** (-2 i / width)."""
     powers = torch.arange(0, width, 2, device=device).float() / width
-    return 1.0 / torch.from_numpy(bases).to(device).float()[:, None] ** powers
+    return 1.0 / torch.from_numpy(bases).float().to(device)[:, None] ** powers
 
 
 def rotation_of(segments: Segments, inverse: Tensor) -> Rotation:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, Protocol
 
 from pipelines.config import ConfigError
@@ -32,12 +33,21 @@ def as_reranker(rerank: Any, channels: tuple[str, ...]) -> Any:
             if rerank not in channels:
                 raise ConfigError(f"rerank: the index has no channel {rerank!r}; it has {', '.join(channels)}")
             return ByChannel(rerank)
-        from actors.rerankers.registry import load_reranker
-
-        return load_reranker(rerank)
+        return _loaded(rerank)
     if not callable(getattr(rerank, "score", None)):
         raise ConfigError(f"rerank: expected a name or an object with .score(query, passages), got {rerank!r}")
     return rerank
+
+
+@lru_cache(maxsize=2)
+def _loaded(name: str) -> Any:
+    """A reranker that one search has named stays loaded for the next. ConfigError where it cannot be loaded."""
+    from actors.rerankers.registry import load_reranker
+
+    try:
+        return load_reranker(name)
+    except ValueError as error:
+        raise ConfigError(f"rerank: {error}") from error
 
 
 def rerank_hits(query: str, hits: Sequence[Hit], reranker: Any, depth: int) -> list[Hit]:
