@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from actors.outputs import matrix_to_arrow
 from actors.spec import OUTPUTS, EmbedderSpec
@@ -103,31 +104,45 @@ def run(stage: Callable[[], Any], texts: list[str]) -> tuple[float, float]:
     return float(times["end"].max() - times["start"].min()), float(times["cpu"].sum())
 
 
-def used(kind: str, longest: int, blocks: int, rounds: int, layers: int | None, dtype: str) -> None:
+def alone(stage: Callable[[], Any]) -> Callable[[list[str]], tuple[float, float]]:
+    """The same blocks and columns in this process, without Ray."""
+    actor = Stage(stage)
+
+    def timed(texts: list[str]) -> tuple[float, float]:
+        table = pa.table({"text": texts})
+        parts = [actor(table.slice(start, ROWS)).to_pylist()[0] for start in range(0, len(table), ROWS)]
+        return sum(part["end"] - part["start"] for part in parts), sum(part["cpu"] for part in parts)
+
+    return timed
+
+
+def on_ray(stage: Callable[[], Any]) -> Callable[[list[str]], tuple[float, float]]:
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    if not ray.is_initialized():
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+        ray.data.DataContext.get_current().enable_progress_bars = False
+    return lambda texts: run(stage, texts)
+
+
+def used(kind: str, longest: int, blocks: int, rounds: int, layers: int | None, dtype: str, ray: bool) -> None:
     corpus = shapes.corpus("linux-doc")
     rng = np.random.default_rng(0)
     ratios = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = shapes.checkpoint(kind, Path(scratch), layers)
+        place = on_ray if ray else alone
+        stages = place(our_stage(folder, kind, longest, dtype)), place(flag_stage(folder, kind, longest))
         for _ in range(rounds):
             texts = [corpus[row] for row in rng.choice(len(corpus), blocks * ROWS, replace=False)]
-            mine = run(our_stage(folder, kind, longest, dtype), texts)
-            theirs = run(flag_stage(folder, kind, longest), texts)
+            mine, theirs = (timed(texts) for timed in stages)
             ratios.append(np.array(theirs) / np.array(mine))
             print(
                 f"tridex {mine[0]:.1f} s, CPU {mine[1]:.1f} s; FlagEmbedding {theirs[0]:.1f} s, {theirs[1]:.1f} s",
                 flush=True,
             )
     found = np.array(ratios)
-    wall, cpu = np.median(found, 0)
-    low, high = found.min(0), found.max(0)
-    print(
-        f"{kind} as used, {dtype}, {blocks} blocks of {ROWS}, {rounds} rounds, against FlagEmbedding's defaults: ",
-        end="",
-    )
-    print(f"wall {wall:.2f} [{low[0]:.2f}-{high[0]:.2f}], CPU {cpu:.2f} [{low[1]:.2f}-{high[1]:.2f}]")
-    ray.shutdown()
+    wall, cpu = (f"{np.median(x):.2f} [{x.min():.2f}-{x.max():.2f}]" for x in found.T)
+    where = "Ray Data, two actors" if ray else f"one process, {torch.get_num_threads()} threads"
+    print(f"{kind} as used, {where}, {dtype}, {blocks} blocks of {ROWS}, {rounds} rounds")
+    print(f"faster than FlagEmbedding at its defaults: wall {wall}, CPU {cpu}")
