@@ -254,6 +254,7 @@ class Partial:
         whole = [line for line in lines if line.endswith("\n")]
         if not whole:
             self.version = newest
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text(json.dumps({**self.request, "version": newest}) + "\n", encoding="utf-8")
             return {}
         head = json.loads(whole[0])
