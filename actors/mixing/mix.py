@@ -147,6 +147,8 @@ def _write(
         if model_type == "encoder" and not (folder / "modules.json").exists():
             _describe_pooling(folder)
         write_sum([source.tensors for source in sources], weights, folder, shard_bytes)
+        for file in folder.glob("*.safetensors"):
+            shutil.copymode(folder / "config.json", file)  # safetensors lets the owner alone read what it writes
         for head in sources[0].heads:
             torch.save(mixed_tensors([source.heads[head] for source in sources], weights), folder / f"{head}.pt")
         (folder / "README.md").write_text(model_card(mix.names, mix.weights, mix.losses, model_type), encoding="utf-8")

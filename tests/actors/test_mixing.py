@@ -129,6 +129,7 @@ def test_companions_come_from_the_first_model_and_the_card_names_all(pair: tuple
     mix = mix_models(pair, "encoder", [0.25, 0.75], tmp_path / "out")
     assert (mix.folder / "tokenizer.json").read_bytes() == (pair[0] / "tokenizer.json").read_bytes()
     assert (mix.folder / "config.json").read_bytes() == (pair[0] / "config.json").read_bytes()
+    assert (mix.folder / "model.safetensors").stat().st_mode == (pair[0] / "config.json").stat().st_mode
     card = (mix.folder / "README.md").read_text()
     assert f"| {pair[0]} | 0.25 |" in card
     assert f"| {pair[1]} | 0.75 |" in card
