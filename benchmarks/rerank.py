@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -55,18 +56,20 @@ def scorers(folder: Path) -> dict[str, Scorer]:
     exact = load_reranker(str(folder), compute=ComputeSpec(dtype="fp32", device="cpu"))
     half = load_reranker(str(folder), compute=ComputeSpec(dtype="bf16", device="cpu"))
     return {
+        "tridex bf16": half.score,
+        "tridex fp32": exact.score,
+        "CrossEncoder": lambda q, ps: np.array(cross.predict([(q, p) for p in ps])),
         "FlagReranker": lambda q, ps: np.array(flag.compute_score([(q, p) for p in ps])),
         "FlagReranker, batch_size=16": lambda q, ps: np.array(flag.compute_score([(q, p) for p in ps], batch_size=16)),
-        "CrossEncoder": lambda q, ps: np.array(cross.predict([(q, p) for p in ps])),
-        "tridex fp32": exact.score,
-        "tridex bf16": half.score,
     }
 
 
-def measure(scorer: Scorer, query: str, passages: list[str]) -> tuple[float, np.ndarray]:
+def measure(name: str, scorer: Scorer, query: str, passages: list[str]) -> tuple[float, np.ndarray]:
     start = time.process_time()
     scores = scorer(query, passages)
-    return time.process_time() - start, scores
+    seconds = time.process_time() - start
+    print(f"{name}: {seconds:.1f} s", file=sys.stderr, flush=True)
+    return seconds, scores
 
 
 def main() -> None:
@@ -81,7 +84,9 @@ def main() -> None:
         models = scorers(folder)
         for scorer in models.values():
             scorer(query, passages[:4])
-        runs = [{name: measure(s, query, passages) for name, s in models.items()} for _ in range(arguments.rounds)]
+        runs = [
+            {name: measure(name, s, query, passages) for name, s in models.items()} for _ in range(arguments.rounds)
+        ]
     report(runs, arguments.passages)
 
 
