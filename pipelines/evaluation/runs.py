@@ -41,7 +41,7 @@ def rank(index: Index, queries: Mapping[str, str], candidates: int = 200) -> lis
     judged: list[Judged] = []
     for first in range(0, len(ids), BATCH):
         part = slice(first, first + BATCH)
-        found = index.candidates(index.encode(texts[part]), list(index.channels), candidates)
+        found = index.candidates(index.encode(texts[part]), list(index.channels), candidates, sampled=True)
         documents = _documents(index, [f.positions for f in found])
         judged += [Judged(*row) for row in zip(ids[part], texts[part], found, documents, strict=True)]
     return judged
@@ -74,14 +74,14 @@ def channel_run(judged: Sequence[Judged], channel: Channel) -> Run:
 
 
 def fused_run(judged: Sequence[Judged], rule: Rule) -> Run:
-    return {q.query_id: _scored(q.documents, fuse(q.found.scores, rule)) for q in judged}
+    return {q.query_id: _scored(q.documents, fuse(q.found.scores, rule, q.found.sample)) for q in judged}
 
 
 def reranked_run(index: Index, judged: Sequence[Judged], rule: Rule, reranker: Any, depth: int) -> Run:
     """The fused ranking with its first `depth` rows scored again by `.score(query, passages)`."""
     run: Run = {}
     for query in judged:
-        order = np.argsort(-fuse(query.found.scores, rule), kind="stable")[:depth]
+        order = np.argsort(-fuse(query.found.scores, rule, query.found.sample), kind="stable")[:depth]
         texts = index.snapshot.take(query.found.positions[order], ["text"])["text"].to_pylist()
         scores = np.asarray(reranker.score(query.text, texts), np.float64)
         run[query.query_id] = _scored(query.documents[order], scores)

@@ -20,7 +20,7 @@ from pipelines.config import Channel, ConfigError, Fusion, SearchConfig
 from pipelines.evaluation.metrics import Doubles, interval, paired_p
 from pipelines.evaluation.qrels import Qrels, judged
 from pipelines.evaluation.runs import Judged, rank
-from pipelines.retrieval.fusion import RULES
+from pipelines.retrieval.fusion import normalised
 from pipelines.retrieval.query import Index
 
 GRID = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0)
@@ -58,7 +58,7 @@ def features(ranked: Sequence[Judged], qrels: Qrels, fusion: Fusion, channels: t
     ideal = np.ones(len(ranked))
     for i, query in enumerate(ranked):
         grades = qrels[query.query_id]
-        parts = np.column_stack([RULES[fusion](query.found.scores[c], c) for c in channels])
+        parts = np.column_stack([normalised(fusion, c, query.found.scores, query.found.sample) for c in channels])
         order = np.argsort(-parts.sum(axis=1), kind="stable")
         kept = order[np.sort(np.unique(query.documents[order], return_index=True)[1])]
         values[i, : len(kept)] = parts[kept]

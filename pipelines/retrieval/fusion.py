@@ -1,9 +1,10 @@
 """Joins the channels' scores of one query's candidates into one. Each rule is a sum of one part a channel, so that a
 hit can be explained by its parts.
 
-Every candidate has every channel's exact score here, so no rule has to guess what a missing score means. A rule that
-looks at the distribution (`zscore`, `dbsf`) looks at the candidates of this query: its scores order one answer and
-are not comparable between queries.
+Every candidate has every channel's exact score here, so no rule has to guess what a missing score means. `zscore`
+measures a score against those of rows drawn at random from the table (how far out is this, for this query?) and not
+against the other candidates, which are all good ones: worth .004 to .006 nDCG@10 (benchmarks/RESULTS.md) for a few
+hundred more rows to score. The price is that its scores order one answer and are not comparable between queries.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pipelines.config import DEFAULT_MODEL, Channel, ConfigError, Fusion
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
+MOST = 32.0
 RRF_K = 60
 """Cormack, Clarke and Buettcher 2009."""
 LEXICAL: tuple[Channel, ...] = ("sparse", "bm25")
@@ -60,22 +62,31 @@ def checked_rule(
     return Rule(fusion or ("zscore" if raw_bm25 else default.fusion), dict(weights))
 
 
-def _weighted(scores: Floats, _channel: Channel) -> Doubles:
+def _weighted(scores: Floats, _channel: Channel, _sample: Floats | None) -> Doubles:
     return scores.astype(np.float64)
 
 
-def _zscore(scores: Floats, _channel: Channel) -> Doubles:
-    values = scores.astype(np.float64)
-    spread = values.std()
-    return (values - values.mean()) / spread if spread > 1e-9 else np.zeros(len(values))
+def _standardised(scores: Floats, reference: Floats) -> Doubles:
+    """Distance from the reference's mean in its standard deviations, MOST of them at most for the best score.
+
+    A query word that no sampled row has would otherwise make any match look infinitely far out.
+    """
+    values, known = scores.astype(np.float64), reference.astype(np.float64)
+    mean = known.mean()
+    spread = max(known.std(), (values.max(initial=mean) - mean) / MOST)
+    return (values - mean) / spread if spread > 1e-9 else np.zeros(len(values))
 
 
-def _dbsf(scores: Floats, _channel: Channel) -> Doubles:
+def _zscore(scores: Floats, _channel: Channel, sample: Floats | None) -> Doubles:
+    return _standardised(scores, scores if sample is None else sample)
+
+
+def _dbsf(scores: Floats, _channel: Channel, _sample: Floats | None) -> Doubles:
     """Position between mean - 3 sigma and mean + 3 sigma, cut to 0..1 (Qdrant's distribution-based fusion)."""
-    return np.clip(_zscore(scores, _channel) / 6 + 0.5, 0, 1)
+    return np.clip(_standardised(scores, scores) / 6 + 0.5, 0, 1)
 
 
-def _rrf(scores: Floats, channel: Channel) -> Doubles:
+def _rrf(scores: Floats, channel: Channel, _sample: Floats | None) -> Doubles:
     """1 / (60 + rank); equal scores share the better rank, and what does not match a lexical channel gets nothing."""
     ascending = np.sort(scores)
     rank = len(scores) - np.searchsorted(ascending, scores, side="right") + 1
@@ -83,7 +94,7 @@ def _rrf(scores: Floats, channel: Channel) -> Doubles:
     return np.where(scores > 0, parts, 0.0) if channel in LEXICAL else parts
 
 
-RULES: dict[str, Callable[[Floats, Channel], Doubles]] = {
+RULES: dict[str, Callable[[Floats, Channel, Floats | None], Doubles]] = {
     "zscore": _zscore,
     "weighted": _weighted,
     "rrf": _rrf,
@@ -91,17 +102,28 @@ RULES: dict[str, Callable[[Floats, Channel], Doubles]] = {
 }
 
 
-def parts(scores: Mapping[Channel, Floats], rule: Rule) -> dict[Channel, Doubles]:
+def parts(
+    scores: Mapping[Channel, Floats], rule: Rule, sample: Mapping[Channel, Floats] | None = None
+) -> dict[Channel, Doubles]:
     """What each channel adds to the fused score of each candidate: (n,) for every channel with a weight.
 
-    Weights are divided by their sum (M3's rule), except in reciprocal rank fusion, where that is not the custom.
+    sample: scores of rows drawn at random from the table, which z-scores are measured against; without them, the
+    candidates themselves are. Weights are divided by their sum (M3's rule), except in reciprocal rank fusion, where
+    that is not the custom.
     """
     used = {c: w for c, w in rule.weights.items() if w > 0}
     total = 1.0 if rule.fusion == "rrf" else sum(used.values())
-    return {c: RULES[rule.fusion](scores[c], c) * (w / total) for c, w in used.items()}
+    return {c: normalised(rule.fusion, c, scores, sample) * (w / total) for c, w in used.items()}
 
 
-def fuse(scores: Mapping[Channel, Floats], rule: Rule) -> Doubles:
+def normalised(
+    fusion: Fusion, channel: Channel, scores: Mapping[Channel, Floats], sample: Mapping[Channel, Floats] | None
+) -> Doubles:
+    """One channel's scores (n,) on the scale in which the fusion adds them up."""
+    return RULES[fusion](scores[channel], channel, None if sample is None else sample[channel])
+
+
+def fuse(scores: Mapping[Channel, Floats], rule: Rule, sample: Mapping[Channel, Floats] | None = None) -> Doubles:
     """Fused scores (n,), higher is better."""
-    fused: Doubles = np.sum(list(parts(scores, rule).values()), axis=0)
+    fused: Doubles = np.sum(list(parts(scores, rule, sample).values()), axis=0)
     return fused

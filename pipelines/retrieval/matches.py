@@ -110,7 +110,7 @@ def explain_row(index: Index, query: str, id: str, request: Request) -> Explanat
     rows = rows_of(index, id)
     queries = index.encode([query])
     found, rule = index.candidates_with(queries, request, rows), request.effective_rule
-    fused = fusing.fuse(found.scores, rule)
+    fused = fusing.fuse(found.scores, rule, found.sample)
     places = np.searchsorted(found.positions, rows)
     place = int(places[np.argmax(fused[places])])
     position = int(found.positions[place])
@@ -126,7 +126,7 @@ def explain_row(index: Index, query: str, id: str, request: Request) -> Explanat
         channels=channel_parts(
             {c: float(scores[place]) for c, scores in found.scores.items()},
             {c: float(weight) for c, weight in rule.weights.items()},
-            {c: float(part[place]) for c, part in fusing.parts(found.scores, rule).items()},
+            {c: float(part[place]) for c, part in fusing.parts(found.scores, rule, found.sample).items()},
         ),
         sparse=sparse_matches(index, queries, position, tokens) if tokens and "sparse" in index.channels else (),
         colbert=colbert_matches(index, queries, position, tokens) if tokens and "colbert" in index.channels else (),

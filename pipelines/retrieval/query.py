@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from actors.vision.preprocess import Picture
 
 MODES = ("hybrid", "dense", "sparse", "colbert", "bm25")
+SAMPLED = 256
+"""Rows that z-scores are measured against."""
 MEMORY = 4 * 2**30
 """Bytes of stored columns that an opened index may hold."""
 
@@ -228,10 +230,12 @@ class Index:
         n: int,
         where: Filter | None = None,
         exact: bool = False,
+        sampled: bool = False,
     ) -> list[Candidates]:
         """The union of the n best of each searched channel, scored exactly by every channel of the index.
 
-        On a large table ColBERT brings no rows of its own unless `exact`: it ranks what the others bring.
+        On a large table ColBERT brings no rows of its own unless `exact`: it ranks what the others bring. `sampled`
+        scores the index's sample of rows beside them, for z-scores.
         """
         wanted = tuple(searched)
         colbert = self.channels.get("colbert")
@@ -239,14 +243,23 @@ class Index:
         leading = tuple(c for c in wanted if not (follows and c == "colbert"))
         leading = leading or tuple(c for c in self.channels if c != "colbert") or wanted
         tops = {c: self.channels[c].top(queries, n, where, exact) for c in leading}
-        found = [self._scored(queries, i, {c: t[i] for c, t in tops.items()}) for i in range(len(queries))]
+        found = [self._scored(queries, i, {c: t[i] for c, t in tops.items()}, sampled) for i in range(len(queries))]
         return [_followed(f, n) for f in found] if follows and leading != wanted else found
 
-    def _scored(self, queries: Queries, i: int, tops: Mapping[Channel, Ranking]) -> Candidates:
+    def _scored(self, queries: Queries, i: int, tops: Mapping[Channel, Ranking], sampled: bool = False) -> Candidates:
         found = [top.positions for top in tops.values()]
         positions = np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
-        scores = {c: channel.scores(queries, i, positions) for c, channel in self.channels.items()}
-        return Candidates(positions, scores, tops)
+        n = len(positions)
+        rows = np.concatenate([positions, self.sample]) if sampled else positions
+        scores = {c: channel.scores(queries, i, rows) for c, channel in self.channels.items()}
+        sample = {c: s[n:] for c, s in scores.items()} if sampled else None
+        return Candidates(positions, {c: s[:n] for c, s in scores.items()}, tops, sample)
+
+    @cached_property
+    def sample(self) -> IntArray:
+        """Positions of SAMPLED rows drawn at random, the same at every opening of one version."""
+        rows = np.random.default_rng(0).choice(len(self), min(SAMPLED, len(self)), replace=False)
+        return np.sort(rows).astype(np.int64)
 
     def explain(self, query: str, id: str, **options: Any) -> Explanation:
         """Why a row has the score that `search(query, **options)` gives it: the parts, down to single tokens.
@@ -271,18 +284,23 @@ class Index:
 
     def candidates_with(self, queries: Queries, request: Request, rows: IntArray) -> Candidates:
         """The candidates of a single query, as a search sees them; `rows` are among them, found or not."""
-        (found,) = self.candidates(queries, request.searched, request.candidates, request.where, request.exact)
+        (found,) = self._found(queries, request)
         if not len(np.setdiff1d(rows, found.positions)):
             return found
         (channel, top), *_ = found.tops.items()
         wider = Ranking(np.concatenate([top.positions, rows]), top.scores)
-        whole = self._scored(queries, 0, {**found.tops, channel: wider})
-        return Candidates(whole.positions, whole.scores, found.tops)
+        whole = self._scored(queries, 0, {**found.tops, channel: wider}, found.sample is not None)
+        return Candidates(whole.positions, whole.scores, found.tops, whole.sample)
+
+    def _found(self, queries: Queries, request: Request) -> list[Candidates]:
+        sampled = request.effective_rule.fusion == "zscore"
+        where, exact = request.where, request.exact
+        return self.candidates(queries, request.searched, request.candidates, where, exact, sampled)
 
     def _answer(self, queries: Queries, request: Request) -> list[Hits]:
         if request.mode == "hybrid":
-            found = self.candidates(queries, request.searched, request.candidates, request.where, request.exact)
-            fused = [fusing.fuse(f.scores, request.rule) for f in found]
+            found = self._found(queries, request)
+            fused = [fusing.fuse(f.scores, request.rule, f.sample) for f in found]
         else:
             (channel,) = request.searched
             tops = self._single(queries, channel, request)
@@ -334,7 +352,8 @@ class Index:
 def _followed(found: Candidates, n: int) -> Candidates:
     """Adds what ColBERT makes of the rows that other channels brought, as its own ranking."""
     places, best = top_n(found.scores["colbert"], n)
-    return Candidates(found.positions, found.scores, {**found.tops, "colbert": Ranking(found.positions[places], best)})
+    tops = {**found.tops, "colbert": Ranking(found.positions[places], best)}
+    return Candidates(found.positions, found.scores, tops, found.sample)
 
 
 def _depth_with_ties(descending: npt.NDArray[Any], depth: int) -> int:

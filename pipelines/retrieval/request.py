@@ -21,6 +21,8 @@ class Candidates:
     scores: Mapping[Channel, Floats]
     tops: Mapping[Channel, Ranking]
     """What each searched channel found by itself."""
+    sample: Mapping[Channel, Floats] | None = None
+    """Scores of the index's sample of rows, where z-scores are asked for."""
 
 
 @dataclass(frozen=True, slots=True)
