@@ -50,9 +50,13 @@ def commit_all(finished: Iterator[dict[str, Any]], committer: Committer, census:
 
 
 def check_quarantine(seen: Totals, config: BuildConfig, census: Census) -> None:
-    """JobFailed where more than `job.quarantine_limit` of the rows so far have failed."""
+    """JobFailed where more than `job.quarantine_limit` of the rows so far have failed; unchanged rows count as read.
+
+    Otherwise a second run over a corpus with one bad row, which has nothing else to do, would always stop.
+    """
     rows = seen.rows + seen.quarantined
     settled = rows >= min(SETTLED_ROWS, census.to_embed + census.bad)
+    rows += census.same
     if settled and seen.quarantined > config.job.quarantine_limit * rows:
         raise JobFailed(
             f"{seen.quarantined:,} of the first {rows:,} rows went to quarantine, more than job.quarantine_limit "
