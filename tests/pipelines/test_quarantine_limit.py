@@ -18,7 +18,7 @@ def census(new: int = 0, same: int = 0, bad: int = 0) -> Census:
 
 
 def test_a_job_stops_where_too_many_rows_fail() -> None:
-    with pytest.raises(JobFailed, match="30 of the first 100 rows went to quarantine, more than job.quarantine_limit"):
+    with pytest.raises(JobFailed, match="30 of the first 100 rows went to quarantine"):
         check_quarantine(Totals(rows=70, quarantined=30), CONFIG, census(new=70, bad=30))
 
 
