@@ -3,7 +3,8 @@
 die: "before:N" or "after:N" kills this process around its Nth commit of documents; after: the commit is there, and the
 driver never saw the reply. write_deaths: so many write tasks kill their process when their fragments are on disk and
 their records are not returned. slow: seconds that each write task sleeps, so that there is time to be killed.
-freeze: seconds that the driver stops, as a process that was suspended, after its lease check of the second commit.
+freeze: the driver stops after its second lease check, as a process that was suspended, and goes on when there is a
+file `thaw` beside CONFIG.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def die_at_commit(when: str, number: int) -> None:
     commit.lance.LanceDataset.commit = dying
 
 
-def freeze_after_check(seconds: float, folder: Path) -> None:
+def freeze_after_check(folder: Path) -> None:
     """Stops the lease's beat and the driver, at a point where it believes that it holds the lease."""
     real, seen = Lease.check, 0
 
@@ -53,7 +54,8 @@ def freeze_after_check(seconds: float, folder: Path) -> None:
         if seen == 2:
             self._stop.set()
             (folder / "frozen").touch()
-            time.sleep(seconds)
+            while not (folder / "thaw").exists():
+                time.sleep(0.2)
 
     Lease.check = freezing  # type: ignore[method-assign]
 
@@ -81,7 +83,7 @@ def main(path: str, faults: dict[str, Any]) -> None:
         when, number = faults["die"].split(":")
         die_at_commit(when, int(number))
     if "freeze" in faults:
-        freeze_after_check(faults["freeze"], folder)
+        freeze_after_check(folder)
     pipelines.build.write_block = slow_and_mortal(str(folder), faults.get("write_deaths", 0), faults.get("slow", 0.0))
     sys.stdout.write(json.dumps(pipelines.build.build_index(load_config(path)).to_dict()) + "\n")
 
