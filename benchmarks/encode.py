@@ -118,7 +118,7 @@ def padding(longest: int, budget: int, window: int = 1000) -> None:
     """Padding share of blocks of 1,000 documents: what padded batches would hold, and what our packing adds."""
     from actors.batching import rounded
 
-    lengths = shapes.lengths_of(shapes.corpus("linux-doc"), longest)
+    lengths = shapes.lengths_of(shapes.corpus("linux-doc")[: 12 * window], longest)
     blocks = [lengths[start : start + window] for start in range(0, len(lengths) - window + 1, window)]
     padded = np.mean([padding_share(block, plan(block, budget)) for block in blocks])
     sums = np.array([block[rows].sum() for block in blocks for rows in plan(block, budget)])
