@@ -1,8 +1,9 @@
 """What heads are worth: every channel and hybrid of one encoder on whole BEIR collections, scored exhaustively.
 
-BM25 is bm25s over stemmed words without stop words; `sparse idf` is the untrained start of the lexical head. Hybrids
-are z-scores over the union of the best 200 of their channels, as search computes them. Paired tests are random sign
-flips. Token states are kept in --cache, so a second head costs seconds. Run:
+BM25 is bm25s over stemmed words without stop words; `sparse idf` is the untrained start of the lexical head; `colbert`
+weighs query tokens by IDF, as search does for the packaged model, `colbert plain` takes M3's mean. Hybrids are z-scores
+over the union of the best 200 of their channels, as search computes them. Paired tests are random sign flips. Token
+states are kept in --cache, so a second head costs seconds. Run:
 
     python benchmarks/heads.py --sparse actors/assets/all-MiniLM-L6-v2 --cache /tmp/states COLLECTION [COLLECTION/train]
 """
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from actors.checkpoint import load_head
 from actors.fitting.encoder import Encoder, encoded, load_encoder
-from actors.fitting.mining import dense_vectors, sparse_scores
+from actors.fitting.mining import dense_vectors, document_frequency, idf, sparse_scores
 from actors.fitting.result import FitConfig
 from actors.fitting.sparse import idf_start, lexical
 from actors.fitting.states import States
@@ -61,19 +62,23 @@ def bm25(queries: list[str], passages: list[str]) -> Scores:
 
 
 @torch.inference_mode()
-def late(queries: States, passages: States, head: nn.Linear | None) -> Scores:
-    """float32 (queries, passages): MaxSim with every passage, in bf16 products, short passages first."""
+def late(queries: States, passages: States, head: nn.Linear | None, vocab: int) -> tuple[Scores, Scores]:
+    """float32 (queries, passages), twice: MaxSim with every passage, the plain mean over a query's tokens and one
+    weighted by their IDF. Products are in bf16, short passages come first."""
     query, counts = _vectors(queries, np.arange(len(queries)), head)
+    ids = queries.tokens.ids[~np.isin(np.arange(len(queries.tokens.ids)), queries.tokens.offsets[:-1])]
+    rarity = idf(document_frequency(passages, vocab), len(passages))[ids]
     owner = torch.from_numpy(np.repeat(np.arange(len(queries)), counts))
+    results = tuple(np.zeros((len(queries), len(passages)), np.float32) for _ in range(2))
     order = np.argsort(passages.tokens.lengths, kind="stable")
-    result = np.zeros((len(queries), len(passages)), np.float32)
     for rows in np.array_split(order, max(1, len(passages.tokens.ids) // 8192)):
         vectors, lengths = _vectors(passages, rows, head)
         bounds = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]))
         best = torch.segment_reduce((vectors @ query.T).float(), "max", offsets=bounds)
-        sums = torch.zeros(len(queries), len(rows)).index_add(0, owner, best.T)
-        result[:, rows] = (sums / torch.from_numpy(np.maximum(counts, 1))[:, None]).numpy()
-    return result
+        for result, weights in zip(results, (np.ones_like(rarity), rarity), strict=True):
+            shares = torch.from_numpy(weights / np.bincount(owner, weights, len(queries))[owner].clip(1e-9)).float()
+            result[:, rows] = torch.zeros(len(queries), len(rows)).index_add(0, owner, best.T * shares[:, None])
+    return results[0], results[1]
 
 
 def _vectors(texts: States, rows: IntArray, head: nn.Linear | None) -> tuple[Tensor, IntArray]:
@@ -115,19 +120,24 @@ def channels_of(
     start = idf_start([found], encoder.vocab, 100_000, np.random.default_rng(0))
     weights = {name: [lexical(t, head, encoder.excluded) for t in (asked, found)] for name, head in
                (("sparse idf", start), ("sparse", trained))}  # fmt: skip
+    plain, weighted = late(asked, found, colbert, encoder.vocab)
     return {
         "bm25": bm25(queries, passages),
         "dense": (dense_vectors(asked, encoder.pooling) @ dense_vectors(found, encoder.pooling).T).numpy(),
         **{name: sparse_scores(q, d, encoder.vocab) for name, (q, d) in weights.items()},
-        "colbert": late(asked, found, colbert),
+        "colbert plain": plain,
+        "colbert": weighted,
     }
 
 
 def measured(scores: Scores, ids: list[str], documents: list[str], qrels: Mapping[str, Mapping[str, int]]) -> Scores:
     """nDCG@10 of every query."""
     top = np.argsort(-scores, axis=1, kind="stable")[:, :100]
-    run = {q: {documents[j]: float(s[j]) for j in row} for q, row, s in zip(ids, top, scores, strict=True)}
-    return per_query(run, qrels, ids)["ndcg@10"]
+    run = {
+        query: {documents[j]: float(values[j]) for j in row if np.isfinite(values[j])}
+        for query, row, values in zip(ids, top, scores, strict=True)
+    }
+    return per_query(run, qrels, ids)["nDCG@10"]
 
 
 def evaluate(folder: Path, encoder: Encoder, heads: Path, cache: Path, every: int) -> dict[str, Scores]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from actors.spec import ComputeSpec
 
@@ -60,6 +60,9 @@ class FitConfig:
     def __post_init__(self) -> None:
         if not self.data:
             raise ValueError("data: at least one file or folder is needed")
+        for name, choices in (("sparse", get_args(SparseChoice)), ("colbert", get_args(ColbertChoice))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         if not 0 < self.dev_share < 1:
             raise ValueError(f"dev_share must lie between 0 and 1, got {self.dev_share}")
         if self.colbert == "pca" and self.colbert_dim is None:

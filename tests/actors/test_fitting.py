@@ -13,6 +13,7 @@ from ir_measures import nDCG
 from safetensors.torch import load_file
 from torch import nn
 
+from actors.embedders.base import ASSETS
 from actors.fitting import FitConfig, FitResult, fit_heads
 from actors.fitting.colbert import identity, pca
 from actors.fitting.data import read_source, split
@@ -243,3 +244,23 @@ def test_cached_states_are_used_again(tmp_path: Path) -> None:
     fit(tmp_path, pairs, "two", cache=str(tmp_path / "cache"))
     assert len(times) == 2
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+
+
+def test_the_default_heads_are_small_equal_in_both_forms_and_documented() -> None:
+    folder = ASSETS / "all-MiniLM-L6-v2"
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 1_000_000
+    pickled = torch.load(folder / "sparse_linear.pt", weights_only=True)
+    safe = load_file(folder / "sparse_linear.safetensors")
+    assert pickled["weight"].shape == (1, 384)
+    assert all(torch.equal(pickled[key], safe[key]) for key in ("weight", "bias"))
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert all(word in card for word in ("tridex fit-heads all-MiniLM-L6-v2", "--seed", "WordNet", "CC BY-SA 4.0"))
+
+
+def test_the_default_head_weighs_content_words_above_common_ones() -> None:
+    embedder = load_embedder(EmbedderSpec(model="all-MiniLM-L6-v2", compute=EXACT))
+    sparse = embedder.embed_corpus(["what is a giant panda ? a bear of the mountains ."]).sparse
+    assert sparse is not None
+    found = {embedder.tokenizer.decode([int(i)]): float(w) for i, w in zip(*sparse.row(0), strict=True)}
+    common = [found.get(word, 0.0) for word in ("what", "is", "a", "of", "the", ".", "[SEP]")]
+    assert min(found[word] for word in ("giant", "panda", "bear", "mountains")) > max(common)

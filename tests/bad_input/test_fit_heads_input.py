@@ -85,6 +85,8 @@ def test_a_decoder(tmp_path: Path) -> None:
         ({"colbert_dim": 33}, "colbert_dim must be between 1 and the encoder's 32, got 33"),
         ({"colbert": "pca"}, "colbert pca needs colbert_dim"),
         ({"colbert": "identity", "colbert_dim": 8}, "colbert identity keeps all dimensions"),
+        ({"sparse": "none"}, "sparse must be one of auto, idf, trained, got 'none'"),
+        ({"colbert": "pcs"}, "colbert must be one of auto, identity, pca, trained, got 'pcs'"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"dev_share": 1.0}, "dev_share must lie between 0 and 1, got 1.0"),
         ({"candidates": 1}, "candidates must be at least 2"),
