@@ -16,6 +16,7 @@ import functools
 import os
 import resource
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,7 @@ def report(
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"peak memory of the process, all encoders loaded: {peak:.1f} GiB")
     if kind != "qwen3":
-        fraction_of_peak(kind, layers, tokens / float(np.median(mine)))
+        fraction_of_peak(kind, layers, tokens / float(np.median(mine)), found[0].clock)
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> str:
@@ -94,14 +95,14 @@ def cosine(a: np.ndarray, b: np.ndarray) -> str:
     return f"{values.mean():.5f} / {values.min():.5f}"
 
 
-def fraction_of_peak(kind: str, layers: int | None, speed: float) -> None:
+def fraction_of_peak(kind: str, layers: int | None, speed: float, clock: Callable[[], float]) -> None:
     """Time that the layers' products would take at their own measured rate, as a share of the time taken."""
     shape = shapes.PACKAGED if kind == "minilm" else None
     config = shapes.config(kind, layers) if shape is None else _packaged_config()
     h, f, n = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     dtype = torch.bfloat16 if cpu_has_bf16() else torch.float32
     products = [(4096, h, 3 * h), (4096, h, h), (4096, h, f), (4096, f, h)]
-    rates = [gemm_rate(torch.device("cpu"), dtype, product) for product in products]
+    rates = [gemm_rate(torch.device("cpu"), dtype, product, clock) for product in products]
     seconds = n * sum(2 * k * m / rate for (_, k, m), rate in zip(products, rates, strict=True))
     print(f"{dtype} products at this model's shapes: {', '.join(f'{rate / 1e12:.2f}' for rate in rates)} TFLOP/s")
     print(f"tridex auto reaches {seconds * speed:.0%} of them (attention, norms, heads, tokenising count as loss)")
