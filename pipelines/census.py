@@ -158,7 +158,7 @@ class Tally:
 
     def census(self) -> Census:
         plans = [
-            UnitPlan(size.rows, bits, duplicates, replaces)
+            UnitPlan(size.rows, size.sources, bits, duplicates, replaces)
             for size, bits, duplicates, replaces in zip(
                 self._sizes, self._bits, self._duplicates, self._replaces, strict=True
             )

@@ -23,12 +23,27 @@ ReadUnit = Callable[[Any], Iterator[pa.Table]]
 
 Bits = npt.NDArray[np.uint8]
 
+BARE = pa.schema(
+    [
+        ("doc_id", pa.string()),
+        ("text", pa.string()),
+        ("source", pa.string()),
+        ("position", pa.int64()),
+        ("content_hash", pa.binary(16)),
+        ("error", pa.string()),
+    ]
+)
+"""What a unit's tables have without metadata columns."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UnitPlan:
     """What to do with the rows of one unit in the main pass."""
 
     rows: int
+    sources: tuple[tuple[int, str], ...]
+    """(first row, name) of each file in the unit, in order: rows are counted file by file, so that a file that has
+    become shorter does not shift those after it."""
     embed: Bits
     """One bit a row, least significant first: 1 where the row is to be embedded or carries an error."""
     duplicates: dict[int, str]
@@ -41,26 +56,31 @@ class UnitPlan:
         """Rows that come out of `apply`."""
         return int(np.unpackbits(self.embed, count=self.rows, bitorder="little").sum()) + len(self.duplicates)
 
-    def apply(self, table: pa.Table, start: int) -> pa.Table:
+    def ranges(self) -> dict[str, range]:
+        """Rows of the unit that each file had."""
+        ends = [first for first, _ in self.sources[1:]] + [self.rows]
+        return {name: range(first, end) for (first, name), end in zip(self.sources, ends, strict=True)}
+
+    def apply(self, table: pa.Table, start: int, stop: int | None = None) -> pa.Table:
         """Of a table whose first row is row `start` of the unit: the rows that the main pass handles.
 
-        Adds `replaces: list<uint64>`. Duplicates come out with an error. Rows that the census did not see are kept
-        where they carry an error and dropped otherwise; `select` reports them.
+        Adds `replaces: list<uint64>`. Duplicates come out with an error. Rows from `stop` on, which the census did not
+        see, are kept where they carry an error and dropped otherwise; `select` reports them.
         """
-        here = range(start, start + table.num_rows)
-        keep = table.column("error").is_valid().to_numpy(zero_copy_only=False) | self._bits(start, table.num_rows)
+        here = range(start, min(start + table.num_rows, self.rows if stop is None else stop))
+        keep = table.column("error").is_valid().to_numpy(zero_copy_only=False).copy()
+        keep[: len(here)] |= self._bits(here)
         twice = {row - start: error for row, error in self.duplicates.items() if row in here}
         keep[list(twice)] = True
-        replaces = pa.array([self.replaces.get(row) for row in here], pa.list_(pa.uint64()))
-        return _marked(table, twice).append_column(REPLACES, replaces).filter(pa.array(keep))
+        replaces = [self.replaces.get(row) for row in here] + [None] * (table.num_rows - len(here))
+        column = pa.array(replaces, pa.list_(pa.uint64()))
+        return _marked(table, twice).append_column(REPLACES, column).filter(pa.array(keep))
 
-    def _bits(self, start: int, n: int) -> npt.NDArray[np.bool_]:
-        """`embed` for rows `start` to before `start + n`; False after the last one."""
-        found = np.zeros(n, bool)
-        inside = max(0, min(self.rows - start, n))
-        part = np.unpackbits(self.embed[start >> 3 :], count=(start & 7) + inside, bitorder="little")
-        found[:inside] = part[start & 7 :]
-        return found
+    def _bits(self, rows: range) -> npt.NDArray[np.bool_]:
+        """`embed` of these rows."""
+        first = rows.start & 7
+        bits = np.unpackbits(self.embed[rows.start >> 3 :], count=first + len(rows), bitorder="little")
+        return bits[first:].astype(bool)
 
 
 def _marked(table: pa.Table, errors: dict[int, str]) -> pa.Table:
@@ -77,21 +97,30 @@ Only = Mapping[str, frozenset[int]]
 """Sources and positions that a pass is limited to; position -1 stands for all of a source."""
 
 
-def select(unit: Any, plan: UnitPlan, read: ReadUnit, only: Only | None = None) -> Iterator[pa.Table]:
+def select(
+    unit: Any, plan: UnitPlan, read: ReadUnit, only: Only | None = None, schema: pa.Schema = BARE
+) -> Iterator[pa.Table]:
     """The rows of a unit that the main pass handles, all of them or `only` some.
 
-    One more row, with an error, where the unit is not what it was.
+    One more row, with an error, for each file that is not what it was or is there no more; `schema` is that of a unit's
+    tables, for a unit that has none left.
     """
-    start, damaged, last = 0, False, None
+    ranges = plan.ranges()
+    seen = dict.fromkeys(ranges, 0)
+    damaged: set[str] = set()
     for table in read(unit):
-        selected = _limited(plan.apply(table, start), only)
-        start += table.num_rows
-        damaged |= bool(pc.any(pc.less(table.column("position"), 0)).as_py())
-        last = table.slice(table.num_rows - 1)
+        schema, source = table.schema, table.column("source")[0].as_py()
+        known = ranges.get(source, range(plan.rows, plan.rows))
+        selected = _limited(plan.apply(table, min(known.start + seen.get(source, 0), known.stop), known.stop), only)
+        seen[source] = seen.get(source, 0) + table.num_rows
+        if pc.any(pc.less(table.column("position"), 0)).as_py():
+            damaged.add(source)
         if selected.num_rows:
             yield selected
-    if start != plan.rows and last is not None and not damaged:
-        yield _changed(last, plan, start)
+    for source, rows in seen.items():
+        before = len(ranges.get(source, ()))
+        if rows != before and source not in damaged:
+            yield _changed(source, before, rows, schema)
 
 
 def _limited(table: pa.Table, only: Only | None) -> pa.Table:
@@ -102,8 +131,7 @@ def _limited(table: pa.Table, only: Only | None) -> pa.Table:
     return table.filter(pa.array(wanted, pa.bool_()))
 
 
-def _changed(row: pa.Table, plan: UnitPlan, rows: int) -> pa.Table:
-    error = f"the file changed while the job ran: {plan.rows} rows when it started, {rows} when it was read"
-    values = {"source": row.column("source")[0].as_py(), "position": -1, "error": error}
-    schema = row.schema.append(pa.field(REPLACES, pa.list_(pa.uint64())))
-    return pa.Table.from_pylist([values], schema=schema)
+def _changed(source: str, before: int, now: int, schema: pa.Schema) -> pa.Table:
+    error = f"the file changed while the job ran: {before} rows when it started, {now} when it was read"
+    row = {"source": source, "position": -1, "error": error}
+    return pa.Table.from_pylist([row], schema=schema.append(pa.field(REPLACES, pa.list_(pa.uint64()))))

@@ -85,7 +85,7 @@ def select_documents(
     read = partial(read_unit, config=config.input, batch_rows=BLOCK_ROWS, fields=fields)
     for pair in work.column("work").to_pylist():
         unit, plan = pickle.loads(pair)  # noqa: S301  # made by the driver of this job
-        yield from select(unit, plan, read, only)
+        yield from select(unit, plan, read, only, read_schema(fields))
 
 
 def chunk(table: pa.Table, config: BuildConfig) -> pa.Table:

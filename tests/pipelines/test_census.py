@@ -47,6 +47,14 @@ class FakeUnit:
     size: int = 1000
 
 
+@dataclass(frozen=True)
+class Several:
+    """Small files that are read as one unit."""
+
+    files: tuple[FakeUnit, ...]
+    size: int = 1000
+
+
 def read(unit: FakeUnit) -> Iterator[pa.Table]:
     for start in range(0, len(unit.rows), 3):
         part = unit.rows[start : start + 3]
@@ -148,6 +156,28 @@ def test_a_unit_that_grew_since_the_census_is_reported() -> None:
     rows = main_pass([FakeUnit("a", (("1", "x"), ("2", "y")))], census)
     assert [r["doc_id"] for r in rows] == ["1", None]
     assert rows[1]["error"] == "the file changed while the job ran: 1 rows when it started, 2 when it was read"
+
+
+def test_a_unit_that_is_there_no_more_is_reported() -> None:
+    census = take_census([FakeUnit("a", (("1", "x"), ("2", "y")))], read, run=Here())
+    (row,) = main_pass([FakeUnit("a", ())], census)
+    assert (row["source"], row["position"], row["doc_id"]) == ("a", -1, None)
+    assert row["error"] == "the file changed while the job ran: 2 rows when it started, 0 when it was read"
+
+
+def test_a_file_that_became_shorter_does_not_shift_those_after_it(tmp_path: Path) -> None:
+    """Else a row that is in the table already would be taken for its neighbour, and be there twice."""
+
+    def several(files: Sequence[FakeUnit]) -> Iterator[pa.Table]:
+        for file in files:
+            yield from read(file)
+
+    table = open_rows(tmp_path / "t.lance", [("2", "x", 1), ("4", "x", 1)])
+    first, second = FakeUnit("a", (("1", "x"), ("2", "x"))), FakeUnit("b", (("3", "x"), ("4", "x")))
+    (plan,) = take_census([Several((first, second))], lambda unit: several(unit.files), table, run=Here()).plans
+    shorter = (FakeUnit("a", (("1", "x"),)), second)
+    rows = [r for t in select(shorter, plan, several) for r in t.to_pylist()]
+    assert [(r["doc_id"], r["source"]) for r in rows] == [("1", "a"), ("3", "b"), (None, "a")]
 
 
 def test_a_retry_is_limited_to_the_rows_in_quarantine() -> None:
