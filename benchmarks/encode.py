@@ -1,6 +1,7 @@
 """The encoder beside its peers, strictly alternating in one process; prints ratios first.
 
     python -m benchmarks.encode steady --model minilm        # the forward pass alone: nobody pads
+    python -m benchmarks.encode single --model minilm        # one text a call
     python -m benchmarks.encode used --model minilm --ray    # Ray Data over blocks of 1,000 documents
     python -m benchmarks.encode padding                      # what each computes beyond the real tokens
     python -m benchmarks.encode heads                        # sparse and ColBERT extraction
@@ -72,6 +73,22 @@ def steady(kind: str, corpus: str, longest: int, threads: int, rounds: int, laye
     report(found, results, int(lengths.sum()), kind, layers)
 
 
+def single(kind: str, longest: int, threads: int, rounds: int) -> None:
+    """One short text a call: what a query costs, FlagEmbedding's first pass included."""
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        found = subjects(shapes.checkpoint(kind, Path(scratch)), kind, longest, threads)
+    for subject in found:
+        subject.encode(["a warm up"])
+    for _ in range(4 * rounds):
+        for subject in found:
+            subject.timed(["how does the scheduler pick the next task"])
+    print(f"\n{kind}, one text a call, {threads} threads, {4 * rounds} rounds, milliseconds (median)")
+    for subject in found:
+        whole = np.array(subject.seconds) + np.array(subject.left_out)
+        print(f"{subject.name}: {np.median(whole) * 1e3:.1f}")
+
+
 def report(
     found: list[Subject], results: list[dict[str, np.ndarray]], tokens: int, kind: str, layers: int | None
 ) -> None:
@@ -138,7 +155,7 @@ def flag_tokens(lengths: np.ndarray, size: int = 256) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("mode", choices=["steady", "used", "heads", "padding"])
+    parser.add_argument("mode", choices=["steady", "single", "used", "heads", "padding"])
     parser.add_argument("--model", default="minilm", choices=sorted(SAMPLE))
     parser.add_argument("--corpus", default="linux-doc", choices=["linux-doc", "scifact"])
     parser.add_argument("--threads", type=int, default=1)
@@ -151,6 +168,8 @@ def main() -> None:
     longest = 256 if ask.model == "minilm" else 512
     if ask.mode == "steady":
         steady(ask.model, ask.corpus, longest, ask.threads, ask.rounds, ask.layers)
+    elif ask.mode == "single":
+        single(ask.model, longest, ask.threads, ask.rounds)
     elif ask.mode == "used":
         from benchmarks.used import used
 

@@ -30,12 +30,14 @@ class Subject:
     clock: Callable[[], float]
     excluded: float = 0.0
     seconds: list[float] = field(default_factory=list)
+    left_out: list[float] = field(default_factory=list)
 
     def timed(self, texts: list[str]) -> dict[str, np.ndarray]:
         self.excluded = 0.0
         start = self.clock()
         result = self.encode(texts)
         self.seconds.append(self.clock() - start - self.excluded)
+        self.left_out.append(self.excluded)
         return result
 
 

@@ -13,6 +13,7 @@ run heads
 run steady --model minilm
 run steady --model minilm --corpus scifact
 run steady --model minilm --threads 2
+run single --model minilm
 run steady --model bert-base
 run steady --model m3
 run steady --model qwen3
