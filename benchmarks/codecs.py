@@ -80,7 +80,10 @@ def main() -> None:
     vectors, token_ids = embedded(index, places)
     reference = None
     print(f"{len(kept)} queries, {len(places)} documents of {len(vectors.vectors) / len(places):.0f} vectors")
-    print(f"{'codec':9} {'pooling':12} {'nDCG@10':>8} {'loss':>8} {'p':>6} {'bytes/vector':>13} {'KiB/doc':>8} {'ms/200':>7}")
+    print(
+        f"{'codec':9} {'pooling':12} {'nDCG@10':>8} {'loss':>8} {'p':>6} {'bytes/vector':>13} "
+        f"{'KiB/doc':>8} {'ms/200':>7}"
+    )
     for codec, pooling in CASES:
         stored = encode_colbert(vectors, codec, pooling, token_ids)
         values = per_query(scores_of(index, ranked, places, stored, codec), qrels, list(kept))["nDCG@10"]
