@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "FlagAutoModel": "actors.registry",
+    "FlagAutoModel": "actors.auto",
     "FlagAutoReranker": "actors.rerankers.registry",
     "load_reranker": "actors.rerankers.registry",
     "load_embedder": "actors.registry",

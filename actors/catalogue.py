@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from actors.checkpoint import CheckpointError, head_file, read_json
+from actors.checkpoint import head_file
+from actors.folder import CheckpointError, read_json
 from actors.prompts import INSTRUCT, PLAIN, TAGGED
 from actors.spec import EmbedderSpec, ModelClass, Pooling
 

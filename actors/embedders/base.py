@@ -15,9 +15,10 @@ from torch import nn
 from transformers import AutoConfig
 
 from actors.backbone import load_backbone
-from actors.checkpoint import PACKAGED, CheckpointError, check_weights, fingerprint, head_file, load_head
+from actors.checkpoint import PACKAGED, check_weights, fingerprint, head_file, load_head
 from actors.compute import Compute, resolve
 from actors.engine import Ask, Engine
+from actors.folder import CheckpointError
 from actors.outputs import EmbeddingBatch, IntArray, TokenBatch
 from actors.preparation import Kind, Preparation
 from actors.spec import OUTPUTS, Output

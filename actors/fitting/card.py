@@ -15,8 +15,9 @@ import yaml
 from safetensors.torch import save_file
 from torch import nn
 
-from actors.checkpoint import head_file, load_head, weight_files
+from actors.checkpoint import head_file, load_head
 from actors.fitting.result import FitResult
+from actors.folder import weight_files
 
 HEADS = ("sparse_linear", "colbert_linear")
 ENCODER_FILES = ("*.json", "*.txt", "*.model", "1_Pooling/config.json")

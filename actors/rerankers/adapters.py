@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actors.checkpoint import CheckpointError, load_tensors, read_json, resolve_folder
+from actors.checkpoint import load_tensors, resolve_folder
+from actors.folder import CheckpointError, read_json
 
 WRAPPER = "base_model.model."
 

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actors.checkpoint import CheckpointError, load_weights
+from actors.checkpoint import load_weights
 from actors.compute import Compute, resolve
 from actors.decoders import Compression, Gemma2, Gemma2Config, Source, read_config
+from actors.folder import CheckpointError
 from actors.prompts import PLAIN
 from actors.rerankers import llm
 from actors.rerankers.adapters import merge_lora

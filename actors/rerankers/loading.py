@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.checkpoint import CheckpointError, check_weights, read_json, resolve_folder
+from actors.checkpoint import check_weights, resolve_folder
+from actors.folder import CheckpointError, read_json
 from actors.spec import ComputeSpec
 from actors.tokenizer import TextTokenizer, read_tokenizer
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
-from actors.checkpoint import CheckpointError, load_tensors
+from actors.checkpoint import load_tensors
+from actors.folder import CheckpointError
 from actors.vision.eva import EvaTower, config_of
 
 UNUSED = re.compile(

@@ -71,7 +71,7 @@ def layer_runs(
     options = reranker.options.changed({"cutoff_layers": tuple(layers)})
     runs: list[Run] = [{} for _ in layers]
     for query in ranked:
-        best = np.argsort(-fuse(query.found.scores, rule), kind="stable")[:depth]
+        best = np.argsort(-fuse(query.found.scores, rule, query.found.sample), kind="stable")[:depth]
         texts = index.snapshot.take(query.found.positions[best], ["text"])["text"].to_pylist()
         scores = reranker.score_pairs([(query.text, text) for text in texts], options)
         for run, column in zip(runs, scores.T, strict=True):

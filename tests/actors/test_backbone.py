@@ -175,3 +175,12 @@ def test_missing_weights_are_named(folders: dict[str, Path], tmp_path: Path) -> 
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"weights missing .*encoder\.layer\.1\.output\.dense\.weight \(1 in all\)"):
         backbone_of(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_compiled_encoder_gives_the_same_states(folders: dict[str, Path]) -> None:
+    spec = ComputeSpec(dtype="fp32", device="cpu", compile=True)
+    compiled = load_backbone(folders["xlm-roberta"], resolve(spec, BertConfig()))
+    ids, offsets = texts()
+    expected = backbone_of(folders["xlm-roberta"]).forward(ids, offsets)
+    torch.testing.assert_close(compiled.forward(ids, offsets), expected, atol=1e-5, rtol=1e-5)

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from actors import BGEM3FlagModel, FlagModel
 from actors import checkpoint as module
-from actors.checkpoint import CheckpointError, fingerprint, load_head, load_weights, resolve_folder, weight_files
+from actors.checkpoint import fingerprint, load_head, load_weights, resolve_folder
+from actors.folder import CheckpointError, weight_files
 
 UNNEEDED = (
     "pytorch_model.bin",
