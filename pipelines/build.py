@@ -22,6 +22,7 @@ from pipelines.driver import JobFailed, commit_all, prune, records
 from pipelines.images import stored_fields, with_pictures
 from pipelines.job import LIGHT, Job, embed
 from pipelines.read import metadata_fields, plan_units, read_unit
+from pipelines.retrieval.statistics import update_statistics
 from pipelines.runlog import RunLog
 from pipelines.selection import Only
 from pipelines.sizing import block_rows, fragment_rows, row_bytes
@@ -68,7 +69,7 @@ def retry(config: BuildConfig) -> Summary | None:
 
 
 def run(job: Job, lease: Lease, log: RunLog) -> Summary:
-    """New columns first; what is there to do; do it; remove what is gone; index the words."""
+    """New columns first; what is there to do; do it; remove what is gone; index the words, count the tokens."""
     index = job.config.index
     with log.phase("new columns"):
         widened = widen(job, lease)
@@ -81,9 +82,10 @@ def run(job: Job, lease: Lease, log: RunLog) -> Summary:
             commit_all(records(graph(job, work, census.to_embed)), committer, census, log)
         settle_quarantine(job.target)
     pruned = prune(committer, census) if job.config.job.prune else 0
-    with log.phase("full-text index"):
+    with log.phase("search indexes"):
         if index.full_text:
             update_full_text(job.target)
+        update_statistics(index.uri, index.table, job.target.storage_options)
     summary = Summary(
         index=index.uri,
         embedded=committer.totals,

@@ -62,8 +62,8 @@ def _candidates(source: Source, query: int, lexical: Floats, similar: Floats, co
 def zscore(scores: Floats) -> Floats:
     """Scores of each row with mean 0 and deviation 1; rows of equal scores become 0."""
     spread = scores.std(axis=1, keepdims=True)
-    scaled: Floats = ((scores - scores.mean(axis=1, keepdims=True)) / np.where(spread > 1e-6, spread, 1)).astype("f4")
-    return scaled
+    scaled = (scores - scores.mean(axis=1, keepdims=True)) / np.where(spread > 1e-6, spread, 1)
+    return np.asarray(scaled, dtype=np.float32)
 
 
 def document_frequency(texts: States, vocab: int) -> IntArray:

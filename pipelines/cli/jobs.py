@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -103,12 +103,21 @@ def status(index: Index, as_json: Json = False) -> None:
 
 
 @app.command()
-def optimize(index: Index, as_json: Json = False) -> None:
-    """Join small fragments, bring the search indexes up to date, remove what nothing refers to any more."""
+def optimize(
+    index: Index,
+    vectors: Annotated[str, typer.Option(help="auto, none, IVF_PQ, IVF_RQ or IVF_HNSW_SQ.")] = "auto",
+    filter_column: Annotated[list[str] | None, typer.Option(help="A column that filters name; repeatable.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Join small fragments, remove what nothing refers to, and bring all search indexes up to date."""
+    from pipelines.retrieval.indexes import update_indexes
     from pipelines.store.maintain import optimize as run
 
     done = run(index)
-    print_json(done.to_dict()) if as_json else typer.echo(done.text(), err=True)
+    built = update_indexes(index, vectors=cast(Any, vectors), filter_columns=filter_column or ())
+    print_json(done.to_dict() | {"indexes": built.to_dict()}) if as_json else typer.echo(
+        f"{done.text()}\n{built.text()}"
+    )
 
 
 @app.command()

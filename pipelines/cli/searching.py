@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -113,14 +114,35 @@ def tune(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Search config to write.")] = None,
     folds: Annotated[int, typer.Option(help="Of the cross-validation.")] = 5,
     seed: Annotated[int, typer.Option(help="Of the folds.")] = 0,
+    rerank: Annotated[str | None, typer.Option(help="A layered reranker: choose its earliest good layer.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Choose fusion weights on judged queries; says so where the hybrid does not beat its best channel."""
+    """Choose fusion weights on judged queries, or how early a layered reranker may stop.
+
+    Says so where the hybrid does not beat its best channel.
+    """
     from pipelines.evaluation import read_qrels, read_queries
     from pipelines.evaluation import tune as run
     from pipelines.retrieval import open_index
 
-    result = run(open_index(index), read_queries(queries), read_qrels(qrels), folds=folds, seed=seed)
+    opened, asked, judged = open_index(index), read_queries(queries), read_qrels(qrels)
+    if rerank is not None:
+        _tune_layers(opened, asked, judged, rerank, as_json)
+        return
+    result = run(opened, asked, judged, folds=folds, seed=seed)
     if output is not None:
         result.write(output)
     print_json(result.to_dict()) if as_json else typer.echo(result.text())
+
+
+def _tune_layers(index: Any, queries: dict[str, str], qrels: Any, model: str, as_json: bool) -> None:
+    from pipelines.evaluation.early_exit import choose_cutoff
+    from pipelines.retrieval.rerank import as_reranker
+
+    layer, table = choose_cutoff(index, queries, qrels, as_reranker(model, tuple(index.channels)))
+    if as_json:
+        print_json({"cutoff_layer": layer, "layers": [asdict(row) for row in table]})
+        return
+    for row in table:
+        kept = "  <- chosen" if row.layer == layer else ""
+        typer.echo(f"layer {row.layer:3}  {row.share:4.0%} of the layers  nDCG@10 {row.ndcg:.4f}  p {row.p:.4f}{kept}")

@@ -3,8 +3,9 @@ hit can be explained by its parts.
 
 Every candidate has every channel's exact score here, so no rule has to guess what a missing score means. `zscore`
 measures a score against those of rows drawn at random from the table (how far out is this, for this query?) and not
-against the other candidates, which are all good ones: worth .004 to .006 nDCG@10 (benchmarks/RESULTS.md) for a few
-hundred more rows to score. The price is that its scores order one answer and are not comparable between queries.
+against the other candidates, which are all good ones: worth .0015 nDCG@10 on the sets that it was chosen on
+(benchmarks/RESULTS.md) for a few hundred more rows to score. The price is that its scores order one answer and are not
+comparable between queries.
 """
 
 from __future__ import annotations
