@@ -9,8 +9,8 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
 
-from actors.pool import pool_size
-from actors.spec import Output
+from actors.pool import CPU_HEADROOM, pool_size
+from actors.spec import Output, PoolSpec
 from pipelines.config import BuildConfig, EmbedderConfig
 from pipelines.metrics import named_actor
 from pipelines.read import Unit
@@ -56,6 +56,7 @@ def embed(
     outputs = outputs or tuple(described["outputs"])
     fields = tuple(output_field(embedder.name, described, output) for output in outputs)
     spec = embedder.pool.spec()
+    size = actors(job, embedder, rows, documents)
     typed = {} if spec.accelerator_type is None else {"accelerator_type": spec.accelerator_type}
     arguments = (job.config.job.id, embedder.spec(), embedder.name, outputs, fields, Finish(embedder))
     return data.map_batches(
@@ -63,8 +64,8 @@ def embed(
         fn_constructor_args=arguments,
         batch_size=rows,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=actors(job, embedder, rows, documents)),
-        num_cpus=spec.num_cpus,
+        compute=ActorPoolStrategy(size=size),
+        num_cpus=cpus_of_an_actor(job, spec, size),
         num_gpus=spec.num_gpus or None,
         **typed,
     )
@@ -76,3 +77,10 @@ def actors(job: Job, embedder: EmbedderConfig, rows: int, documents: int) -> int
     size = pool_size(embedder.pool.spec(), ray.cluster_resources(), 1 / len(config.embedders))
     blocks = -(-documents // rows) if config.chunk.mode == "whole" else size
     return max(1, min(size, blocks))
+
+
+def cpus_of_an_actor(job: Job, spec: PoolSpec, size: int) -> float:
+    """What the pool asks for, or less where that would leave nothing to the stages that feed it: Ray would then wait
+    for ever for a CPU. On a machine of two CPUs, two pools of one actor each already come to that."""
+    free = (ray.cluster_resources().get("CPU", 0.0) - CPU_HEADROOM) / len(job.config.embedders)
+    return spec.num_cpus if size * spec.num_cpus <= free else max(0.1, round(free / size - 0.005, 2))
