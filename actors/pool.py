@@ -20,8 +20,9 @@ from actors.spec import EmbedderSpec, Output, PoolSpec
 
 Finish = Callable[[EmbeddingBatch, TokenBatch], dict[str, pa.Array]]
 
-CPU_HEADROOM = 0.5
-"""CPUs left to reading, tokenising and writing: without it a pool takes every CPU and starves what feeds it."""
+CPU_HEADROOM = 1.0
+"""CPUs left to reading, tokenising and writing. Ray Data's own repartition asks for a whole one; without it a job waits
+for ever."""
 
 
 def pool_size(pool: PoolSpec, cluster: dict[str, float], share: float = 1.0) -> int:

@@ -81,6 +81,6 @@ def actors(job: Job, embedder: EmbedderConfig, rows: int, documents: int) -> int
 
 def cpus_of_an_actor(job: Job, spec: PoolSpec, size: int) -> float:
     """What the pool asks for, or less where that would leave nothing to the stages that feed it: Ray would then wait
-    for ever for a CPU. On a machine of two CPUs, two pools of one actor each already come to that."""
-    free = (ray.cluster_resources().get("CPU", 0.0) - CPU_HEADROOM) / len(job.config.embedders)
-    return spec.num_cpus if size * spec.num_cpus <= free else max(0.1, round(free / size - 0.005, 2))
+    for ever for a CPU. Two pools of one actor each already come to that on a machine of two CPUs."""
+    free = max(0.0, ray.cluster_resources().get("CPU", 0.0) - CPU_HEADROOM) / len(job.config.embedders)
+    return spec.num_cpus if size * spec.num_cpus <= free else round(free / size, 2)
