@@ -19,7 +19,7 @@ import ray
 
 from pipelines.build import build_index
 from pipelines.config import load_config
-from pipelines.summary import Summary
+from pipelines.monitor.summary import Summary
 
 COLUMNS = "| step | documents embedded | tokens embedded | unchanged | pruned | seconds | of it embedding |"
 

@@ -47,7 +47,7 @@ def bare_rate(paths: list[str]) -> float:
 def job_rate(paths: list[str]) -> float:
     from pipelines.build import build_index
     from pipelines.config import load_config
-    from pipelines.runlog import RunLog
+    from pipelines.monitor.runlog import RunLog
 
     points: list[tuple[float, int]] = []
     note = RunLog.note

@@ -2,7 +2,7 @@
 
 Workers write fragments and the driver commits them, so a job that dies at any point leaves a table that is complete up
 to its last commit, and the same command goes on from there. What that costs: one cheap pass over the input before the
-first document is embedded (`pipelines.census`), and the work since the last commit is done again.
+first document is embedded (`pipelines.census.take`), and the work since the last commit is done again.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ import lance
 import pyarrow as pa
 import ray
 
-from pipelines.census import Census, take_census
+from pipelines.census.selection import Only
+from pipelines.census.take import Census, take_census
 from pipelines.cluster import describe, running
 from pipelines.config import BuildConfig, plain
 from pipelines.driver import JobFailed, commit_all, prune, records
-from pipelines.images import stored_fields, with_pictures
 from pipelines.job import LIGHT, Job, embed
-from pipelines.read import metadata_fields, plan_units, read_unit
+from pipelines.monitor.runlog import RunLog
+from pipelines.monitor.summary import Summary
+from pipelines.reading.images import stored_fields, with_pictures
+from pipelines.reading.units import metadata_fields, plan_units, read_unit
 from pipelines.retrieval.statistics import update_statistics
-from pipelines.runlog import RunLog
-from pipelines.selection import Only
 from pipelines.sizing import block_rows, fragment_rows, row_bytes
 from pipelines.stages import chunk, sample, select_documents, tokenise
 from pipelines.store.commit import Committer, create_or_open
@@ -33,7 +34,6 @@ from pipelines.store.lease import Lease, acquire
 from pipelines.store.quarantine import failed_rows, settle_quarantine
 from pipelines.store.schema import Target, documents_schema, identity_of
 from pipelines.store.writer import write_block
-from pipelines.summary import Summary
 from pipelines.widen import widen
 
 __all__ = ["JobFailed", "build_index"]

@@ -10,11 +10,11 @@ from typing import Any
 
 import ray
 
-from pipelines.census import Census
+from pipelines.census.take import Census
 from pipelines.config import BuildConfig
 from pipelines.interrupt import interruptible
-from pipelines.progress import Progress
-from pipelines.runlog import RunLog
+from pipelines.monitor.progress import Progress
+from pipelines.monitor.runlog import RunLog
 from pipelines.store.commit import Committer, Totals
 
 SETTLED_ROWS = 1000

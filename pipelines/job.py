@@ -11,10 +11,10 @@ from ray.data import ActorPoolStrategy
 
 from actors.pool import CPU_HEADROOM, pool_size
 from actors.spec import Output, PoolSpec
+from pipelines.census.selection import Only
 from pipelines.config import BuildConfig, EmbedderConfig
-from pipelines.metrics import named_actor
-from pipelines.read import Unit
-from pipelines.selection import Only
+from pipelines.monitor.metrics import named_actor
+from pipelines.reading.units import Unit
 from pipelines.stages import Finish
 from pipelines.store.schema import Target, output_field
 

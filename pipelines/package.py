@@ -16,7 +16,7 @@ import yaml
 from pydantic import SecretStr
 
 from pipelines.config import BuildConfig, ConfigError, plain
-from pipelines.files import scheme_of
+from pipelines.reading.files import scheme_of
 
 PACKAGES = ("actors", "pipelines")
 EXCLUDES = ("__pycache__", "*.pyc", ".*")

@@ -29,7 +29,7 @@ from actors.pool import pool_size
 from pipelines.cluster import running
 from pipelines.config import ComputeConfig, ConfigError, Model, PoolConfig, RayConfig
 from pipelines.evaluation.qrels import read_queries
-from pipelines.progress import duration
+from pipelines.monitor.progress import duration
 from pipelines.runfile import read_run, write_run
 from pipelines.store.table import Snapshot, open_table
 

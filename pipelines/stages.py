@@ -20,10 +20,10 @@ from actors.isolate import isolate
 from actors.outputs import EmbeddingBatch, IntArray, MultiVectors, TokenBatch, concat_tokens
 from actors.preparation import Preparation, load_preparation
 from actors.spec import EmbedderSpec
-from pipelines.chunk import chunk_table
+from pipelines.census.selection import Only, select
 from pipelines.config import BuildConfig, EmbedderConfig
-from pipelines.read import Unit, read_schema, read_unit
-from pipelines.selection import Only, select
+from pipelines.reading.chunk import chunk_table
+from pipelines.reading.units import Unit, read_schema, read_unit
 from pipelines.store.codecs import encode_colbert
 
 BLOCK_ROWS = 1024

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines.progress import duration, size
+from pipelines.monitor.progress import duration, size
 
 BAR = 40
 """Characters of the histogram's longest bar."""

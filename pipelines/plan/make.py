@@ -19,11 +19,11 @@ from actors.compute import resolve
 from actors.pool import pool_size
 from actors.preparation import Preparation, load_preparation
 from pipelines.config import BuildConfig, ConfigError, EmbedderConfig, RayConfig
-from pipelines.lengths import histogram
+from pipelines.monitor.lengths import histogram
 from pipelines.plan.checks import warnings_of
 from pipelines.plan.figures import EmbedderPlan, Plan
 from pipelines.plan.sample import Sample, calibrate, describe, model_config, take_sample
-from pipelines.read import plan_units
+from pipelines.reading.units import plan_units
 from pipelines.sizing import block_rows, output_bytes, row_bytes
 from pipelines.store.codecs import CODECS
 from pipelines.store.schema import identity_of

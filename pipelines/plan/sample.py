@@ -24,7 +24,7 @@ from actors.outputs import IntArray
 from actors.preparation import Preparation
 from actors.registry import load_embedder
 from pipelines.config import BuildConfig, EmbedderConfig
-from pipelines.read import Unit, metadata_fields, read_schema, read_unit
+from pipelines.reading.units import Unit, metadata_fields, read_schema, read_unit
 from pipelines.stages import chunk, good_rows, tokenise
 
 SAMPLE_UNITS = 16

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipelines.config import Columns, ConfigError, InputConfig
-from pipelines.read import metadata_fields, plan_units, read_schema, read_unit
+from pipelines.reading.units import metadata_fields, plan_units, read_schema, read_unit
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),

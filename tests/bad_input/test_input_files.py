@@ -16,7 +16,7 @@ import pytest
 import zstandard
 
 from pipelines.config import Columns, ConfigError, InputConfig
-from pipelines.read import metadata_fields, plan_units, read_unit
+from pipelines.reading.units import metadata_fields, plan_units, read_unit
 
 
 def _input(*paths: Path | str, **rest: Any) -> InputConfig:

@@ -12,8 +12,8 @@ import jsonschema
 import pytest
 import yaml
 
-from pipelines import metrics
 from pipelines.config import load_config, validate
+from pipelines.monitor import metrics
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 JOBS = sorted((ROOT / "configs" / "jobs").glob("*.yaml"))

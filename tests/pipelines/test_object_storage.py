@@ -17,9 +17,9 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from pipelines.config import ConfigError, InputConfig, plain, validate
-from pipelines.files import list_files
-from pipelines.read import metadata_fields, plan_units, read_unit
-from pipelines.report import Facts, write_report
+from pipelines.monitor.report import Facts, write_report
+from pipelines.reading.files import list_files
+from pipelines.reading.units import metadata_fields, plan_units, read_unit
 
 KEY, SECRET = "AKIATESTTESTTEST", "sesame-open-sesame-open"
 BUCKET = "corpus"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.census import Census
+from pipelines.census.take import Census
 from pipelines.config import load_config
 from pipelines.driver import JobFailed, check_quarantine
 from pipelines.store.commit import Totals

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import chunk
-from pipelines.chunk import CHUNK_FIELDS, chunk_table, segments, windows
 from pipelines.config import ChunkConfig
-from pipelines.rows import error_table, read_schema
+from pipelines.reading import chunk
+from pipelines.reading.chunk import CHUNK_FIELDS, chunk_table, segments, windows
+from pipelines.reading.rows import error_table, read_schema
 
 
 class Words:

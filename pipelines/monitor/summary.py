@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines.progress import duration, size
+from pipelines.monitor.progress import duration, size
 from pipelines.store.commit import Totals
 
 

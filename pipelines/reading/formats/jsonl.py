@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from pipelines.files import READ_ERRORS, File
-from pipelines.readers.base import Inspection, Part, Raw, batches, storable, until_broken
+from pipelines.reading.files import READ_ERRORS, File
+from pipelines.reading.formats.base import Inspection, Part, Raw, batches, storable, until_broken
 
 SAMPLE_ROWS = 1000
 SAMPLE_BYTES = 2**20

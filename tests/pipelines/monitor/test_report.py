@@ -12,10 +12,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipelines import charts, report
 from pipelines.config import validate
-from pipelines.lengths import bin_labels, histogram
-from pipelines.report import Facts, Point, Timeline, to_html, write_report
+from pipelines.monitor import charts, report
+from pipelines.monitor.lengths import bin_labels, histogram
+from pipelines.monitor.report import Facts, Point, Timeline, to_html, write_report
 
 STARTED = datetime(2026, 11, 22, 4, 15, tzinfo=timezone.utc)
 

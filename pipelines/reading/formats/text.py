@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
-from pipelines.files import File
-from pipelines.readers.base import Inspection, Part, Raw
+from pipelines.reading.files import File
+from pipelines.reading.formats.base import Inspection, Part, Raw
 
 SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string())])
 

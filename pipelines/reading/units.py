@@ -17,10 +17,10 @@ from typing import TypeVar
 import pyarrow as pa
 
 from pipelines.config import Columns, ConfigError, InputConfig
-from pipelines.files import READ_ERRORS, File, Listing, filesystem, list_files, redact
-from pipelines.readers import READERS, format_of
-from pipelines.readers.base import UNREADABLE, Inspection, Part, whole
-from pipelines.rows import documents, error_table, read_schema
+from pipelines.reading.files import READ_ERRORS, File, Listing, filesystem, list_files, redact
+from pipelines.reading.formats import READERS, format_of
+from pipelines.reading.formats.base import UNREADABLE, Inspection, Part, whole
+from pipelines.reading.rows import documents, error_table, read_schema
 from pipelines.store.schema import SYSTEM_COLUMNS
 
 __all__ = ["Unit", "metadata_fields", "plan_units", "read_schema", "read_unit"]

@@ -22,8 +22,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.antijoin import InputRows, TableRows, Verdict, concat_rows, judge, no_input, no_table, split_rows
-from pipelines.selection import ReadUnit, UnitPlan
+from pipelines.census.antijoin import InputRows, TableRows, Verdict, concat_rows, judge, no_input, no_table, split_rows
+from pipelines.census.selection import ReadUnit, UnitPlan
 from pipelines.store.ids import Keys, hash_ids, words
 
 DUPLICATE = "duplicate id"

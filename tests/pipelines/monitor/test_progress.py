@@ -4,9 +4,9 @@ import io
 
 import pytest
 
-from pipelines.progress import Progress, duration, size
+from pipelines.monitor.progress import Progress, duration, size
+from pipelines.monitor.summary import Summary
 from pipelines.store.commit import Totals
-from pipelines.summary import Summary
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(4.2, "4s"), (190, "3m10s"), (18_120, "5h02m")])

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.files import File
+from pipelines.reading.files import File
 
 Column: TypeAlias = "pa.Array | list[Any]"
 

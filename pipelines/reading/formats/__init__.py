@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from pipelines.readers import csv, jsonl, lance, parquet, text
-from pipelines.readers.base import Reader
+from pipelines.reading.formats import csv, jsonl, lance, parquet, text
+from pipelines.reading.formats.base import Reader
 
 _PACKED = r"(\.gz|\.zst|\.bz2)?$"
 

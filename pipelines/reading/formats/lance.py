@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.config import plain
-from pipelines.files import File, scheme_of
-from pipelines.readers.base import BATCH_BYTES, Inspection, Part, Raw
+from pipelines.reading.files import File, scheme_of
+from pipelines.reading.formats.base import BATCH_BYTES, Inspection, Part, Raw
 
 
 @contextlib.contextmanager

@@ -14,9 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from pipelines import read
 from pipelines.config import Columns, InputConfig
-from pipelines.read import Unit, metadata_fields, plan_units, read_schema, read_unit
+from pipelines.reading.units import Unit, metadata_fields, plan_units, read_schema, read_unit
 
 ROWS = [{"id": f"d{i}", "text": f"text number {i}", "year": 2000 + i} for i in range(10)]
 
@@ -87,8 +86,8 @@ def test_batches_are_bounded_and_carry_the_read_schema(tmp_path: Path) -> None:
 
 
 def test_large_values_make_small_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.readers.base.BATCH_BYTES", 1000)
-    monkeypatch.setattr("pipelines.readers.parquet.BATCH_BYTES", 1000)
+    monkeypatch.setattr("pipelines.reading.formats.base.BATCH_BYTES", 1000)
+    monkeypatch.setattr("pipelines.reading.formats.parquet.BATCH_BYTES", 1000)
     rows = [{"id": str(i), "text": f"{i} " + "x" * 900} for i in range(6)]
     (tmp_path / "a.jsonl").write_bytes(_jsonl(rows))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", use_dictionary=False, compression="none")
@@ -98,9 +97,9 @@ def test_large_values_make_small_batches(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def _units(monkeypatch: pytest.MonkeyPatch, size: int, config: InputConfig) -> list[Unit]:
-    monkeypatch.setattr(read, "UNIT_BYTES", size)
-    monkeypatch.setattr(read, "MIN_BYTES", 1)
-    monkeypatch.setattr("pipelines.readers.jsonl.MIN_PART_BYTES", 1)
+    monkeypatch.setattr("pipelines.reading.units.UNIT_BYTES", size)
+    monkeypatch.setattr("pipelines.reading.units.MIN_BYTES", 1)
+    monkeypatch.setattr("pipelines.reading.formats.jsonl.MIN_PART_BYTES", 1)
     return plan_units(config)
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.config import Columns, InputConfig
-from pipelines.readers.base import Column, Raw, storable
+from pipelines.reading.formats.base import Column, Raw, storable
 
 Errors = dict[int, str]
 

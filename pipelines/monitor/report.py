@@ -18,9 +18,9 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from pipelines import charts
-from pipelines.files import READ_ERRORS, filesystem, redact
-from pipelines.progress import duration
+from pipelines.monitor import charts
+from pipelines.monitor.progress import duration
+from pipelines.reading.files import READ_ERRORS, filesystem, redact
 
 FOLDER = "reports"
 MAX_POINTS = 500
@@ -72,7 +72,7 @@ class Facts:
     """Seconds of each phase of the job, in order."""
     timeline: Sequence[Point] = ()
     lengths: Mapping[str, int] = field(default_factory=dict)
-    """See `pipelines.lengths`."""
+    """See `pipelines.monitor.lengths`."""
     warnings: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:

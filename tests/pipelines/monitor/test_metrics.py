@@ -10,8 +10,8 @@ from ray import cloudpickle
 
 from actors.blocks import tokens_of
 from actors.pool import EmbedActor
-from pipelines import metrics
-from pipelines.metrics import MeteredActor, named_actor
+from pipelines.monitor import metrics
+from pipelines.monitor.metrics import MeteredActor, named_actor
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from pipelines.config import ConfigError, InputConfig, validate
-from pipelines.images import decode, stored_fields
-from pipelines.read import metadata_fields, plan_units, read_unit
+from pipelines.reading.images import decode, stored_fields
+from pipelines.reading.units import metadata_fields, plan_units, read_unit
 from tests.checkpoints_vision import Visualized, build_visualized, drawn, encoded, hollow_png
 
 PNG = encoded(drawn(1), "PNG")

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
-from pipelines.files import READ_ERRORS, File
-from pipelines.readers.base import Inspection, Part, Raw, batches, until_broken
-from pipelines.readers.jsonl import SAMPLE_BYTES, SAMPLE_ROWS, Row
+from pipelines.reading.files import READ_ERRORS, File
+from pipelines.reading.formats.base import Inspection, Part, Raw, batches, until_broken
+from pipelines.reading.formats.jsonl import SAMPLE_BYTES, SAMPLE_ROWS, Row
 
 _TYPES = (pa.int64(), pa.float64(), pa.bool_())
 

@@ -15,14 +15,14 @@ from typing import Any
 
 import lance
 
-from pipelines import metrics
 from pipelines.config import BuildConfig, ConfigError
-from pipelines.lengths import histogram
-from pipelines.progress import Progress
-from pipelines.report import Facts, Timeline, write_report
+from pipelines.monitor import metrics
+from pipelines.monitor.lengths import histogram
+from pipelines.monitor.progress import Progress
+from pipelines.monitor.report import Facts, Timeline, write_report
+from pipelines.monitor.summary import Summary
 from pipelines.store.commit import Committer, Totals
 from pipelines.store.schema import Target
-from pipelines.summary import Summary
 
 logger = logging.getLogger(__name__)
 

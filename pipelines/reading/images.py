@@ -17,7 +17,7 @@ import ray.data
 from actors.blocks import mark
 from actors.vision.preprocess import PictureError, Prepared, prepare
 from pipelines.config import ConfigError, InputConfig, PictureConfig
-from pipelines.files import READ_ERRORS, filesystem, redact
+from pipelines.reading.files import READ_ERRORS, filesystem, redact
 from pipelines.sizing import PICTURE_ROWS
 from pipelines.store.schema import Identity
 

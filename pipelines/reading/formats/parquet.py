@@ -11,8 +11,8 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipelines.files import READ_ERRORS, File
-from pipelines.readers.base import BATCH_BYTES, UNREADABLE, Inspection, Part, Raw
+from pipelines.reading.files import READ_ERRORS, File
+from pipelines.reading.formats.base import BATCH_BYTES, UNREADABLE, Inspection, Part, Raw
 
 
 def inspect(file: File, part_bytes: int) -> Inspection:

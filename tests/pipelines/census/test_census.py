@@ -17,10 +17,10 @@ import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pipelines.census as census_module
-from pipelines.antijoin import InputRows, TableRows, judge
-from pipelines.census import Census, Here, OnRay, take_census
-from pipelines.selection import Only, select
+import pipelines.census.take as census_module
+from pipelines.census.antijoin import InputRows, TableRows, judge
+from pipelines.census.selection import Only, select
+from pipelines.census.take import Census, Here, OnRay, take_census
 
 READ = pa.schema(
     [

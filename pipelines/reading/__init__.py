@@ -1,0 +1,1 @@
+"""From files to chunks: find, open (`files`), cut into units (`units`), parse (`formats`), judge (`rows`), `chunk`."""
