@@ -19,10 +19,9 @@ from transformers.utils import logging as transformers_logging
 
 from actors.backbones.encoder import PackedEncoder
 from actors.backbones.hf import PACKABLE, PACKED_ATTENTION, PackedTransformer, PaddedTransformer
+from actors.catalogue import ENCODERS
 from actors.compute import Compute
 from actors.outputs import IntArray
-
-ENCODERS = frozenset({"bert", "roberta", "xlm-roberta"})
 
 
 class Backbone(Protocol):

@@ -99,6 +99,7 @@ CLASS_POOLING: dict[ModelClass, Pooling] = {
     "decoder-only-pseudo_moe": "last_token",
 }
 
+ENCODERS = frozenset({"bert", "roberta", "xlm-roberta"})
 RUNNABLE_MODULES = frozenset({"Transformer", "Pooling", "Normalize"})
 
 
@@ -159,13 +160,18 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _is_decoder(folder: Path) -> bool:
-    """By transformers' own tables: an architecture with a causal head and no masked one is a decoder."""
+    """By transformers' own tables: an architecture with a causal head and no masked one is a decoder.
+
+    The common encoders need no table, which takes a second to import.
+    """
+    kind = _config(folder).get("model_type")
+    if kind in ENCODERS:
+        return False
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     )
 
-    kind = _config(folder).get("model_type")
     return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 

@@ -8,15 +8,18 @@ log2(rows) extra forward passes, once, and no other row is lost.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from actors.blocks import all_rows, mark, place, tokens_of
-from actors.embedders.base import Embedder
 from actors.isolate import Isolated, isolate
 from actors.outputs import EmbeddingBatch, IntArray, TokenBatch, concat
-from actors.registry import load_embedder
+from actors.shrink import Shrink
 from actors.spec import EmbedderSpec, Output, PoolSpec
+
+if TYPE_CHECKING:
+    from actors.embedders.base import Embedder
 
 Finish = Callable[[EmbeddingBatch, TokenBatch], dict[str, pa.Array]]
 
@@ -41,19 +44,28 @@ class EmbedActor:
     """One model in one process: a block with `NAME_ids` and `NAME_truncated` in, the same with the output columns out.
 
     `finish` turns an EmbeddingBatch into columns (codecs live with the store, not here); `fields` are their types, so
-    that a block without a single good row has the same schema as every other.
+    that a block without a single good row has the same schema as every other. `shrink` is used on GPUs only.
     """
 
     def __init__(
-        self, spec: EmbedderSpec, name: str, outputs: tuple[Output, ...], fields: tuple[pa.Field, ...], finish: Finish
+        self,
+        spec: EmbedderSpec,
+        name: str,
+        outputs: tuple[Output, ...],
+        fields: tuple[pa.Field, ...],
+        finish: Finish,
+        shrink: Shrink | None = None,
     ) -> None:
+        from actors.registry import load_embedder  # here: a driver that only names this class needs no torch
+
         self.embedder: Embedder = load_embedder(spec)
         self.name, self.outputs, self.fields, self.finish = name, outputs, fields, finish
+        self.shrink = None if self.embedder.compute.device.type == "cpu" else shrink
 
     def __call__(self, table: pa.Table) -> pa.Table:
         tokens, rows = tokens_of(table, self.name)
         found = isolate(
-            lambda part: self.embedder.embed_rows(tokens.take(part), table, rows[part], self.outputs),
+            lambda part: self.embedder.embed_rows(tokens.take(part), table, rows[part], self.outputs, self.shrink),
             all_rows(len(rows)),
         )
         columns = self._columns(tokens, rows, found, len(table))

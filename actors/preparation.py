@@ -60,7 +60,12 @@ class Preparation:
 
 
 def load_preparation(spec: EmbedderSpec) -> Preparation:
-    """Resolves the model, reads its tokenizer and completes the spec; loads no weights."""
+    """Resolves the model, reads its tokenizer and completes the spec; loads no weights.
+
+    A model that sees pictures has no heads, whatever its text half has.
+    """
+    if spec.picture_weights is not None:
+        spec = replace(spec, model_class="encoder-only-base")
     folder = resolve_folder(spec.model, spec.revision, spec.cache_dir, spec.trust_remote_code)
     spec = complete(spec, folder)
     tokenizer = read_tokenizer(folder, trust_remote_code=spec.trust_remote_code)

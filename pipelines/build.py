@@ -18,18 +18,16 @@ import ray
 from pipelines.census.selection import Only
 from pipelines.census.take import Census, take_census
 from pipelines.cluster import describe, running
-from pipelines.config import BuildConfig, plain
+from pipelines.config import BuildConfig, IndexConfig, plain
 from pipelines.driver import JobFailed, commit_all, prune, records
 from pipelines.job import LIGHT, Job, embed
 from pipelines.monitor.runlog import RunLog
 from pipelines.monitor.summary import Summary
 from pipelines.reading.images import stored_fields, with_pictures
 from pipelines.reading.units import metadata_fields, plan_units, read_unit
-from pipelines.retrieval.statistics import update_statistics
 from pipelines.sizing import block_rows, fragment_rows, row_bytes
 from pipelines.stages import chunk, sample, select_documents, tokenise
 from pipelines.store.commit import Committer, create_or_open
-from pipelines.store.fulltext import update_full_text
 from pipelines.store.lease import Lease, acquire
 from pipelines.store.quarantine import failed_rows, settle_quarantine
 from pipelines.store.schema import Target, documents_schema, identity_of
@@ -83,9 +81,7 @@ def run(job: Job, lease: Lease, log: RunLog) -> Summary:
         settle_quarantine(job.target)
     pruned = prune(committer, census) if job.config.job.prune else 0
     with log.phase("search indexes"):
-        if index.full_text:
-            update_full_text(job.target)
-        update_statistics(index.uri, index.table, job.target.storage_options)
+        update_search_indexes(job.target, index)
     summary = Summary(
         index=index.uri,
         embedded=committer.totals,
@@ -98,6 +94,16 @@ def run(job: Job, lease: Lease, log: RunLog) -> Summary:
         rows_in_index=create_or_open(job.target).count_rows(),
     )
     return log.finish(summary)
+
+
+def update_search_indexes(target: Target, index: IndexConfig) -> None:
+    """Words, where the config wants them, and token counts."""
+    from pipelines.retrieval.statistics import update_statistics  # here: half of a driver's start, and not needed yet
+    from pipelines.store.fulltext import update_full_text
+
+    if index.full_text:
+        update_full_text(target)
+    update_statistics(index.uri, index.table, target.storage_options)
 
 
 def pending(job: Job, census: Census) -> list[dict[str, bytes]]:
@@ -136,7 +142,7 @@ def open_version(target: Target, version: int) -> lance.LanceDataset:
 
 def make_target(config: BuildConfig, fields: list[pa.Field]) -> Target:
     """Where the job writes, with the schema and identity that its embedders give."""
-    identity = identity_of(config, {e.name: describe(e.spec()) for e in config.embedders})
+    identity = identity_of(config, describe(config.embedders))
     return Target(
         config.index.uri,
         documents_schema(identity, stored_fields(config.input, fields)),

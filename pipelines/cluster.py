@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ import ray
 from ray.util.debug import log_once
 
 from actors.spec import EmbedderSpec
-from pipelines.config import RayConfig
+from pipelines.config import ConfigError, EmbedderConfig, RayConfig
 
 LOOPBACK = "127.0.0.1"
 
@@ -65,14 +65,26 @@ def _quiet() -> None:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
-def describe(spec: EmbedderSpec) -> dict[str, Any]:
-    """Identity and outputs of an embedder, from a worker: the driver's machine need not hold the model."""
-    described: dict[str, Any] = ray.get(ray.remote(num_cpus=0.25)(_describe).remote(spec))
-    return described
+def describe(embedders: Sequence[EmbedderConfig]) -> dict[str, dict[str, Any]]:
+    """Identity and outputs of each embedder by name, from a worker: the driver's machine need not hold the models.
+
+    ConfigError where a model cannot be used.
+    """
+    asked = {e.name: ray.remote(num_cpus=0.25)(_describe).remote(e.spec()) for e in embedders}
+    found: dict[str, dict[str, Any]] = {}
+    for i, embedder in enumerate(embedders):
+        try:
+            found[embedder.name] = ray.get(asked[embedder.name])
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, ValueError):
+                raise ConfigError(f"embedders.{i} ({embedder.model}): {error.cause}") from error
+            raise
+    return found
 
 
 def _describe(spec: EmbedderSpec) -> dict[str, Any]:
-    from actors.registry import load_embedder
+    from actors.describe import available_outputs, describe
+    from actors.preparation import load_preparation
 
-    embedder = load_embedder(spec)
-    return {**embedder.identity(), "outputs": list(embedder.outputs)}
+    preparation = load_preparation(spec)
+    return {**describe(preparation), "outputs": list(available_outputs(preparation))}

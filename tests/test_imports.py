@@ -81,6 +81,7 @@ def test_imports_go_one_way() -> None:
         ("actors", ["ray", "lance", "torch"]),
         ("pipelines", ["ray", "lance", "torch"]),
         ("pipelines.cli", ["ray", "torch"]),
+        ("pipelines.build", ["torch", "transformers", "lancedb"]),
     ],
 )
 def test_importing_is_quick(package: str, absent: list[str]) -> None:

@@ -8,22 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from pathlib import Path
 
 import pyarrow as pa
 from torch import nn
 from transformers import AutoConfig
 
 from actors.backbone import load_backbone
-from actors.checkpoint import PACKAGED, check_weights, fingerprint, head_file, load_head
+from actors.checkpoint import check_weights, load_head
 from actors.compute import Compute, resolve
+from actors.describe import Identity, available_outputs, describe, head_folder
 from actors.engine import Ask, Engine
 from actors.folder import CheckpointError
 from actors.outputs import EmbeddingBatch, IntArray, TokenBatch
 from actors.preparation import Kind, Preparation
+from actors.shrink import Shrink
 from actors.spec import OUTPUTS, Output
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
 UNWEIGHTED = ("cls_token", "eos_token", "pad_token", "unk_token")
 """Tokens that get no lexical weight, where the checkpoint names them: M3's rule."""
 
@@ -48,11 +48,6 @@ class Embedder:
         return self.engine.colbert_dim if "colbert" in self.outputs else None
 
     @property
-    def weights(self) -> Path:
-        """The folder or file whose contents the identity's fingerprint covers."""
-        return self.preparation.folder
-
-    @property
     def vocab_size(self) -> int:
         return self.engine.backbone.vocab_size
 
@@ -60,18 +55,26 @@ class Embedder:
         """See `Preparation.tokenise`."""
         return self.preparation.tokenise(texts, kind, max_length)
 
-    def embed_tokens(self, tokens: TokenBatch, outputs: Sequence[Output] | None = None) -> EmbeddingBatch:
+    def embed_tokens(
+        self, tokens: TokenBatch, outputs: Sequence[Output] | None = None, shrink: Shrink | None = None
+    ) -> EmbeddingBatch:
         """The asked outputs (None: all that the model has), in the order of the texts.
 
-        Raises ValueError for an output that this model has no head for.
+        shrink: ColBERT vectors come encoded. Raises ValueError for an output that this model has no head for.
         """
-        return self.engine.embed_tokens(tokens, Ask(checked_outputs(outputs, self.outputs, self.spec.model)))
+        asked = checked_outputs(outputs, self.outputs, self.spec.model)
+        return self.engine.embed_tokens(tokens, Ask(asked, shrink=shrink))
 
     def embed_rows(
-        self, tokens: TokenBatch, table: pa.Table, rows: IntArray, outputs: Sequence[Output] | None = None
+        self,
+        tokens: TokenBatch,
+        table: pa.Table,
+        rows: IntArray,
+        outputs: Sequence[Output] | None = None,
+        shrink: Shrink | None = None,
     ) -> EmbeddingBatch:
         """`embed_tokens` for rows of a block; a model that sees more than text finds it in the other columns."""
-        return self.embed_tokens(tokens, outputs)
+        return self.embed_tokens(tokens, outputs, shrink)
 
     def embed_corpus(self, texts: Iterable[str], outputs: Sequence[Output] | None = None) -> EmbeddingBatch:
         """Passages: the passage instruction and length."""
@@ -81,31 +84,13 @@ class Embedder:
         """Queries: the query instruction and length."""
         return self.embed_tokens(self.tokenise(texts, "query"), outputs)
 
-    def identity(self) -> dict[str, str | int | bool | None]:
+    def identity(self) -> Identity:
         """What an index must have been built with to be searched with this embedder."""
         return dict(self._identity)
 
     @cached_property
-    def _identity(self) -> dict[str, str | int | bool | None]:
-        spec = self.spec
-        return {
-            "model": spec.model,
-            "revision": spec.revision,
-            "model_class": spec.model_class,
-            "weights": fingerprint(self.weights),
-            "tokenizer": self.tokenizer.sha256,
-            "pooling": spec.pooling,
-            "normalize": spec.normalize,
-            "query_instruction": spec.query_instruction,
-            "query_instruction_format": spec.query_instruction_format,
-            "passage_instruction": spec.passage_instruction,
-            "passage_instruction_format": spec.passage_instruction_format,
-            "dim": self.dim,
-            "colbert_dim": self.colbert_dim,
-            "truncate_dim": spec.truncate_dim,
-            "query_max_length": spec.query_max_length,
-            "passage_max_length": spec.passage_max_length,
-        }
+    def _identity(self) -> Identity:
+        return describe(self.preparation)
 
 
 def checked_outputs(asked: Sequence[Output] | None, has: tuple[Output, ...], model: str) -> tuple[Output, ...]:
@@ -136,31 +121,9 @@ def load_engine(preparation: Preparation) -> Engine:
     return Engine(backbone, compute, outputs, spec.pooling, normalize, cut, sparse, colbert, excluded)
 
 
-def available_outputs(preparation: Preparation) -> tuple[Output, ...]:
-    """What the model can give: dense, and with the M3 class whatever it has a head for.
-
-    The packaged model needs no ColBERT head: its last hidden states serve as they are.
-    """
-    if preparation.spec.model_class != "encoder-only-m3":
-        return ("dense",)
-    folder = _head_folder(preparation)
-    identity = preparation.spec.model in PACKAGED
-    has = {
-        "dense": True,
-        "sparse": head_file(folder, "sparse_linear") is not None,
-        "colbert": identity or head_file(folder, "colbert_linear") is not None,
-    }
-    return tuple(output for output in OUTPUTS if has[output])
-
-
-def _head_folder(preparation: Preparation) -> Path:
-    model = preparation.spec.model
-    return ASSETS / model if model in PACKAGED else preparation.folder
-
-
 def _head(preparation: Preparation, output: Output, compute: Compute, hidden_size: int) -> nn.Linear | None:
     """The linear layer of this output; None where there is no file, which is the identity for ColBERT."""
-    folder, name = _head_folder(preparation), f"{output}_linear"
+    folder, name = head_folder(preparation), f"{output}_linear"
     loaded = load_head(folder, name)
     if loaded is None:
         return None

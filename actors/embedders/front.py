@@ -15,8 +15,9 @@ from typing import Any, ClassVar, Generic, TypeVar, cast
 import numpy as np
 
 from actors.checkpoint import check_weights
+from actors.describe import available_outputs
 from actors.devices import DevicePool, Devices, device_names
-from actors.embedders.base import available_outputs, checked_outputs, load_engine
+from actors.embedders.base import checked_outputs, load_engine
 from actors.engine import Ask, Engine
 from actors.outputs import Array, EmbeddingBatch, TokenBatch
 from actors.preparation import load_preparation

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
 
 from actors.attention import Segments, attend
-from actors.backbone import ENCODERS, load_pretrained
+from actors.backbone import load_pretrained
 from actors.backbones.encoder import Layer, PackedEncoder
-from actors.catalogue import max_positions
+from actors.catalogue import ENCODERS, max_positions
 from actors.compute import Compute, resolve
 from actors.outputs import IntArray, ranges
 from actors.prompts import PLAIN

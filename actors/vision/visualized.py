@@ -27,6 +27,7 @@ from actors.embedders.base import Embedder
 from actors.engine import Engine
 from actors.outputs import EmbeddingBatch, IntArray, TokenBatch, concat, offsets_of, ranges
 from actors.preparation import Kind, load_preparation
+from actors.shrink import Shrink
 from actors.spec import EmbedderSpec, Output, Pooling
 from actors.vision.preprocess import Picture, Pixels, load, normalised, pixels_of
 from actors.vision.weights import load_parts
@@ -68,7 +69,7 @@ class VisualizedBGE(Embedder):
 
     def _load(self, spec: EmbedderSpec) -> None:
         assert spec.picture_weights is not None, "the spec names picture_weights"
-        preparation = load_preparation(replace(spec, model_class="encoder-only-base"))
+        preparation = load_preparation(spec)
         known = preparation.spec
         assert known.pooling is not None, "the spec is complete"
         config = AutoConfig.from_pretrained(preparation.folder)
@@ -79,15 +80,6 @@ class VisualizedBGE(Embedder):
         head = (known.pooling, bool(known.normalize), known.truncate_dim)
         engine = Engine(self.encoder, compute, ("dense",), *head, None, None, frozenset())
         super().__init__(preparation, engine)
-
-    @property
-    def weights(self) -> Path:
-        assert self.spec.picture_weights is not None, "the spec names picture_weights"
-        return Path(self.spec.picture_weights)
-
-    def identity(self) -> dict[str, str | int | bool | None]:
-        """As any embedder's, and which file sees pictures of which size."""
-        return {**super().identity(), "picture_weights": self.spec.picture_weights, "picture_size": self.size}
 
     @property
     def size(self) -> int:
@@ -138,14 +130,19 @@ class VisualizedBGE(Embedder):
         return self._embed_fused(pixels, self.tokenise(texts, kind, min(limit, self.text_room)))
 
     def embed_rows(
-        self, tokens: TokenBatch, table: pa.Table, rows: IntArray, outputs: Sequence[Output] | None = None
+        self,
+        tokens: TokenBatch,
+        table: pa.Table,
+        rows: IntArray,
+        outputs: Sequence[Output] | None = None,
+        shrink: Shrink | None = None,
     ) -> EmbeddingBatch:
         """Rows of a block whose column `pixels`, if it has one, holds pictures (size x size x 3 bytes) or null.
 
         Raises ValueError for a text that is too long for its picture.
         """
         if "pixels" not in table.column_names:
-            return self.embed_tokens(tokens, outputs)
+            return self.embed_tokens(tokens, outputs, shrink)
         pixels = table.column("pixels").take(pa.array(rows)).combine_chunks()
         seen = pixels.is_valid().to_numpy(zero_copy_only=False)
         pictured, plain = np.flatnonzero(seen), np.flatnonzero(~seen)

@@ -7,6 +7,7 @@ Those are known and left aside; any other name that does not fit is an error.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from actors.checkpoint import load_tensors
 from actors.folder import CheckpointError
-from actors.vision.eva import EvaTower, config_of
+from actors.vision.eva import EvaConfig, EvaTower, config_of
 
 UNUSED = re.compile(
     r"bge_pooler\.|bge_embeddings\.position_ids$|model_visual\.(?!visual\.)|model_visual\.visual\.(norm|head)\."
@@ -40,12 +41,7 @@ def load_parts(path: Path, config: PretrainedConfig, device: torch.device, dtype
     tower, projection = _taken(weights, "model_visual.visual."), _taken(weights, "visual_proj.")
     if weights:
         raise CheckpointError(f"{path}: {len(weights)} tensors fit nowhere, the first is {min(weights)}")
-    try:
-        sizes = config_of(tower)
-    except KeyError as error:
-        raise CheckpointError(
-            f"{path}: holds no EVA02 tower: model_visual.visual.{error.args[0]} is missing"
-        ) from error
+    sizes = _sizes(tower, path)
     with torch.device("meta"):
         parts = Parts(
             AutoModel.from_config(config, add_pooling_layer=False),
@@ -55,6 +51,20 @@ def load_parts(path: Path, config: PretrainedConfig, device: torch.device, dtype
     for module, state in ((parts.text, text), (parts.tower, tower), (parts.projection, projection)):
         _fill(module, {name: tensor.to(device, dtype) for name, tensor in state.items()}, path)
     return parts
+
+
+def tower_of(path: Path) -> EvaConfig:
+    """Sizes of the tower in a file whose tensors are mapped, not read."""
+    return _sizes(_taken(load_tensors(path), "model_visual.visual."), path)
+
+
+def _sizes(tower: Mapping[str, Tensor], path: Path) -> EvaConfig:
+    try:
+        return config_of(tower)
+    except KeyError as error:
+        raise CheckpointError(
+            f"{path}: holds no EVA02 tower: model_visual.visual.{error.args[0]} is missing"
+        ) from error
 
 
 def _taken(weights: dict[str, Tensor], prefix: str, instead: str = "") -> dict[str, Tensor]:

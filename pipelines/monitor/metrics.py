@@ -16,10 +16,10 @@ import numpy.typing as npt
 import pyarrow as pa
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from actors.backbones.hf import PaddedTransformer
-from actors.batching import padding_share, plan
+from actors.batching import plan, rounded
 from actors.blocks import tokens_of
 from actors.pool import EmbedActor
+from pipelines.store.writer import COSTS
 
 COUNTERS = {
     "rows": "Rows embedded",
@@ -85,7 +85,9 @@ class Block:
     truncated: int
     failed: int
     batches: int
-    padding: float
+    padding: int
+    """Tokens computed for nothing."""
+    halvings: int
     seconds: float
 
 
@@ -97,16 +99,18 @@ def embedded(block: Block, job: str, embedder: str) -> None:
         "truncated_tokens": block.truncated,
         "failed_rows": block.failed,
         "batches": block.batches,
+        "halvings": block.halvings,
         "busy_seconds": block.seconds,
     }
     for name, n in numbers.items():
         count(name, n, job, embedder)
     took("block_seconds", block.seconds, job, embedder)
-    _padding().set(block.padding, {"tridex_job": job, "embedder": embedder})
+    share = block.padding / max(1, block.tokens + block.padding)
+    _padding().set(share, {"tridex_job": job, "embedder": embedder})
 
 
 class MeteredActor(EmbedActor):
-    """An EmbedActor with a stopwatch."""
+    """An EmbedActor with a stopwatch; what a block cost goes to Prometheus, and with the block to the driver."""
 
     def __init__(self, job: str, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -114,28 +118,51 @@ class MeteredActor(EmbedActor):
         self.idle_since: float | None = None
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        began = time.monotonic()
+        began, halvings = time.monotonic(), self.embedder.engine.lanes.halvings
         if self.idle_since is not None:
             took("wait_seconds", began - self.idle_since, self.job, self.name)
         result = super().__call__(table)
         self.idle_since = time.monotonic()
-        embedded(self._measure(table, result, self.idle_since - began), self.job, self.name)
-        return result
+        halvings = self.embedder.engine.lanes.halvings - halvings
+        block = self._measure(table, result, halvings, self.idle_since - began)
+        embedded(block, self.job, self.name)
+        return with_costs(result, block)
 
-    def _measure(self, before: pa.Table, after: pa.Table, seconds: float) -> Block:
+    def _measure(self, before: pa.Table, after: pa.Table, halvings: int, seconds: float) -> Block:
         tokens, _ = tokens_of(before, self.name)
         filled: npt.NDArray[np.int64] = tokens.lengths[tokens.lengths > 0]
-        batches = plan(filled, self.embedder.compute.budget)
-        padded = isinstance(self.embedder.engine.backbone, PaddedTransformer)
+        batches = plan(filled, self.embedder.engine.lanes.budget)
         return Block(
             rows=len(tokens),
             tokens=int(filled.sum()),
             truncated=int(tokens.n_truncated.sum()),
             failed=before["error"].null_count - after["error"].null_count,
             batches=len(batches),
-            padding=padding_share(filled, batches) if padded else 0.0,
+            padding=sum(computed(self.embedder.engine.backbone, filled[rows]) for rows in batches) - int(filled.sum()),
+            halvings=halvings,
             seconds=seconds,
         )
+
+
+def computed(backbone: Any, lengths: npt.NDArray[np.int64]) -> int:
+    """Tokens that one forward pass goes over for texts of these lengths."""
+    from actors.backbones.hf import PaddedTransformer  # here: the driver needs no torch
+
+    if isinstance(backbone, PaddedTransformer):
+        return int(lengths.max()) * len(lengths)
+    return rounded(int(lengths.sum())) if getattr(backbone, "packed", False) else int(lengths.sum())
+
+
+def with_costs(table: pa.Table, block: Block) -> pa.Table:
+    """Adds what the block cost to COSTS, on its first row: blocks are cut and joined later, sums stay right."""
+    for name, n in zip(COSTS, (block.padding, block.halvings), strict=True):
+        values = np.zeros(len(table), np.int64)
+        values[:1] = n
+        if name in table.column_names:
+            values += table[name].to_numpy()
+            table = table.drop_columns([name])
+        table = table.append_column(name, pa.array(values))
+    return table
 
 
 def named_actor(embedder: str) -> type[MeteredActor]:

@@ -61,6 +61,7 @@ class Progress:
         parts = [
             f"{done:,}{of} documents",
             f"{counts.n_tokens / elapsed / 1000:.1f}k tokens/s",
+            f"padding {counts.padding:.1%}",
             f"truncated {counts.rows_truncated:,}",
             f"quarantined {counts.quarantined:,}",
         ]

@@ -41,8 +41,13 @@ class Summary:
             f"truncated   {e.rows_truncated:,} rows lost {e.n_truncated:,} tokens",
             f"quarantine  {e.quarantined:,} rows ({self.duplicates:,} duplicate ids)",
             f"time        {duration(self.seconds)}, of it embedding {duration(self.embed_seconds)}: "
-            f"{e.rows / max(1e-9, self.embed_seconds):,.0f} rows/s, {self.tokens_per_second / 1000:,.1f}k tokens/s",
+            f"{e.rows / max(1e-9, self.embed_seconds):,.0f} rows/s, {self.tokens_per_second / 1000:,.1f}k tokens/s, "
+            f"padding {e.padding:.1%}",
         ]
+        if e.n_halvings:
+            lines.append(
+                f"memory      ran out {e.n_halvings:,} times: batches were halved; a lower compute.budget avoids that"
+            )
         if self.widened:
             lines.insert(2, f"widened     {self.widened:,} rows got new outputs")
         if self.pruned:

@@ -16,13 +16,14 @@ import pyarrow.compute as pc
 import torch
 
 from actors.compute import resolve
+from actors.describe import available_outputs, describe
 from actors.pool import pool_size
 from actors.preparation import Preparation, load_preparation
 from pipelines.config import BuildConfig, ConfigError, EmbedderConfig, RayConfig
 from pipelines.monitor.lengths import histogram
 from pipelines.plan.checks import warnings_of
 from pipelines.plan.figures import EmbedderPlan, Plan
-from pipelines.plan.sample import Sample, calibrate, describe, model_config, take_sample
+from pipelines.plan.sample import Sample, calibrate, model_config, take_sample
 from pipelines.reading.units import plan_units
 from pipelines.sizing import block_rows, output_bytes, row_bytes
 from pipelines.store.codecs import CODECS
@@ -50,7 +51,7 @@ def make_plan(config: BuildConfig, pool: Pool = Pool(), sample_rows: int = SAMPL
     """
     units = plan_units(config.input)
     prepared = {e.name: _prepare(i, e) for i, e in enumerate(config.embedders)}
-    described = {e.name: describe(e, prepared[e.name]) for e in config.embedders}
+    described = {name: {**describe(p), "outputs": available_outputs(p)} for name, p in prepared.items()}
     sample = take_sample(units, config, sample_rows)
     identity = identity_of(config, described)
     embedders = tuple(

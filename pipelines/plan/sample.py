@@ -18,8 +18,6 @@ import torch
 from transformers import AutoConfig
 
 from actors.blocks import tokens_of
-from actors.catalogue import short_name
-from actors.checkpoint import PACKAGED, head_file
 from actors.outputs import IntArray
 from actors.preparation import Preparation
 from actors.registry import load_embedder
@@ -99,18 +97,6 @@ def count(units: Sequence[Unit], counted: Sequence[tuple[int, int]]) -> tuple[in
 def model_config(preparation: Preparation) -> Any:
     """transformers' configuration of a prepared model."""
     return AutoConfig.from_pretrained(preparation.folder, trust_remote_code=preparation.spec.trust_remote_code)
-
-
-def describe(embedder: EmbedderConfig, preparation: Preparation) -> dict[str, Any]:
-    """Outputs and dimensions of a model, from its files' names and its config: no weights are read."""
-    hidden: int = model_config(preparation).hidden_size
-    dim = min(hidden, preparation.spec.truncate_dim or hidden)
-    outputs = ["dense"]
-    if preparation.spec.model_class == "encoder-only-m3":
-        packaged = short_name(embedder.model) in PACKAGED
-        outputs += ["sparse"] if head_file(preparation.folder, "sparse_linear") else []
-        outputs += ["colbert"] if packaged or head_file(preparation.folder, "colbert_linear") else []
-    return {"dim": dim, "colbert_dim": dim, "outputs": outputs}
 
 
 def calibrate(embedder: EmbedderConfig, chunks: pa.Table) -> float | None:

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
 from actors.blocks import mark
-from actors.vision.preprocess import PictureError, Prepared, prepare
 from pipelines.config import ConfigError, InputConfig, PictureConfig
 from pipelines.reading.files import READ_ERRORS, filesystem, redact
 from pipelines.sizing import PICTURE_ROWS
 from pipelines.store.schema import Identity
+
+if TYPE_CHECKING:
+    from actors.vision.preprocess import Prepared
 
 PIXELS, THUMBNAIL = "pixels", "thumbnail"
 DECODING: dict[str, Any] = {"num_cpus": 0.5, "batch_format": "pyarrow", "batch_size": PICTURE_ROWS}
@@ -56,6 +58,8 @@ def decode(table: pa.Table, config: InputConfig, size: int) -> pa.Table:
 
     A row whose picture cannot be used, or that has neither picture nor text, gets an error and loses its text.
     """
+    from actors.vision.preprocess import PictureError  # torch and Pillow, which jobs without pictures do not load
+
     pictures = config.pictures
     assert pictures is not None, "the job has pictures"
     made: list[Prepared | None] = [None] * len(table)
@@ -70,6 +74,8 @@ def decode(table: pa.Table, config: InputConfig, size: int) -> pa.Table:
 
 
 def _prepared(picture: bytes | str | None, row: dict[str, Any], config: InputConfig, size: int) -> Prepared | None:
+    from actors.vision.preprocess import PictureError, prepare
+
     limits = config.pictures
     assert limits is not None, "the job has pictures"
     if picture is None:
@@ -89,6 +95,8 @@ def _absolute(uri: str, source: str) -> str:
 
 
 def _fetched(uri: str, config: InputConfig, max_bytes: int) -> bytes:
+    from actors.vision.preprocess import PictureError
+
     client, path = filesystem(uri, config.storage_options)
     with client.open_input_stream(path) as stream:
         data: bytes = stream.read(max_bytes + 1)

@@ -164,13 +164,27 @@ class Totals:
     n_tokens: int = 0
     n_truncated: int = 0
     rows_truncated: int = 0
+    n_padding: int = 0
+    """Tokens computed for nothing."""
+    n_halvings: int = 0
+    """How often a device ran out of memory and a batch was halved."""
     bytes: int = 0
     fragments: int = 0
     commits: int = 0
 
+    @property
+    def padding(self) -> float:
+        """Share of the computed tokens that were padding."""
+        return self.n_padding / max(1, self.n_tokens + self.n_padding)
+
     def plus(self, records: Iterable[Record]) -> Totals:
         total = self
         for r in records:
+            total = replace(
+                total,
+                n_padding=total.n_padding + (r.get("n_padding") or 0),
+                n_halvings=total.n_halvings + (r.get("n_halvings") or 0),
+            )
             if r["kind"] == "quarantine":
                 total = replace(total, quarantined=total.quarantined + r["rows"])
                 continue

@@ -25,6 +25,9 @@ from pipelines.store.schema import Target, quarantine_schema
 REPLACES = "replaces"
 """Optional block column, `list<uint64>`: addresses of the table's rows that a changed document's new rows replace."""
 
+COSTS = ("n_padding", "n_halvings")
+"""Optional block columns, int64: tokens that were computed for nothing, and how often a device ran out of memory."""
+
 RECORD_SCHEMA = pa.schema(
     [
         pa.field("kind", pa.string()),
@@ -34,6 +37,7 @@ RECORD_SCHEMA = pa.schema(
         pa.field("n_tokens", pa.int64()),
         pa.field("n_truncated", pa.int64()),
         pa.field("rows_truncated", pa.int64()),
+        *(pa.field(name, pa.int64()) for name in COSTS),
         pa.field("bytes", pa.int64()),
         pa.field("replaces", pa.list_(pa.uint64())),
         pa.field("partial", pa.list_(pa.struct([("doc_id", pa.string()), ("rows", pa.int64()), ("of", pa.int64())]))),
@@ -175,7 +179,11 @@ def write_block(table: pa.Table, target: Target) -> pa.Table:
     left out. Raises ValueError or TypeError that names the column where the block does not fit the table, and OSError
     as it comes from the store (disk full, access denied): such a block must not count as done.
     """
-    return pa.Table.from_pylist(list(_records(table, target)), schema=RECORD_SCHEMA)
+    records = list(_records(table, target))
+    for name in COSTS:
+        for i, record in enumerate(records):
+            record[name] = _total(table.column(name)) if i == 0 and name in table.column_names else 0
+    return pa.Table.from_pylist(records, schema=RECORD_SCHEMA)
 
 
 def address_parts(addresses: npt.NDArray[np.uint64]) -> dict[int, list[int]]:

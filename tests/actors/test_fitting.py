@@ -13,15 +13,16 @@ from ir_measures import nDCG
 from safetensors.torch import load_file
 from torch import nn
 
-from actors.embedders.base import ASSETS
+from actors.describe import ASSETS
 from actors.fitting import FitConfig, FitResult, fit_heads
 from actors.fitting.colbert import identity, pca
 from actors.fitting.data import read_source, split
 from actors.fitting.losses import distillation
 from actors.fitting.mining import Mined, bm25, idf, sparse_scores, zscore
-from actors.fitting.select import ndcg, simplest_unbeaten
+from actors.fitting.select import chosen, ndcg
 from actors.fitting.sparse import idf_start, lexical, share
 from actors.fitting.states import States
+from actors.fitting.train import mixed
 from actors.outputs import TokenBatch, offsets_of
 from actors.registry import load_embedder
 from actors.spec import ComputeSpec, EmbedderSpec
@@ -230,11 +231,31 @@ def test_ndcg_agrees_with_ir_measures() -> None:
     np.testing.assert_allclose(ndcg(scores, positives), [expected[str(i)] for i in range(5)], atol=1e-9)
 
 
-@pytest.mark.parametrize(("gain", "kept"), [(0.2, "trained"), (0.0, "simple"), (-0.2, "simple")])
-def test_the_simplest_that_is_not_beaten_is_kept(gain: float, kept: str) -> None:
+@pytest.mark.parametrize(("gains", "kept"), [
+    ((0.2, 0.2), "trained"), ((0.0, 0.0), "simple"), ((-0.2, -0.2), "simple"), ((0.4, -0.1), "simple"),
+    ((0.4, 0.0), "trained"),
+])  # fmt: skip
+def test_the_simplest_is_kept_unless_another_gains_and_nowhere_loses(gains: tuple[float, float], kept: str) -> None:
     noise = np.random.default_rng(0).normal(0, 0.05, 100)
     base = np.full(100, 0.5)
-    assert simplest_unbeaten({"simple": base, "trained": base + gain + noise - noise.mean()}) == kept
+    trained = [base + gain + noise - noise.mean() for gain in gains]
+    assert chosen({"simple": [base, base], "trained": trained}) == kept
+
+
+def test_of_several_that_win_the_best_mean_over_sources_is_kept() -> None:
+    def results(*means: float) -> list[np.ndarray]:
+        return [np.linspace(mean - 0.01, mean + 0.01, 50) for mean in means]
+
+    heads = {"idf": results(0.5, 0.5), "half": results(0.6, 0.7), "all": results(0.7, 0.5)}
+    assert chosen(heads) == "half"
+
+
+def test_mixed_heads_lie_between_both() -> None:
+    start, trained = nn.Linear(3, 1), nn.Linear(3, 1)
+    quarter = mixed(start, trained, 0.25)
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(quarter(x), 0.75 * start(x) + 0.25 * trained(x))
+    assert torch.equal(mixed(start, trained, 1.0).weight, trained.weight)
 
 
 def test_cached_states_are_used_again(tmp_path: Path) -> None:

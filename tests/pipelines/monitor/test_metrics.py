@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from ray import cloudpickle
@@ -29,18 +31,21 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
 
 def _actor(monkeypatch: pytest.MonkeyPatch) -> MeteredActor:
     class Fake:
-        class compute:
-            budget = 6
-
         class engine:
             backbone = None
+            lanes = SimpleNamespace(budget=6, halvings=1)
 
     def start(self: Any, *_: Any) -> None:
         self.embedder, self.name = Fake(), "m"
 
     monkeypatch.setattr(EmbedActor, "__init__", start)
     fails = pa.array([None, "broken", None], pa.string())
-    monkeypatch.setattr(EmbedActor, "__call__", lambda self, table: table.set_column(2, "error", fails))
+
+    def call(self: Any, table: pa.Table) -> pa.Table:
+        self.embedder.engine.lanes.halvings += 2
+        return table.set_column(2, "error", fails)
+
+    monkeypatch.setattr(EmbedActor, "__call__", call)
     return named_actor("m")("j")
 
 
@@ -55,10 +60,12 @@ TABLE = pa.table(
 
 def test_a_block_is_counted(seen: dict[str, list[float]], monkeypatch: pytest.MonkeyPatch) -> None:
     actor = _actor(monkeypatch)
-    assert actor(TABLE)["error"].null_count == 2
+    result = actor(TABLE)
+    assert result["error"].null_count == 2
+    assert result["n_halvings"].to_pylist() == [2, 0, 0]
     assert tokens_of(TABLE, "m")[0].lengths.tolist() == [3, 1, 4]
     counted = {name: values[0] for name, values in seen.items() if not name.endswith("seconds")}
-    assert counted == {"rows": 3, "tokens": 8, "truncated_tokens": 5, "failed_rows": 1, "batches": 2}
+    assert counted == {"rows": 3, "tokens": 8, "truncated_tokens": 5, "failed_rows": 1, "batches": 2, "halvings": 2}
     assert "wait_seconds" not in seen
 
 
@@ -70,6 +77,17 @@ def test_waiting_is_the_time_between_blocks(seen: dict[str, list[float]], monkey
     actor(TABLE)
     assert seen["wait_seconds"] == [3.0]
     assert seen["block_seconds"] == [2.0, 1.0]
+
+
+@pytest.mark.parametrize(("packed", "tokens"), [(True, 16), (False, 8)])
+def test_what_a_pass_goes_over(packed: bool, tokens: int) -> None:
+    assert metrics.computed(SimpleNamespace(packed=packed), np.array([3, 5])) == tokens
+
+
+def test_costs_of_two_embedders_add_up() -> None:
+    block = metrics.Block(rows=2, tokens=8, truncated=0, failed=0, batches=1, padding=5, halvings=1, seconds=1.0)
+    table = metrics.with_costs(metrics.with_costs(pa.table({"text": ["a", "b"]}), block), block)
+    assert (table["n_padding"].to_pylist(), table["n_halvings"].to_pylist()) == ([10, 0], [2, 0])
 
 
 def test_the_actor_is_named_after_its_embedder_and_travels() -> None:

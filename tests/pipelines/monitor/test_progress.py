@@ -23,8 +23,9 @@ def test_a_line_says_what_is_done_and_how_long_the_rest_takes() -> None:
     stream = io.StringIO()
     progress = Progress(100, stream=stream)
     progress.started -= 10
-    progress.show(Totals(documents=50, n_tokens=20_000, rows_truncated=3), now=True)
-    assert stream.getvalue() == "50 of 100 documents, 2.0k tokens/s, truncated 3, quarantined 0, 10s left\n"
+    progress.show(Totals(documents=50, n_tokens=20_000, rows_truncated=3, n_padding=500), now=True)
+    line = "50 of 100 documents, 2.0k tokens/s, padding 2.4%, truncated 3, quarantined 0, 10s left\n"
+    assert stream.getvalue() == line
 
 
 def test_lines_are_rare_in_a_log_and_absent_when_switched_off() -> None:
@@ -41,3 +42,10 @@ def test_a_summary_for_people_and_for_programs() -> None:
     assert "9 documents in 10 rows, 500 tokens, 3.0 kB written" in summary.text()
     assert "2 rows (1 duplicate ids)" in summary.text()
     assert "pruned" not in summary.text()
+    assert "memory" not in summary.text()
+
+
+def test_a_summary_says_that_memory_ran_out() -> None:
+    summary = Summary("idx", Totals(n_tokens=900, n_padding=100, n_halvings=2), 0, 0, 0, 0, 20.0, 10.0, 14)
+    assert "memory      ran out 2 times: batches were halved; a lower compute.budget" in summary.text()
+    assert "padding 10.0%" in summary.text()
