@@ -24,18 +24,20 @@ from actors.outputs import (
     offsets_of,
     ranges,
 )
+from actors.shrink import Shrink
 from actors.spec import Output, Pooling
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
     """What one call wants. budget: at most so many tokens in a pass; whole: leave truncate_dim aside; domain: for
-    checkpoints with code of their own that route by domain."""
+    checkpoints with code of their own that route by domain; shrink: ColBERT vectors leave the device encoded."""
 
     outputs: tuple[Output, ...]
     budget: int | None = None
     whole: bool = False
     domain: str | None = None
+    shrink: Shrink | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,13 +89,18 @@ class Engine:
         """Zeros for the outputs whose sizes are known before the pass; each batch writes its rows where they belong."""
         cut = None if ask.whole else self.truncate_dim
         dense = np.zeros((len(lengths), _cut(self.backbone.hidden_size, cut)), np.float32)
-        offsets = offsets_of(np.maximum(lengths - 1, 0))
-        dtype = heads.vector_dtype(self.compute.device, self.compute.dtype)
-        vectors = np.zeros((offsets[-1] if "colbert" in ask.outputs else 0, _cut(self._colbert_width, cut)), dtype)
         return (
             dense if "dense" in ask.outputs else None,
-            MultiVectors(offsets, vectors) if "colbert" in ask.outputs else None,
+            self._vectors(np.maximum(lengths - 1, 0), ask) if "colbert" in ask.outputs else None,
         )
+
+    def _vectors(self, lengths: IntArray, ask: Ask) -> MultiVectors:
+        dim = _cut(self._colbert_width, None if ask.whole else self.truncate_dim)
+        dtype: type[np.generic] = heads.vector_dtype(self.compute.device, self.compute.dtype)
+        if ask.shrink is not None:
+            lengths, dim, dtype = ask.shrink.lengths(lengths), ask.shrink.width(dim), np.uint8
+        offsets = offsets_of(lengths)
+        return MultiVectors(offsets, np.zeros((offsets[-1], dim), dtype))
 
     def _embed_batch(
         self, tokens: TokenBatch, rows: IntArray, ask: Ask, dense: Array | None, colbert: MultiVectors | None
@@ -106,8 +113,10 @@ class Engine:
             vectors = heads.dense(hidden, part.offsets, self.pooling, normalize=unit, truncate_dim=cut)
             dense[rows] = heads.host(vectors)
         if colbert is not None:
-            found = heads.colbert(hidden, part.offsets, self.colbert, normalize=unit, truncate_dim=cut)
-            colbert.vectors[ranges(colbert.offsets[rows], part.lengths - 1)] = found.vectors
+            found = heads.colbert(
+                hidden, part.offsets, self.colbert, normalize=unit, truncate_dim=cut, shrink=ask.shrink
+            )
+            colbert.vectors[ranges(colbert.offsets[rows], np.diff(found.offsets))] = found.vectors
         if "sparse" not in ask.outputs:
             return SparseVectors.empty(len(rows))
         assert self.sparse is not None, "sparse is among the outputs only where the head exists"

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize as unit
 
-from actors.outputs import Array, IntArray, MultiVectors, SparseVectors
+from actors.outputs import Array, IntArray, MultiVectors, SparseVectors, offsets_of
+from actors.shrink import Shrink
 from actors.spec import Pooling
 
 
@@ -72,11 +73,12 @@ def collect(weights: Array, ids: Array, offsets: IntArray, excluded_ids: Collect
 @torch.inference_mode()
 def colbert(
     hidden: Tensor, offsets: IntArray, linear: nn.Linear | None, *, normalize: bool = True,
-    truncate_dim: int | None = None,
+    truncate_dim: int | None = None, shrink: Shrink | None = None,
 ) -> MultiVectors:  # fmt: skip
     """One vector a token (`vector_dtype`), without each text's first token (cls); a closing eos is kept.
 
-    linear: None takes the hidden states as they are. Dimensions are cut before the L2 norm (eps 1e-12).
+    linear: None takes the hidden states as they are. Dimensions are cut before the L2 norm (eps 1e-12). shrink: pooled
+    and encoded before they leave the device, uint8.
     """
     kept = torch.ones(len(hidden), dtype=torch.bool)
     kept[torch.from_numpy(offsets[:-1])] = False
@@ -84,6 +86,9 @@ def colbert(
     vectors = (tokens if linear is None else linear(tokens))[:, :truncate_dim].float()
     if normalize:
         vectors /= torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_min_(1e-12)
+    if shrink is not None:
+        lengths = np.diff(offsets) - 1
+        return MultiVectors(offsets_of(shrink.lengths(lengths)), host(shrink(vectors, lengths)))
     halved = vector_dtype(hidden.device, hidden.dtype) is np.float16
     return MultiVectors(offsets - np.arange(len(offsets)), host(vectors.half() if halved else vectors))
 

@@ -58,7 +58,8 @@ def embed(
     spec = embedder.pool.spec()
     size = actors(job, embedder, rows, documents)
     typed = {} if spec.accelerator_type is None else {"accelerator_type": spec.accelerator_type}
-    arguments = (job.config.job.id, embedder.spec(), embedder.name, outputs, fields, Finish(embedder))
+    finish = Finish(embedder)
+    arguments = (job.config.job.id, embedder.spec(), embedder.name, outputs, fields, finish, finish.on_device)
     return data.map_batches(
         named_actor(embedder.name),
         fn_constructor_args=arguments,

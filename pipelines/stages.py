@@ -19,6 +19,7 @@ from actors.blocks import all_rows, mark, place
 from actors.isolate import isolate
 from actors.outputs import EmbeddingBatch, IntArray, MultiVectors, TokenBatch, concat_tokens
 from actors.preparation import Preparation, load_preparation
+from actors.shrink import Shrink
 from actors.spec import EmbedderSpec
 from pipelines.census.selection import Only, select
 from pipelines.config import BuildConfig, EmbedderConfig
@@ -120,7 +121,17 @@ class Finish:
         )
         return stored.to_arrow(self.embedder.name)
 
+    @property
+    def on_device(self) -> Shrink | None:
+        """What an actor on a GPU does of this before anything leaves it; None: only the host can do it."""
+        codec, pooling = self.embedder.colbert_codec, self.embedder.codec.colbert_pooling
+        if codec not in ("sign", "int8") or pooling == "distinct":
+            return None
+        return Shrink(codec, 1 if pooling == "none" else int(pooling.removeprefix("sequential")))
+
     def _colbert(self, vectors: MultiVectors, tokens: TokenBatch) -> MultiVectors:
+        if vectors.vectors.dtype == np.uint8:
+            return vectors
         pooling = self.embedder.codec.colbert_pooling
         ids = np.delete(tokens.ids, tokens.offsets[:-1]) if pooling == "distinct" else None
         return encode_colbert(vectors, self.embedder.colbert_codec, pooling, ids)

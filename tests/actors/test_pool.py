@@ -17,7 +17,7 @@ FIELDS = (pa.field("m_dense", pa.list_(pa.float32(), 1)),)
 class Fake:
     """Gives each text the sum of its ids; a text with the id 13 cannot be embedded."""
 
-    def embed_rows(self, tokens: TokenBatch, table: pa.Table, rows: object, outputs: object) -> EmbeddingBatch:
+    def embed_rows(self, tokens: TokenBatch, table: pa.Table, rows: object, *_: object) -> EmbeddingBatch:
         if 13 in tokens.ids:
             raise ValueError("thirteen")
         sums = np.add.reduceat(tokens.ids, tokens.offsets[:-1]).astype(np.float32)
@@ -28,6 +28,7 @@ def actor() -> EmbedActor:
     made = EmbedActor.__new__(EmbedActor)
     made.embedder = Fake()  # type: ignore[assignment]
     made.name, made.outputs, made.fields = "m", ("dense",), FIELDS
+    made.shrink = None
     made.finish = lambda batch, tokens: batch.to_arrow("m")
     return made
 
