@@ -23,13 +23,15 @@ from actors.fitting.encoder import Encoder, encoded, load_encoder
 from actors.fitting.losses import contrastive, distillation, l1
 from actors.fitting.mining import Mined, bm25, dense_vectors, document_frequency, maxsim, mine, sparse_scores
 from actors.fitting.result import FitConfig, FitResult, Score, SourceReport
-from actors.fitting.select import Doubles, ndcg, simplest_unbeaten
+from actors.fitting.select import Doubles, chosen, ndcg
 from actors.fitting.states import States
-from actors.fitting.train import Loss, train
+from actors.fitting.train import Loss, mixed, train
 from actors.outputs import IntArray
 
 START_SAMPLE = 100_000
 REGULAR_SAMPLE = 4_000
+SHARES = (0.25, 0.5, 0.75)
+"""Of the trained weights in averages with the IDF start: what training learnt, without leaving the start behind."""
 COLBERT_CANDIDATES = 8
 COLBERT_BATCH = 8
 COLBERT_RATE = 3e-4
@@ -112,7 +114,10 @@ def _fit_sparse(tasks: Sequence[Task], encoder: Encoder, config: FitConfig, rng:
     heads = {} if config.sparse == "trained" else {"idf": start}
     if config.sparse != "idf":
         losses = [_sparse_loss(task, encoder, config, rng) for task in tasks]
-        heads["trained"] = train(start, losses, config.steps, config.batch, config.learning_rate, config.seed)
+        trained = train(start, losses, config.steps, config.batch, config.learning_rate, config.seed)
+        if config.sparse == "auto":
+            heads |= {f"{share:.0%} trained": mixed(start, trained, share) for share in SHARES}
+        heads["trained"] = trained
     return _kept(heads, {name: [_sparse_ndcg(task, head, encoder) for task in tasks] for name, head in heads.items()})
 
 
@@ -174,7 +179,7 @@ def _candidates(task: Task) -> Iterator[tuple[IntArray, list[int]]]:
 
 
 def _kept(heads: dict[str, nn.Linear], results: Results) -> Fitted:
-    name = simplest_unbeaten({variant: np.concatenate(parts) for variant, parts in results.items()})
+    name = chosen(results)
     return Fitted(heads[name], name, results)
 
 

@@ -26,7 +26,7 @@ class FitConfig:
     heads_only: bool = False
     """Leave the encoder's files out: the heads of a model that comes from elsewhere. An identity is then no file."""
     sparse: SparseChoice = "auto"
-    """auto: the IDF start, unless the trained head beats it."""
+    """auto: the IDF start, unless the trained head or an average of both beats it."""
     colbert: ColbertChoice = "auto"
     """auto: the simplest of identity (or PCA, with colbert_dim) and a trained layer that is not beaten."""
     colbert_dim: int | None = None
@@ -77,14 +77,14 @@ class FitConfig:
 
     def command(self) -> str:
         """The command line that repeats this fit; values that are the default are left out."""
-        words = ["tridex", "fit-heads", self.model, self.output]
-        for path in self.data:
-            words += ["--data", path]
+        lines = [["tridex", "fit-heads", self.model, self.output], *(["--data", path] for path in self.data)]
         for name in ("sparse", "colbert", "colbert_dim", "queries", "passages", "steps", "l1", "contrast"):
             value = getattr(self, name)
             if value != FitConfig.__dataclass_fields__[name].default:
-                words += [f"--{name.replace('_', '-')}", str(value)]
-        return shlex.join([*words, *(["--heads-only"] if self.heads_only else []), "--seed", str(self.seed)])
+                lines.append([f"--{name.replace('_', '-')}", str(value)])
+        lines += [["--heads-only"]] if self.heads_only else []
+        lines += [["--seed", str(self.seed)], *(["--note", note] for note in self.notes)]
+        return " \\\n  ".join(map(shlex.join, lines))
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,15 @@ def train(
     return head.requires_grad_(False)
 
 
+def mixed(start: nn.Linear, trained: nn.Linear, share: float) -> nn.Linear:
+    """The average of both layers' weights, `share` of it from the trained one."""
+    head = deepcopy(start)
+    with torch.no_grad():
+        for ours, theirs in zip(head.parameters(), trained.parameters(), strict=True):
+            ours.lerp_(theirs, share)
+    return head
+
+
 def _check_finite(head: nn.Linear, loss: Tensor, step: int, name: str) -> None:
     if not torch.isfinite(loss):
         raise TrainingError(f"step {step}: the loss on {name} is {loss.item()}; {_cause(head)}")

@@ -28,6 +28,10 @@ def fit_heads(
     contrast: Annotated[float | None, typer.Option(help="Weight of the contrastive loss.")] = None,
     heads_only: Annotated[bool, typer.Option("--heads-only", help="Leave the encoder's files out.")] = False,
     seed: Annotated[int, typer.Option(help="Same seed, same heads.")] = 0,
+    note: Annotated[
+        list[str] | None, typer.Option(help="Line for the model card, such as a source and its licence; repeatable.")
+    ] = None,
+    cache: Annotated[str | None, typer.Option(help="Folder that keeps token states for the next run.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE; may be repeated.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -38,6 +42,7 @@ def fit_heads(
     given: dict[str, Any] = {
         "sparse": sparse, "colbert": colbert, "colbert_dim": colbert_dim, "queries": queries, "passages": passages,
         "steps": steps, "l1": l1, "contrast": contrast, "heads_only": heads_only, "seed": seed,
+        "notes": tuple(note or ()), "cache": cache,
     }  # fmt: skip
     for text in overrides or []:
         apply_override(given, *parse_override(text))
