@@ -1,7 +1,8 @@
 """The one scoring engine under all four reranker classes: pairs in, one score for each pair and asked layer out.
 
-Pairs are sorted by length and cut into passes by a token budget; no pass is padded, so a score does not depend on
-which other pairs stand beside it. What differs between the classes is a `Scorer`: how a pair is laid out, and what
+Pairs are sorted by length and cut into passes by a token budget, which run side by side in the lanes that embedders
+use, with their back-off where memory runs out; no pass is padded, so a score does not depend on which other pairs stand
+beside it. What differs between the classes is a `Scorer`: how a pair is laid out, and what
 happens between the tokens and the number.
 """
 
@@ -16,9 +17,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from actors.batching import plan
+from actors.batching import inverse
 from actors.checkpoint import fingerprint
 from actors.compute import Compute
+from actors.lanes import Lanes
 from actors.outputs import IntArray
 from actors.prompts import PLAIN, instruct
 from actors.rerankers.loading import Checkpoint
@@ -95,7 +97,7 @@ class Reranker:
 
     def __init__(self, checkpoint: Checkpoint, scorer: Scorer, options: RerankOptions) -> None:
         self.checkpoint, self.tokenizer = checkpoint, checkpoint.tokenizer
-        self.scorer, self.options = scorer, options
+        self.scorer, self.options, self.lanes = scorer, options, Lanes(scorer.compute)
         scorer.outputs(options)
 
     @property
@@ -128,10 +130,13 @@ class Reranker:
             return np.zeros((0, width), dtype=np.float32)
         layout = self.scorer.layout(options)
         batch = self._join(pairs, layout, options)
-        order = self._plan(batch.tokens.lengths, options)
-        parts = [self.scorer.score(batch.take(rows), layout, options) for rows in order]
-        scores = np.empty((len(pairs), width), dtype=np.float32)
-        scores[np.concatenate(order)] = torch.cat(parts).cpu().numpy()
+
+        def score(rows: IntArray) -> Scores:
+            parts = _at_most(options.batch_size, rows)
+            return torch.cat([self.scorer.score(batch.take(part), layout, options) for part in parts]).cpu().numpy()
+
+        order, parts = self.lanes.run(batch.tokens.lengths, score)
+        scores = np.concatenate(parts)[inverse(order)]
         return _logistic(scores) if options.normalize else scores
 
     def _join(self, pairs: Sequence[tuple[str, str]], layout: Layout, options: RerankOptions) -> PairBatch:
@@ -145,16 +150,6 @@ class Reranker:
             self.tokenizer, layout, token_ids(self.tokenizer, queries), token_ids(self.tokenizer, passages),
             options.query_limit, options.max_length,
         )  # fmt: skip
-
-    def _plan(self, lengths: IntArray, options: RerankOptions) -> list[IntArray]:
-        batches = plan(lengths, self.compute.budget)
-        if options.batch_size is None:
-            return batches
-        return [
-            part
-            for rows in batches
-            for part in np.split(rows, range(options.batch_size, len(rows), options.batch_size))
-        ]
 
     def identity(self) -> dict[str, str]:
         """What the scores depend on besides the texts; weights and tokenizer are sha256 sums."""
@@ -172,6 +167,10 @@ def score_lists(scores: Scores) -> list[float] | list[list[float]]:
     """(n, k) as upstream returns it: a list of n floats, or of k such lists where k > 1."""
     columns: list[list[float]] = scores.T.astype(np.float64).tolist()
     return columns[0] if len(columns) == 1 else columns
+
+
+def _at_most(size: int | None, rows: IntArray) -> list[IntArray]:
+    return [rows] if size is None else np.split(rows, range(size, len(rows), size))
 
 
 def _logistic(scores: Scores) -> Scores:

@@ -13,7 +13,7 @@ from actors.decoders import Compression
 from actors.rerankers.engine import Reranker
 from actors.rerankers.layerwise import LayerWiseFlagLLMReranker
 from actors.rerankers.lightweight import LightWeightFlagLLMReranker
-from actors.rerankers.pairs import Layout, join, token_ids
+from actors.rerankers.pairs import Layout, PairBatch, join, token_ids
 from actors.rerankers.registry import RERANKERS, FlagAutoReranker, class_of, load_reranker
 from actors.spec import ComputeSpec
 
@@ -39,6 +39,24 @@ def test_score_does_not_depend_on_neighbours(rerankers: dict[str, Reranker], kin
     np.testing.assert_allclose(together, alone, atol=1e-5)
     small = load_reranker(str(rerankers[kind].checkpoint.folder), compute=ComputeSpec(dtype="fp32", budget=100))
     np.testing.assert_allclose(small.compute_score(PAIRS, batch_size=2), together, atol=1e-5)
+
+
+def test_running_out_of_memory_halves_the_budget_and_loses_no_pair(
+    folders: dict[str, Path], rerankers: dict[str, Reranker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = load_reranker(str(folders["bert"]), compute=FP32)
+    score = type(small.scorer).score
+
+    def tight(self: object, batch: PairBatch, *arguments: object) -> torch.Tensor:
+        if len(batch.tokens.lengths) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return score(self, batch, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(small.scorer), "score", tight)
+    scores = small.compute_score(PAIRS)
+    monkeypatch.undo()
+    assert small.lanes.halvings >= 1
+    np.testing.assert_allclose(scores, rerankers["bert"].compute_score(PAIRS), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
