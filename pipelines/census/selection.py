@@ -68,9 +68,11 @@ class UnitPlan:
         see, are kept where they carry an error and dropped otherwise; `select` reports them.
         """
         here = range(start, min(start + table.num_rows, self.rows if stop is None else stop))
-        keep = table.column("error").is_valid().to_numpy(zero_copy_only=False).copy()
+        failed = table.column("error").is_valid().to_numpy(zero_copy_only=False)
+        keep = failed.copy()
         keep[: len(here)] |= self._bits(here)
         twice = {row - start: error for row, error in self.duplicates.items() if row in here}
+        twice = {row: error for row, error in twice.items() if not failed[row]}
         keep[list(twice)] = True
         replaces = [self.replaces.get(row) for row in here] + [None] * (table.num_rows - len(here))
         column = pa.array(replaces, pa.list_(pa.uint64()))
@@ -127,7 +129,9 @@ def _limited(table: pa.Table, only: Only | None) -> pa.Table:
     if only is None:
         return table
     where = zip(table.column("source").to_pylist(), table.column("position").to_pylist(), strict=True)
-    wanted = [not only.get(source, frozenset()).isdisjoint((position, -1)) for source, position in where]
+    wanted = [
+        source in only and (position < 0 or not only[source].isdisjoint((position, -1))) for source, position in where
+    ]
     return table.filter(pa.array(wanted, pa.bool_()))
 
 

@@ -62,6 +62,11 @@ class File:
     def name(self) -> str:
         return self.path.rstrip("/").rpartition("/")[2]
 
+    @property
+    def exists(self) -> bool:
+        """Whether it was there when its version was taken."""
+        return self.version != ""
+
     def stream(self) -> BinaryIO:
         """From the beginning, decompressed where the name ends in .gz, .zst or .bz2."""
         return _buffered(self.filesystem.open_input_stream(self.path))
@@ -152,7 +157,13 @@ def _azure_arguments(options: Mapping[str, str]) -> dict[str, str]:
     return arguments if arguments else {"account_name": os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")}
 
 
-def _version(info: pafs.FileInfo) -> str:
+def version_of(info: pafs.FileInfo) -> str:
+    """Changes with the file's size and time of last change; empty where there is no file, and for a folder.
+
+    Object stores count that time in whole seconds: two files of one size and second look the same.
+    """
+    if info.type != pafs.FileType.File:
+        return ""
     return hashlib.blake2b(f"{info.size} {info.mtime_ns}".encode(), digest_size=8).hexdigest()
 
 
@@ -162,7 +173,7 @@ def _prefix(uri: str, path: str) -> str:
 
 
 def _file(fs: pafs.FileSystem, info: pafs.FileInfo, prefix: str) -> File:
-    return File(fs, info.path, prefix + info.path, info.size or 0, _version(info))
+    return File(fs, info.path, prefix + info.path, info.size or 0, version_of(info))
 
 
 def is_hidden(relative: str) -> bool:

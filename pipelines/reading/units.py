@@ -7,7 +7,6 @@ file or row is a row with `error` set, never an exception, so that one shard can
 
 from __future__ import annotations
 
-import hashlib
 import string
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from typing import TypeVar
 import pyarrow as pa
 
 from pipelines.config import Columns, ConfigError, InputConfig
-from pipelines.reading.files import READ_ERRORS, File, Listing, filesystem, list_files, redact
+from pipelines.reading.files import READ_ERRORS, File, Listing, filesystem, list_files, redact, version_of
 from pipelines.reading.formats import READERS, format_of
 from pipelines.reading.formats.base import UNREADABLE, Inspection, Part, whole
 from pipelines.reading.rows import documents, error_table, read_schema
@@ -37,6 +36,9 @@ SAMPLE_FILES = 16
 ID_NAMES = ("id", "_id", "doc_id")
 RESERVED = {*SYSTEM_COLUMNS, "position", "error"}
 
+REWRITTEN = "the file was rewritten while the job ran"
+"""How the error of such a file begins; the next run takes it as it is then."""
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -52,8 +54,8 @@ class Unit:
     root: str = ""
     """Folder that ids of text files are relative to."""
     part: Part = field(default_factory=Part)
-    version: str = ""
-    """Changes when the files do."""
+    versions: tuple[str, ...] = ()
+    """Of each file, as it was when the job was planned: size and time of the last change, a Lance table's version."""
 
     @property
     def path(self) -> str:
@@ -183,7 +185,7 @@ def _split(columns: Columns, found: Sequence[_Found]) -> list[Unit]:
         mapping = _resolved(columns, last)
         version = f.seen.version or f.file.version
         root = f.root if f.format == "text" else ""
-        units += [Unit((f.file.uri,), f.format, mapping, root, part, version) for part in f.seen.parts]
+        units += [Unit((f.file.uri,), f.format, mapping, root, part, (version,)) for part in f.seen.parts]
     return units
 
 
@@ -211,8 +213,7 @@ def _is_whole(unit: Unit) -> bool:
 def _merged(a: Unit, b: Unit) -> Unit:
     rows = None if a.rows is None or b.rows is None else a.rows + b.rows
     part = Part(rows=rows, size=a.size + b.size)
-    version = hashlib.blake2b(f"{a.version} {b.version}".encode(), digest_size=8).hexdigest()
-    return replace(a, paths=a.paths + b.paths, part=part, version=version)
+    return replace(a, paths=a.paths + b.paths, part=part, versions=a.versions + b.versions)
 
 
 def metadata_fields(config: InputConfig, units: Sequence[Unit]) -> list[pa.Field]:
@@ -267,7 +268,8 @@ def _wider(name: str, a: tuple[str, pa.DataType], b: tuple[str, pa.DataType]) ->
 
 def _file(uri: str, config: InputConfig) -> File:
     fs, path = filesystem(uri, config.storage_options)
-    return File(fs, path, uri, fs.get_file_info(path).size or 0, options=config.storage_options)
+    info = fs.get_file_info(path)
+    return File(fs, path, uri, info.size or 0, version_of(info), options=config.storage_options)
 
 
 def read_unit(
@@ -278,22 +280,40 @@ def read_unit(
     `fields` are the metadata columns as `metadata_fields` gave them for the whole input; None looks at this unit alone.
     `position` counts rows from the start of what `source` names: a file, or FILE@BYTE for a piece of a large JSON Lines
     file. What cannot be read (a file, the rest of it, a row group) is one row with `error`, `doc_id` null, position -1.
+    So is a file that is not the one that was planned: what a census said of its rows would be said of others.
     """
     fields = metadata_fields(config, [unit]) if fields is None else fields
-    for path in unit.paths:
-        yield from _read_file(unit, path, config, batch_rows, fields)
+    for path, version in zip(unit.paths, unit.versions, strict=True):
+        source = f"{path}@{unit.part.start}" if unit.format == "jsonl" and unit.part.start else path
+        try:
+            yield from _read_file(unit, path, version, source, config, batch_rows, fields)
+        except READ_ERRORS as error:
+            message = redact(f"{type(error).__name__}: {error}", config.storage_options)
+            yield error_table(source, UNREADABLE, f"cannot be read: {message}", fields)
 
 
 def _read_file(
-    unit: Unit, path: str, config: InputConfig, batch_rows: int, fields: Sequence[pa.Field]
+    unit: Unit,
+    path: str,
+    version: str,
+    source: str,
+    config: InputConfig,
+    batch_rows: int,
+    fields: Sequence[pa.Field],
 ) -> Iterator[pa.Table]:
     wanted = [unit.columns.text, unit.columns.id, unit.columns.title, *(field.name for field in fields)]
     names = list(dict.fromkeys(name for name in wanted if name is not None))
-    source = f"{path}@{unit.part.start}" if unit.format == "jsonl" and unit.part.start else path
-    try:
-        file = replace(_file(path, config), version=unit.version, root=unit.root)
-        for raw in READERS[unit.format].rows(file, unit.part, names, batch_rows, config.max_text_bytes):
-            yield documents(raw, source, unit.columns, config, fields)
-    except READ_ERRORS as error:
-        message = redact(f"{type(error).__name__}: {error}", config.storage_options)
-        yield error_table(source, UNREADABLE, f"cannot be read: {message}", fields)
+    if _rewritten(unit, path, version, config):
+        yield error_table(source, UNREADABLE, f"{REWRITTEN}: nothing of it was read", fields)
+        return
+    file = replace(_file(path, config), version=version, root=unit.root)
+    for raw in READERS[unit.format].rows(file, unit.part, names, batch_rows, config.max_text_bytes):
+        yield documents(raw, source, unit.columns, config, fields)
+    if _rewritten(unit, path, version, config):
+        yield error_table(source, UNREADABLE, f"{REWRITTEN}, and while it was read", fields)
+
+
+def _rewritten(unit: Unit, path: str, version: str, config: InputConfig) -> bool:
+    """Whether there is another file of that name now. A Lance table is read at its version, whatever came after."""
+    file = _file(path, config)
+    return unit.format != "lance" and file.version != version and file.exists

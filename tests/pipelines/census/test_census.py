@@ -273,3 +273,20 @@ def test_judging_follows_the_rule(rows: list[tuple[int, int, bool]], table: list
     replaced = zip(verdict.replaced[:, 1].tolist(), verdict.addresses.tolist(), strict=True)
     assert sorted(replaced) == want["replaced"]
     assert sorted(verdict.gone.tolist()) == want["gone"]
+
+
+def test_a_file_that_cannot_be_read_any_more_is_reported_whatever_its_first_row_was_to_be() -> None:
+    """Its one row stands where the census saw a duplicate, and a retry asked for another row of it."""
+    before = FakeUnit("a", (("2", "y"), ("2", "z"), ("3", None)))
+    census = take_census([before], read, run=Here())
+    broken = FakeUnit("a", ((None, None),))
+    for only in (None, {"a": frozenset({2})}):
+        rows = main_pass([broken], census, only)
+        assert [(row["position"], row["error"]) for row in rows] == [(-1, "empty text")]
+    assert main_pass([broken], census, {"b": frozenset({2})}) == []
+
+
+def test_an_error_is_not_hidden_by_a_duplicates() -> None:
+    census = take_census([FakeUnit("a", (("2", "y"), ("2", "z")))], read, run=Here())
+    rows = main_pass([FakeUnit("a", (("2", "y"), ("2", None)))], census)
+    assert [row["error"] for row in rows] == [None, "empty text"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,7 @@ def test_units_are_the_same_each_time_and_change_with_the_file(tmp_path: Path) -
     first = plan_units(config)
     assert plan_units(config) == first
     pq.write_table(pa.Table.from_pylist(ROWS[:5]), path)
-    assert plan_units(config)[0].version != first[0].version
+    assert plan_units(config)[0].versions != first[0].versions
 
 
 def test_the_known_id_names_are_found_and_integers_written_in_decimal(tmp_path: Path) -> None:
@@ -278,3 +279,55 @@ def test_units_survive_pickling_and_hold_no_secret(tmp_path: Path) -> None:
     blob = pickle.dumps(plan_units(config))
     assert pickle.loads(blob) == plan_units(config)  # noqa: S301
     assert b"hunter2" not in blob
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.csv.gz"])
+def test_a_file_that_was_rewritten_since_it_was_planned_is_not_read(tmp_path: Path, name: str) -> None:
+    """Same size, same number of rows: only the time tells."""
+    path = _write(tmp_path, name)
+    config = _input(path)
+    (unit,) = plan_units(config)
+    data, before = path.read_bytes(), path.stat()
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    (only,) = read_unit(unit, config, 4, [])
+    assert only.select(["doc_id", "source", "position", "error"]).to_pylist() == [
+        {
+            "doc_id": None,
+            "source": str(path),
+            "position": -1,
+            "error": "the file was rewritten while the job ran: nothing of it was read",
+        }
+    ]
+    assert _read(config).num_rows == 10
+
+
+def test_a_file_that_is_rewritten_while_it_is_read_is_reported_at_its_end(tmp_path: Path) -> None:
+    path = _write(tmp_path, "a.jsonl")
+    config = _input(path)
+    (unit,) = plan_units(config)
+    tables = read_unit(unit, config, 4, [])
+    first = next(tables)
+    os.utime(path, ns=(0, 0))
+    *_, last = tables
+    assert first.num_rows == 4
+    assert last["error"].to_pylist() == ["the file was rewritten while the job ran, and while it was read"]
+
+
+def test_other_files_of_a_unit_are_read_as_they_are(tmp_path: Path) -> None:
+    paths = [_write(tmp_path, f"{name}.jsonl") for name in "abc"]
+    config = _input(*paths)
+    (unit,) = plan_units(config)
+    assert len(unit.versions) == 3
+    os.utime(paths[1], ns=(0, 0))
+    rows = pa.concat_tables(read_unit(unit, config, 100, []))
+    assert rows["error"].null_count == 20
+    assert rows.filter(rows["error"].is_valid())["source"].to_pylist() == [str(paths[1])]
+
+
+def test_a_lance_table_is_read_at_the_version_that_was_planned(tmp_path: Path) -> None:
+    path = _write(tmp_path, "a.lance")
+    config = _input(path)
+    units = plan_units(config)
+    lance.write_dataset(pa.Table.from_pylist(ROWS[:2]), path, mode="overwrite")
+    assert sum(t.num_rows for unit in units for t in read_unit(unit, config, 100, [])) == 10
