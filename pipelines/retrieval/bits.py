@@ -1,10 +1,10 @@
-"""MaxSim of float queries against one-bit codes, by popcounts, exactly.
+"""MaxSim of float queries against one-bit codes, in integers first, exactly.
 
-A query vector is rounded to 8-bit integers and held as 8 bit planes, so that its product with a code is 8 popcounts a
-word; the 8 planes of a word lie side by side and are handled as one vector of 8 lanes. Rounding moves a product by at
-most a known bound, and only the document vectors within that bound of the maximum (about two of a hundred) are
-multiplied in float. Writing the lanes as LLVM vectors by hand costs thirty lines of code generation; numba's own
-vectoriser left the loop three times slower (AVX-512), and other processors get what LLVM makes of it.
+A query vector is rounded to 8-bit integers. Rounding moves a product by at most a known bound, and only the document
+vectors within that bound of the maximum (about two of a hundred) are multiplied in float. The integer products come
+from `vnni` where the processor has its instructions. Elsewhere a query vector is held as 8 bit planes, so that its
+product with a code is 8 popcounts a word; the 8 planes of a word lie side by side and are handled as one vector of 8
+lanes, written as LLVM by hand, because numba's own vectoriser left the loop three times slower (AVX-512).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numba.extending import intrinsic
 
 from actors.outputs import Array, IntArray
 from pipelines.retrieval.kernels import Floats
+from pipelines.retrieval.vnni import CODES, LANES, has_vnni, products, query_lanes, unfold
 from pipelines.store.blocks import compiled
 
 PLANES = 8
@@ -92,20 +93,80 @@ def _best_product(table: Any, rounded: Any, slack: int, codes: Any, start: int) 
 
 
 @compiled
-def _maxsim(planes: Any, tables: Any, slack: Any, weights: Any, words: Any, codes: Any, offsets: Any, out: Any) -> None:
-    """out[i] = sum over query vectors of weight * max over document i; 0 for a document without vectors."""
-    queries, longest = len(tables), 1
-    for i in range(len(offsets) - 1):
-        longest = max(longest, offsets[i + 1] - offsets[i])
-    scratch = np.empty((queries, longest), np.int32)
-    for i in range(len(offsets) - 1):
-        start, end = offsets[i], offsets[i + 1]
+def _longest(starts: Any, ends: Any) -> int:
+    longest = 1
+    for i in range(len(starts)):
+        longest = max(longest, ends[i] - starts[i])
+    return longest
+
+
+@compiled
+def _maxsim_planes(
+    planes: Any, tables: Any, slack: Any, weights: Any, words: Any, codes: Any, starts: Any, ends: Any, out: Any
+) -> None:
+    """out[i] = sum over query vectors of weight * max over codes starts[i]:ends[i]; 0 where there are none."""
+    scratch = np.empty((len(tables), _longest(starts, ends)), np.int32)
+    for i in range(len(starts)):
+        start, end = starts[i], ends[i]
         total = np.float32(0)
         if end > start:
             _rounded_products(planes, words, start, end, scratch)
-            for q in range(queries):
+            for q in range(len(tables)):
                 total += weights[q] * _best_product(tables[q], scratch[q, : end - start], slack[q], codes, start)
         out[i] = total
+
+
+@compiled
+def _lane_products(query: Any, words: Any, start: int, end: int, unfolded: Any, rounded: Any, best: Any) -> None:
+    """rounded[t, l]: rounded product of lane l with code start + t; best[l]: its maximum over t."""
+    best[:] = np.iinfo(np.int32).min
+    for t in range(start, end, CODES):
+        for c in range(CODES):
+            unfold(words, min(t + c, end - 1), unfolded, c)
+        products(query, unfolded, rounded, t - start)
+    for t in range(end - start):
+        for lane in range(LANES):
+            best[lane] = max(best[lane], rounded[t, lane])
+
+
+@compiled
+def _exact_lanes(tables: Any, first: int, rounded: Any, least: Any, codes: Any, start: int, n: int, exact: Any) -> None:
+    """exact[l] = maximum of the exact products of query vector first + l with the codes that may have it."""
+    exact[:] = -np.inf
+    lanes = min(LANES, len(tables) - first)
+    for t in range(n):
+        near = 0
+        for lane in range(LANES):
+            near += rounded[t, lane] >= least[lane]
+        if near:
+            for lane in range(lanes):
+                if rounded[t, lane] >= least[lane]:
+                    exact[lane] = max(exact[lane], _exact_product(tables[first + lane], codes[start + t]))
+
+
+@compiled
+def _maxsim_lanes(
+    lanes: Any, tables: Any, slack: Any, weights: Any, words: Any, codes: Any, starts: Any, ends: Any, out: Any
+) -> None:
+    """As `_maxsim_planes`, with the query as `vnni.query_lanes` lays it out."""
+    rounded = np.empty((_longest(starts, ends) + CODES, LANES), np.int32)
+    unfolded = np.zeros((CODES, 64 * words.shape[1]), np.uint8)
+    best, exact = np.empty(LANES, np.int32), np.empty(LANES, np.float32)
+    least = np.empty(LANES, np.int32)
+    for i in range(len(starts)):
+        start, end = starts[i], ends[i]
+        out[i] = 0
+        if end == start:
+            continue
+        for group in range(len(lanes)):
+            first = group * LANES
+            _lane_products(lanes[group], words, start, end, unfolded, rounded, best)
+            for lane in range(LANES):
+                known = first + lane < len(tables)
+                least[lane] = best[lane] - slack[first + lane] if known else np.iinfo(np.int32).max
+            _exact_lanes(tables, first, rounded, least, codes, start, end - start, exact)
+            for lane in range(min(LANES, len(tables) - first)):
+                out[i] += weights[first + lane] * exact[lane]
 
 
 def _words(codes: Array) -> Array:
@@ -117,24 +178,35 @@ def _words(codes: Array) -> Array:
 class BitQuery:
     """One query's vectors, (m, dim) float32, made ready for one-bit codes."""
 
-    def __init__(self, vectors: Floats) -> None:
-        m, dim = vectors.shape
+    def __init__(self, vectors: Floats, vnni: bool | None = None) -> None:
+        dim = vectors.shape[1]
         step = np.maximum(np.abs(vectors).max(axis=1, initial=0), 1e-12)[:, None] / np.float32(127)
         rounded = np.rint(vectors / step)
         self.slack = np.ceil(np.abs(vectors / step - rounded).sum(axis=1)).astype(np.int64) + 1
-        raised = np.full((m + 1, -(-dim // 64) * 64), 128, np.uint8)
-        raised[:m, :dim] = (rounded + 128).astype(np.uint8)
-        bits = (raised[:, None] >> np.arange(PLANES, dtype=np.uint8)[:, None]) & 1
-        packed = np.packbits(bits, axis=2, bitorder="little").view(np.uint64)
-        self.planes = np.ascontiguousarray(packed.transpose(0, 2, 1))
         self.tables = _byte_tables(vectors / np.float32(np.sqrt(dim)))
+        self.vnni = has_vnni() if vnni is None else vnni
+        self.query = query_lanes(rounded.astype(np.int8)) if self.vnni else _planes(rounded)
 
-    def scores(self, codes: Array, offsets: IntArray, weights: Floats) -> Floats:
-        """Weighted sum over query vectors of the best product in each document: float32 (documents,)."""
-        out = np.empty(len(offsets) - 1, np.float32)
+    def scores(self, codes: Array, starts: IntArray, ends: IntArray, weights: Floats) -> Floats:
+        """Weighted sum over query vectors of the best product in each document: float32 (documents,).
+
+        Document i has codes[starts[i]:ends[i]].
+        """
+        out = np.empty(len(starts), np.float32)
         codes = np.ascontiguousarray(codes)
-        _maxsim(self.planes, self.tables, self.slack, weights, _words(codes), codes, offsets, out)
+        kernel = _maxsim_lanes if self.vnni else _maxsim_planes
+        kernel(self.query, self.tables, self.slack, weights, _words(codes), codes, starts, ends, out)
         return out
+
+
+def _planes(rounded: Floats) -> Array:
+    """Rounded query vectors plus 128 as bits, uint64 (m + 1, words, 8); the last row is 128 everywhere."""
+    m, dim = rounded.shape
+    raised = np.full((m + 1, -(-dim // 64) * 64), 128, np.uint8)
+    raised[:m, :dim] = (rounded + 128).astype(np.uint8)
+    bits = (raised[:, None] >> np.arange(PLANES, dtype=np.uint8)[:, None]) & 1
+    packed = np.packbits(bits, axis=2, bitorder="little").view(np.uint64)
+    return np.ascontiguousarray(packed.transpose(0, 2, 1))
 
 
 def _byte_tables(vectors: Floats) -> Floats:

@@ -1,12 +1,13 @@
 """ColBERT scores: the mean over query vectors of the best product with a document's vectors, as the codec stores them.
 
-The query stays in float. One-bit codes are scored by popcounts (`bits`), exactly; all other codecs are decoded in
+The query stays in float. One-bit codes are scored in integers first (`bits`), exactly; all other codecs are decoded in
 blocks that fit the cache and multiplied by BLAS.
 """
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -30,50 +31,61 @@ def normalised_weights(n: int, weights: Floats | None) -> Floats:
 
 
 def maxsim(
-    query: Floats, documents: MultiVectors, codec: str, weights: Floats | None = None, threads: int = 1
+    query: Floats,
+    documents: MultiVectors,
+    codec: str,
+    weights: Floats | None = None,
+    threads: int = 1,
+    rows: IntArray | None = None,
 ) -> Floats:
-    """Scores of all documents: float32 (n,); a document without vectors scores 0.
+    """Scores of all documents, or of these rows of them: float32 (n,); a document without vectors scores 0.
 
     query: (m, dim); weights: (m,) or None, made to sum to 1.
     """
+    n = len(documents) if rows is None else len(rows)
     shares = normalised_weights(len(query), weights)
-    if not len(query) or not len(documents):
-        return np.zeros(len(documents), np.float32)
+    if not len(query) or not n:
+        return np.zeros(n, np.float32)
+    if rows is not None and (codec != "sign" or documents.vectors.shape[1] % 8):
+        documents, rows = documents.take(rows), None
+    starts, ends = documents.offsets[:-1], documents.offsets[1:]
+    if rows is not None:
+        starts, ends = starts[rows], ends[rows]
     prepared = BitQuery(query) if codec == "sign" else None
 
-    def score(rows: tuple[int, int]) -> Floats:
-        part = slice_rows(documents, *rows)
+    def score(part: slice) -> Floats:
         if prepared is not None:
-            return prepared.scores(part.vectors, part.offsets, shares)
-        return _decoded_scores(query, part, codec, shares)
+            return prepared.scores(documents.vectors, starts[part], ends[part], shares)
+        return _decoded_scores(query, documents, part, codec, shares)
 
-    parts = row_blocks(documents.offsets, None if prepared is not None and threads == 1 else BLOCK_VECTORS)
+    one_thread = prepared is not None and threads == 1
+    parts = row_blocks(ends - starts, None if one_thread else BLOCK_VECTORS)
     if threads == 1 or len(parts) == 1:
         return np.concatenate([score(p) for p in parts])
-    with ThreadPoolExecutor(threads) as pool:
-        return np.concatenate(list(pool.map(score, parts)))
+    return np.concatenate(list(_pool(threads).map(score, parts)))
 
 
-def slice_rows(documents: MultiVectors, first: int, last: int) -> MultiVectors:
-    """Rows first..last (exclusive), without copying vectors."""
-    bounds = documents.offsets[first : last + 1]
-    return MultiVectors(bounds - bounds[0], documents.vectors[bounds[0] : bounds[-1]])
+@lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """One for the process: starting threads costs as much as scoring fifty documents."""
+    return ThreadPoolExecutor(threads, "maxsim")
 
 
-def row_blocks(offsets: IntArray, vectors: int | None) -> list[tuple[int, int]]:
+def row_blocks(lengths: IntArray, vectors: int | None) -> list[slice]:
     """Cuts rows into ranges of about `vectors` vectors each (None: one range)."""
-    n = len(offsets) - 1
-    if vectors is None or offsets[-1] <= vectors:
-        return [(0, n)]
-    cuts = np.searchsorted(offsets, np.arange(vectors, offsets[-1], vectors))
+    n, ends = len(lengths), np.cumsum(lengths)
+    if vectors is None or ends[-1] <= vectors:
+        return [slice(0, n)]
+    cuts = np.searchsorted(ends, np.arange(vectors, ends[-1], vectors)) + 1
     bounds = np.unique(np.concatenate([[0], np.clip(cuts, 1, n), [n]]))
-    return [(int(a), int(b)) for a, b in pairwise(bounds)]
+    return [slice(int(a), int(b)) for a, b in pairwise(bounds)]
 
 
-def _decoded_scores(query: Floats, part: MultiVectors, codec: str, shares: Floats) -> Floats:
-    out = np.zeros(len(part), np.float32)
-    products = query @ decode(part.vectors, codec, query.shape[1]).T
-    segment_max(products, part.offsets, shares, out)
+def _decoded_scores(query: Floats, documents: MultiVectors, rows: slice, codec: str, shares: Floats) -> Floats:
+    bounds = documents.offsets[rows.start : rows.stop + 1]
+    out = np.zeros(len(bounds) - 1, np.float32)
+    products = query @ decode(documents.vectors[bounds[0] : bounds[-1]], codec, query.shape[1]).T
+    segment_max(products, bounds - bounds[0], shares, out)
     return out
 
 

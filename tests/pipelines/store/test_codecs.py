@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.outputs import MultiVectors
+from pipelines.retrieval.bits import BitQuery
+from pipelines.retrieval.vnni import has_vnni
 from pipelines.store import codecs
 
 
@@ -113,3 +115,22 @@ def test_wrong_names_and_missing_ids_are_named() -> None:
         codecs.pool(MultiVectors(np.array([0, 1]), unit(1, 8)), "ward")
     with pytest.raises(ValueError, match="one token id for each of the 2 vectors"):
         codecs.pool(MultiVectors(np.array([0, 2]), unit(2, 8)), "distinct")
+
+
+@pytest.mark.parametrize("dim", [384, 96, 21])
+@pytest.mark.parametrize("queries", [1, 16, 21])
+@pytest.mark.parametrize(
+    "vnni", [False, pytest.param(True, marks=pytest.mark.skipif(not has_vnni(), reason="no VNNI"))]
+)
+def test_both_bit_kernels_give_what_decoding_gives(dim: int, queries: int, vnni: bool) -> None:
+    rng, query = np.random.default_rng(1), unit(queries, dim)
+    codes = codecs.encode(unit(700, dim, 2), "sign")
+    ends = np.sort(rng.integers(0, 700, 40))
+    starts = np.concatenate([[0], ends[:-1]])
+    weights = rng.random(queries).astype(np.float32)
+    products = query @ codecs.decode(codes, "sign", dim).T
+    best = [products[:, a:b].max(axis=1) if b > a else np.zeros(queries) for a, b in zip(starts, ends, strict=True)]
+    scores = BitQuery(query, vnni).scores(codes, starts, ends, weights)
+    np.testing.assert_allclose(scores, np.array(best) @ weights, rtol=1e-4, atol=1e-6)
+    if vnni:
+        assert np.array_equal(scores, BitQuery(query, False).scores(codes, starts, ends, weights))
