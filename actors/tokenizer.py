@@ -85,11 +85,7 @@ class TextTokenizer:
 
     def _encode(self, texts: Iterable[str], with_offsets: bool = False) -> list[Encoding]:
         encode = self.backend.encode_batch if with_offsets else self.backend.encode_batch_fast
-        items = checked_texts(texts)
-        try:
-            encodings: list[Encoding] = encode(items, add_special_tokens=False)
-        except TypeError as error:
-            raise _encoding_error(items) from error
+        encodings: list[Encoding] = encode(checked_texts(texts), add_special_tokens=False)
         return encodings
 
 
@@ -100,7 +96,7 @@ def batch_of(rows: Sequence[Sequence[int]], n_truncated: npt.NDArray[np.int32]) 
 
 
 def checked_texts(texts: Iterable[str]) -> list[str]:
-    """The texts as a list; TypeError, naming the position, for anything that is not a str."""
+    """The texts as a list. TypeError for what is not a str, ValueError for a lone surrogate; both name the position."""
     if isinstance(texts, (str, bytes)):
         raise TypeError(f"expected a list of str, got one {type(texts).__name__}")
     if isinstance(texts, np.ndarray) and texts.ndim != 1:
@@ -112,6 +108,8 @@ def checked_texts(texts: Iterable[str]) -> list[str]:
     for i, item in enumerate(items):
         if not isinstance(item, str):
             raise TypeError(f"text {i} is {_describe(item)}, expected str")
+        if not item.isascii():
+            _check_unicode(i, item)
     return items
 
 
@@ -119,13 +117,12 @@ def _describe(item: object) -> str:
     return "None" if item is None else f"{type(item).__name__} ({str(item)[:40]})"
 
 
-def _encoding_error(items: Sequence[str]) -> Exception:
-    for i, item in enumerate(items):
-        bad = next((j for j, char in enumerate(item) if "\ud800" <= char <= "\udfff"), None)
-        if bad is not None:
-            char = item[bad]
-            return ValueError(f"text {i} is not valid Unicode: lone surrogate U+{ord(char):04X} at character {bad}")
-    return TypeError("the tokenizer refused the texts")
+def _check_unicode(i: int, item: str) -> None:
+    try:
+        item.encode()
+    except UnicodeEncodeError as error:
+        code, place = ord(item[error.start]), error.start
+        raise ValueError(f"text {i} is not valid Unicode: lone surrogate U+{code:04X} at character {place}") from None
 
 
 def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> TextTokenizer:

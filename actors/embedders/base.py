@@ -6,8 +6,11 @@ five names are fronts that translate arguments and return types (`fronts.py` and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import cached_property
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property, partial
+from typing import TypeVar
 
 import pyarrow as pa
 from torch import nn
@@ -19,11 +22,17 @@ from actors.compute import Compute, resolve
 from actors.describe import Identity, available_outputs, describe, head_folder
 from actors.engine import Ask, Engine
 from actors.folder import CheckpointError
-from actors.outputs import EmbeddingBatch, IntArray, TokenBatch
+from actors.outputs import EmbeddingBatch, IntArray, TokenBatch, concat
 from actors.preparation import Kind, Preparation
 from actors.shrink import Shrink
 from actors.spec import OUTPUTS, Output
+from actors.tokenizer import checked_texts
 
+T = TypeVar("T")
+R = TypeVar("R")
+
+WINDOW = 8192
+"""Texts that are sorted by length together: enough that batches hold texts of one length, few enough to overlap."""
 UNWEIGHTED = ("cls_token", "eos_token", "pad_token", "unk_token")
 """Tokens that get no lexical weight, where the checkpoint names them: M3's rule."""
 
@@ -77,8 +86,11 @@ class Embedder:
         return self.embed_tokens(tokens, outputs, shrink)
 
     def embed_corpus(self, texts: Iterable[str], outputs: Sequence[Output] | None = None) -> EmbeddingBatch:
-        """Passages: the passage instruction and length."""
-        return self.embed_tokens(self.tokenise(texts, "passage"), outputs)
+        """Passages: the passage instruction and length. Those that follow are tokenised while a model embeds."""
+        asked = checked_outputs(outputs, self.outputs, self.spec.model)
+        tokenised = ahead(partial(self.tokenise, kind="passage"), windows(checked_texts(texts), WINDOW))
+        parts = [self.embed_tokens(tokens, asked) for tokens in tokenised]
+        return concat(parts) if parts else self.embed_tokens(self.tokenise([]), asked)
 
     def embed_queries(self, texts: Iterable[str], outputs: Sequence[Output] | None = None) -> EmbeddingBatch:
         """Queries: the query instruction and length."""
@@ -91,6 +103,23 @@ class Embedder:
     @cached_property
     def _identity(self) -> Identity:
         return describe(self.preparation)
+
+
+def windows(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Slices of `size` items, the last one shorter."""
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """`map(function, items)`, always one item ahead of whoever takes them, in a thread of its own."""
+    with ThreadPoolExecutor(1, "ahead") as thread:
+        coming: deque[Future[R]] = deque()
+        for item in items:
+            coming.append(thread.submit(function, item))
+            if len(coming) > 1:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
 
 
 def checked_outputs(asked: Sequence[Output] | None, has: tuple[Output, ...], model: str) -> tuple[Output, ...]:

@@ -142,6 +142,33 @@ def test_weights_of_zero_give_nan_as_upstream(m3: BGEM3FlagModel) -> None:
     assert score["colbert+sparse+dense"] == pytest.approx(score["colbert"])
 
 
+def test_a_long_corpus_is_embedded_in_windows(folders: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_embedder(EmbedderSpec(model=folders["m3"], compute=ComputeSpec(dtype="fp32")))
+    whole = model.embed_corpus(iter(TEXTS))
+    monkeypatch.setattr("actors.embedders.base.WINDOW", 3)
+    parts = model.embed_corpus(iter(TEXTS))
+    assert whole.dense is not None
+    assert parts.dense is not None
+    np.testing.assert_allclose(parts.dense, whole.dense, atol=1e-6)
+    assert parts.sparse is not None
+    assert len(parts.sparse) == len(TEXTS)
+    assert parts.n_tokens.tolist() == whole.n_tokens.tolist()
+    assert len(model.embed_corpus([])) == 0
+    with pytest.raises(ValueError, match="gives dense, sparse, colbert, asked for nothing"):
+        model.embed_corpus([], [])
+
+
+def test_an_error_ahead_names_the_text(folders: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_embedder(EmbedderSpec(model=folders["m3"]))
+    monkeypatch.setattr("actors.embedders.base.WINDOW", 2)
+    with pytest.raises(TypeError, match="text 4 is None"):
+        model.embed_corpus(["a", "b", "c", "d", None])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"text 2 .* surrogate U\+D800"):
+        model.embed_corpus(["a", "b", "\ud800"])
+    with pytest.raises(TypeError, match="got one str"):
+        model.embed_corpus("abc")
+
+
 def test_attributes_are_read_at_every_call(folders: dict[str, str]) -> None:
     model = FlagModel(folders["bert"], **FP32)
     plain = model.encode_queries(["panda"])
