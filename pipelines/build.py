@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import pickle
 import uuid
+from collections.abc import Mapping
 from functools import partial
 
-import lance
 import pyarrow as pa
 import ray
 
 from pipelines.census.selection import Only
 from pipelines.census.take import Census, take_census
-from pipelines.cluster import describe, running
+from pipelines.cluster import describe, on_worker, running
 from pipelines.config import BuildConfig, IndexConfig, plain
 from pipelines.driver import JobFailed, commit_all, prune, records
 from pipelines.job import LIGHT, Job, embed
@@ -28,6 +28,7 @@ from pipelines.reading.units import metadata_fields, plan_units, read_unit
 from pipelines.sizing import block_rows, fragment_rows, row_bytes
 from pipelines.stages import chunk, sample, select_documents, tokenise
 from pipelines.store.commit import Committer, create_or_open
+from pipelines.store.datasets import open_version
 from pipelines.store.lease import Lease, acquire
 from pipelines.store.quarantine import failed_rows, settle_quarantine
 from pipelines.store.schema import Target, documents_schema, identity_of
@@ -98,12 +99,17 @@ def run(job: Job, lease: Lease, log: RunLog) -> Summary:
 
 def update_search_indexes(target: Target, index: IndexConfig) -> None:
     """Words, where the config wants them, and token counts."""
-    from pipelines.retrieval.statistics import update_statistics  # here: half of a driver's start, and not needed yet
-    from pipelines.store.fulltext import update_full_text
-
     if index.full_text:
+        from pipelines.store.fulltext import update_full_text  # here: half of a driver's start
+
         update_full_text(target)
-    update_statistics(index.uri, index.table, target.storage_options)
+    on_worker(count_tokens, index.uri, index.table, target.storage_options)
+
+
+def count_tokens(uri: str, table: str, storage_options: Mapping[str, str]) -> None:
+    from pipelines.retrieval.statistics import update_statistics
+
+    update_statistics(uri, table, storage_options)
 
 
 def pending(job: Job, census: Census) -> list[dict[str, bytes]]:
@@ -115,7 +121,7 @@ def pending(job: Job, census: Census) -> list[dict[str, bytes]]:
 def graph(job: Job, work: list[dict[str, bytes]], documents: int) -> ray.data.Dataset:
     """Shards -> documents -> chunks -> tokens -> outputs, one pool for each embedder -> fragments."""
     config, fields = job.config, job.fields
-    per_row = row_bytes(job.target.identity, sample(job.units, config, fields))
+    per_row = row_bytes(job.target.identity, on_worker(sample, job.units, config, fields))
     rows = block_rows(config, per_row)
     reading = {"config": config, "fields": fields, "only": job.only}
     data = ray.data.from_items(work, override_num_blocks=len(work))
@@ -134,10 +140,6 @@ def count(job: Job, version: int) -> Census:
     """Compares the input with the table as it was at `version`."""
     read = partial(read_unit, config=job.config.input, batch_rows=CENSUS_ROWS, fields=job.fields)
     return take_census(job.units, read, partial(open_version, job.target, version))
-
-
-def open_version(target: Target, version: int) -> lance.LanceDataset:
-    return lance.dataset(target.documents_uri, version=version, storage_options=dict(target.storage_options))
 
 
 def make_target(config: BuildConfig, fields: list[pa.Field]) -> Target:

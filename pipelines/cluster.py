@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.util.debug import log_once
@@ -20,6 +20,8 @@ from actors.spec import EmbedderSpec
 from pipelines.config import ConfigError, EmbedderConfig, RayConfig
 
 LOOPBACK = "127.0.0.1"
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -63,6 +65,12 @@ def _quiet() -> None:
     context.print_on_execution_start = False
     log_once("ray_data_progress_manager_disabled")
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def on_worker(function: Callable[..., T], *arguments: Any) -> T:
+    """What a function gives on a worker: the driver needs neither a model's files nor the memory that torch takes."""
+    result: T = ray.get(ray.remote(num_cpus=0.25)(function).remote(*arguments))
+    return result
 
 
 def describe(embedders: Sequence[EmbedderConfig]) -> dict[str, dict[str, Any]]:

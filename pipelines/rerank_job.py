@@ -29,6 +29,7 @@ from actors.pool import pool_size
 from pipelines.cluster import running
 from pipelines.config import ComputeConfig, ConfigError, Model, PoolConfig, RayConfig
 from pipelines.evaluation.qrels import read_queries
+from pipelines.interrupt import interruptible
 from pipelines.monitor.progress import duration
 from pipelines.runfile import read_run, write_run
 from pipelines.store.table import Snapshot, open_table
@@ -103,7 +104,7 @@ def rerank_run(config: RerankConfig) -> RerankSummary:
     snapshot = open_table(config.index, config.table, config.storage_options, partial.version)
     block, missing = plan_block(snapshot, {q: docs for q, docs in wanted.items() if q not in done}, texts)
     failed = []
-    for rows in _scored(config, partial.version, block):
+    for rows in _scored(config, partial, block):
         failed += [f"{row['query_id']}: {row['error']}" for row in rows if row["error"] is not None]
         done |= partial.append([row for row in rows if row["error"] is None])
     write_run(config.output, ((query, done[query]) for query in wanted if query in done), config.tag)
@@ -190,19 +191,19 @@ def _best(documents: Sequence[str], scores: Any) -> dict[str, list[Any]]:
     return {"docs": list(best), "scores": list(best.values())}
 
 
-def _scored(config: RerankConfig, version: int, block: pa.Table) -> Iterator[list[dict[str, Any]]]:
+def _scored(config: RerankConfig, partial: Partial, block: pa.Table) -> Iterator[list[dict[str, Any]]]:
     """Batches of scored queries as they come."""
     if not len(block):
         return
     started, done = time.monotonic(), 0
-    with running(config.ray):
-        _check_model(config)
+    with running(config.ray), interruptible():
+        partial.confirm(_fingerprint(config))
         pool = config.pool.spec()
         batches = -(-len(block) // QUERIES_A_BATCH)
         data = ray.data.from_arrow(block).repartition(batches)
         data = data.map_batches(
             RerankActor,
-            fn_constructor_args=(config, version),
+            fn_constructor_args=(config, partial.version),
             batch_size=QUERIES_A_BATCH,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=max(1, min(batches, pool_size(pool, ray.cluster_resources())))),
@@ -216,22 +217,28 @@ def _scored(config: RerankConfig, version: int, block: pa.Table) -> Iterator[lis
             yield table.to_pylist()
 
 
-def _check_model(config: RerankConfig) -> None:
-    """ConfigError, before any actor starts, where a worker cannot find the model or its files; loads no weights."""
+def _fingerprint(config: RerankConfig) -> str:
+    """Which weights a worker finds under the model's name, told without loading them.
+
+    ConfigError, before any actor starts, where it cannot find the model or its files.
+    """
     try:
-        ray.get(ray.remote(num_cpus=0.25)(_open_model).remote(config))
+        found: str = ray.get(ray.remote(num_cpus=0.25)(_open_model).remote(config))
+        return found
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, (ValueError, TypeError)):
             raise ConfigError(f"model: {error.cause}") from error
         raise
 
 
-def _open_model(config: RerankConfig) -> None:
+def _open_model(config: RerankConfig) -> str:
+    from actors.checkpoint import fingerprint
     from actors.rerankers.engine import RerankOptions
     from actors.rerankers.loading import open_checkpoint
 
     RerankOptions().changed(config.model_options)
-    open_checkpoint(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    opened = open_checkpoint(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    return f"{fingerprint(opened.folder)} {opened.tokenizer.sha256}"
 
 
 def _say(done: int, total: int, started: float) -> None:
@@ -246,6 +253,7 @@ class Partial:
         self.path = config.output.with_name(config.output.name + ".partial")
         self.request = _request(config)
         self.version = 0
+        self.weights: str | None = None
         self.resumed = 0
 
     def open(self, newest: int) -> dict[str, dict[str, float]]:
@@ -255,19 +263,35 @@ class Partial:
         if not whole:
             self.version = newest
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps({**self.request, "version": newest}) + "\n", encoding="utf-8")
+            self._write([])
             return {}
         head = json.loads(whole[0])
-        self.version = int(head.pop("version"))
-        differs = next((key for key in self.request if head.get(key) != self.request[key]), None)
+        self.version, self.weights = int(head.pop("version")), head.pop("weights", None)
+        self._refuse(next((key for key in self.request if head.get(key) != self.request[key]), None))
+        done = {row["query_id"]: row["scores"] for row in map(json.loads, whole[1:])}
+        self._write(whole[1:])
+        self.resumed = len(done)
+        return done
+
+    def confirm(self, weights: str) -> None:
+        """ConfigError where the scores that are there came from other weights of the same name."""
+        self._refuse("model: its weights have changed" if self.weights not in (None, weights) else None)
+        if self.weights is None:
+            self.weights = weights
+            self._write(self.path.read_text(encoding="utf-8").splitlines(keepends=True)[1:])
+
+    def _refuse(self, differs: str | None) -> None:
         if differs is not None:
             raise ConfigError(
                 f"{self.path} is of an unfinished job with another {differs}: finish that job, or delete the file"
             )
-        done = {row["query_id"]: row["scores"] for row in map(json.loads, whole[1:])}
-        self.path.write_text("".join(whole), encoding="utf-8")
-        self.resumed = len(done)
-        return done
+
+    def _write(self, scored: Sequence[str]) -> None:
+        """The head, and lines of scores, in place of what was there; a process that dies here leaves the old file."""
+        head = json.dumps({**self.request, "version": self.version, "weights": self.weights})
+        unfinished = self.path.with_name(f".{self.path.name}.writing")
+        unfinished.write_text("".join([head + "\n", *scored]), encoding="utf-8")
+        unfinished.replace(self.path)
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
         """Adds finished queries and returns them."""

@@ -188,6 +188,11 @@ def job_status(job: str, address: str | None = None) -> Attempt:
     return found[-1]
 
 
+def follow_job(job: str, address: str | None = None, stream: TextIO | None = None) -> Attempt:
+    """`follow` for the last attempt of a job."""
+    return follow(job_status(job, address), stream)
+
+
 def stop_job(job: str, address: str | None = None, timeout: float = STOP_SECONDS + 30) -> Attempt:
     """Asks the running attempt to stop and waits until it has; what it had finished is committed."""
     attempt = job_status(job, address)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import ray
 
 from actors.spec import Output
+from pipelines.cluster import on_worker
 from pipelines.config import BuildConfig, ConfigError
 from pipelines.driver import JobFailed, records
 from pipelines.interrupt import interruptible
@@ -29,7 +30,7 @@ from pipelines.store.columns import (
     write_columns,
 )
 from pipelines.store.commit import fence
-from pipelines.store.datasets import open_dataset
+from pipelines.store.datasets import open_dataset, open_version
 from pipelines.store.lease import Lease
 from pipelines.store.schema import Identity, Target
 
@@ -90,7 +91,7 @@ def graph(
 ) -> ray.data.Dataset:
     """Texts of the index -> tokens -> the missing outputs -> files with the new columns."""
     embedders = tuple(e for e in job.config.embedders if e.name in missing)
-    sample = tokenise(next(read_fragments(dataset, fragments, 256)), embedders)
+    sample = on_worker(tokenise, next(read_fragments(dataset, fragments, 256)), embedders)
     rows = block_rows(job.config, row_bytes(job.target.identity, sample))
     data = ray.data.from_items([{"fragment": i} for i in fragments], override_num_blocks=len(fragments))
     source = {"target": job.target, "version": dataset.version}
@@ -104,5 +105,5 @@ def graph(
 
 def stored_texts(work: pa.Table, target: Target, version: int) -> Iterator[pa.Table]:
     """Rows of fragments that have to be filled."""
-    dataset = lance.dataset(target.documents_uri, version=version, storage_options=dict(target.storage_options))
+    dataset = open_version(target, version)
     yield from read_fragments(dataset, work.column("fragment").to_pylist(), 1024)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from pipelines.cli.app import ConfigFile, Index, IndexUri, Input, Json, Set, app, build_config, print_json, required
+from pipelines.config import ConfigError
 
 
 @app.command()
@@ -75,22 +76,37 @@ def submit(
     overrides: Set = None,
     address: Annotated[str | None, typer.Option(help="http://HOST:8265 of the cluster's dashboard.")] = None,
     job_id: Annotated[str | None, typer.Option("--job", help="Of this job; the same again goes on.")] = None,
+    python: Annotated[str | None, typer.Option(help="Interpreter on the cluster; found if not given.")] = None,
+    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the job, no secrets; may be repeated.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Do not follow the log.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Only follow a job that was started before.")] = False,
     state: Annotated[bool, typer.Option("--status", help="Only say how the job stands.")] = False,
     stop: Annotated[bool, typer.Option("--stop", help="Stop the job; what it has finished is committed.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Run a build on a Ray cluster through Ray Jobs; with --status or --stop, look after one that was started."""
-    from pipelines.submit import job_status, stop_job, submit_job
+    """Run a build on a Ray cluster through Ray Jobs; --follow, --status, --stop look after one that was started."""
+    from pipelines.submit import follow_job, job_status, stop_job, submit_job
 
-    if state or stop:
-        attempt = (stop_job if stop else job_status)(required(job_id, "--job"), address)
+    if state or stop or follow:
+        look_after = stop_job if stop else follow_job if follow else job_status
+        attempt = look_after(required(job_id, "--job"), address)
     else:
         job = build_config(config, input_paths, index, overrides)
-        attempt = submit_job(job, address=address, job_id=job_id, detach=detach)
+        attempt = submit_job(
+            job, address=address, job_id=job_id, detach=detach, python=python, env=variables(env or [])
+        )
     print_json(attempt.to_dict()) if as_json else typer.echo(attempt.text(), err=True)
     if attempt.status == "FAILED":
         raise typer.Exit(1)
+
+
+def variables(given: list[str]) -> dict[str, str]:
+    """`NAME=VALUE`, each; ConfigError shows the one that is not."""
+    pairs = [text.partition("=") for text in given]
+    wrong = next((name for name, sign, _ in pairs if not sign or not name), None)
+    if wrong is not None:
+        raise ConfigError(f"--env {wrong!r}: expected NAME=VALUE")
+    return {name: value for name, _, value in pairs}
 
 
 @app.command()

@@ -16,7 +16,7 @@ from lance.query import MatchQuery
 
 from actors.outputs import Array, EmbeddingBatch, IntArray, MultiVectors, SparseVectors
 from pipelines.retrieval.inverted import InvertedIndex
-from pipelines.retrieval.kernels import accumulate, sparse_dots, top_n
+from pipelines.retrieval.kernels import accumulate, dense_dots, sparse_dots, top_n
 from pipelines.retrieval.maxsim import maxsim
 from pipelines.retrieval.stored import Stored
 from pipelines.store.blocks import by_token
@@ -151,11 +151,12 @@ class Dense:
         return [_merge(parts, n) for parts in found]
 
     def scores(self, queries: Queries, i: int, positions: IntArray) -> Floats:
-        rows = self.stored.take("dense", positions)
-        assert isinstance(rows, np.ndarray)
-        # einsum adds each row in the same order; a BLAS product rounds by the row's place in the block.
-        products: Floats = np.einsum("ij,j->i", rows, queries.dense()[i])
-        return products
+        data, rows = self.stored.rows("dense", positions)
+        assert isinstance(data, np.ndarray)
+        out = np.empty(len(rows), np.float32)
+        # A BLAS product would round by the row's place in the block.
+        dense_dots(queries.dense()[i], data, rows, out)
+        return out
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -190,7 +191,6 @@ class Sparse:
 
     @cached_property
     def index(self) -> InvertedIndex:
-        self.stored.whole("sparse")
         return InvertedIndex.open(self.stored.snapshot, self.stored.name, self.stored.memory)
 
     @cached_property
@@ -240,17 +240,18 @@ class Sparse:
         return [_merge(parts, n) for parts in found]
 
     def scores(self, queries: Queries, i: int, positions: IntArray) -> Floats:
-        rows = self.stored.take("sparse", positions)
-        assert isinstance(rows, SparseVectors)
-        return _dots(queries, i, rows)
+        data, rows = self.stored.rows("sparse", positions)
+        assert isinstance(data, SparseVectors)
+        return _dots(queries, i, data, rows)
 
 
-def _dots(queries: Queries, i: int, rows: SparseVectors) -> Floats:
+def _dots(queries: Queries, i: int, data: SparseVectors, rows: IntArray | None = None) -> Floats:
     token_ids, weights = queries.sparse(i)
     query = np.zeros(int(token_ids.max(initial=0)) + 1, np.float32)
     query[token_ids] = weights
-    out = np.zeros(len(rows), np.float32)
-    sparse_dots(query, rows.offsets, rows.token_ids, rows.weights, out)
+    chosen = np.arange(len(data)) if rows is None else rows
+    out = np.zeros(len(chosen), np.float32)
+    sparse_dots(query, data.offsets, data.token_ids, data.weights, chosen, out)
     return out
 
 
@@ -278,13 +279,13 @@ class Colbert:
         return [_merge(parts, n) for parts in found]
 
     def scores(self, queries: Queries, i: int, positions: IntArray) -> Floats:
-        rows = self.stored.take("colbert", positions)
-        assert isinstance(rows, MultiVectors)
-        return self._maxsim(queries, i, rows)
+        data, rows = self.stored.rows("colbert", positions)
+        assert isinstance(data, MultiVectors)
+        return self._maxsim(queries, i, data, rows)
 
-    def _maxsim(self, queries: Queries, i: int, rows: MultiVectors) -> Floats:
+    def _maxsim(self, queries: Queries, i: int, data: MultiVectors, rows: IntArray | None = None) -> Floats:
         vectors, weights = queries.colbert(i)
-        return maxsim(vectors, rows, self.stored.codec, weights, self.threads)
+        return maxsim(vectors, data, self.stored.codec, weights, self.threads, rows)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.outputs import IntArray
-from pipelines.store.blocks import compiled
+from pipelines.store.blocks import compiled, fast
 
 Floats = npt.NDArray[np.float32]
 
@@ -75,15 +75,26 @@ def top_n(
 
 
 @compiled
-def sparse_dots(query: Any, offsets: Any, token_ids: Any, weights: Any, out: Any) -> None:
-    """out[i] = sum over the tokens of row i of weight * query[token]; `query` is a dense (vocabulary,) vector."""
+def sparse_dots(query: Any, offsets: Any, token_ids: Any, weights: Any, rows: Any, out: Any) -> None:
+    """out[i] = sum over the tokens of row rows[i] of weight * query[token]; `query` is a dense (vocabulary,) vector."""
     size = len(query)
-    for i in range(len(offsets) - 1):
+    for i in range(len(rows)):
         total = np.float32(0)
-        for j in range(offsets[i], offsets[i + 1]):
+        for j in range(offsets[rows[i]], offsets[rows[i] + 1]):
             token = token_ids[j]
             if token < size:
                 total += weights[j] * query[token]
+        out[i] = total
+
+
+@fast
+def dense_dots(query: Any, vectors: Any, rows: Any, out: Any) -> None:
+    """out[i] = query . vectors[rows[i]]."""
+    for i in range(len(rows)):
+        row = vectors[rows[i]]
+        total = np.float32(0)
+        for d in range(len(query)):
+            total += query[d] * row[d]
         out[i] = total
 
 

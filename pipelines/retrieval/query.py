@@ -60,10 +60,17 @@ MEMORY = 4 * 2**30
 class Index:
     """One embedder's view of an index, at one version. Safe to share between threads."""
 
-    def __init__(self, snapshot: Snapshot, encoder: Encoder, memory: int = MEMORY) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        encoder: Encoder,
+        memory: int = MEMORY,
+        local: Path | None = None,
+        disk: int | None = None,
+    ) -> None:
         self.snapshot = snapshot
         self.encoder = encoder
-        self.stored = Stored(snapshot, encoder.name, memory)
+        self.stored = Stored(snapshot, encoder.name, memory, local, disk)
 
     @property
     def identity(self) -> Identity:
@@ -383,12 +390,16 @@ def open_index(
     embedder: str | Embedder | EmbedderSpec | None = None,
     version: int | None = None,
     memory: int = MEMORY,
+    local: str | Path | None = None,
+    disk: int | None = None,
 ) -> Index:
     """Opens an index at its newest version, or at `version`.
 
     embedder: the name of one of the index's embedders where it has several; or a loaded `Embedder`, or a spec (for a
     model that moved to another folder, or that needs remote code). None loads the model that the index names, when
-    the first query needs it. memory: bytes of stored columns to hold.
+    the first query needs it. memory: bytes of stored columns to hold. local: a folder for copies of the columns that
+    scoring reads (`pipelines.retrieval.local`), made by the first search, at most `disk` bytes of them (None: any
+    number); the rest is read from the table.
 
     Raises ConfigError for a missing index, a table that is no index, and a model that did not build it (naming the
     field that differs).
@@ -396,7 +407,7 @@ def open_index(
     snapshot = open_table(uri, table, storage_options, version)
     name = _embedder_name(snapshot.identity, embedder if isinstance(embedder, str) else None)
     encoder = Encoder(snapshot.uri, snapshot.identity, name, None if isinstance(embedder, str) else embedder)
-    return Index(snapshot, encoder, memory)
+    return Index(snapshot, encoder, memory, None if local is None else Path(local), disk)
 
 
 def _embedder_name(identity: Identity, wanted: str | None) -> str:

@@ -1,12 +1,15 @@
-"""One embedder's stored outputs as arrays: whole in memory where they fit, streamed or taken by row where they do not.
+"""One embedder's stored outputs as arrays: in memory, in a local copy, streamed, or taken by row from the table.
 
-The first search that needs a whole column loads it, within a budget of bytes for each index opened. A laptop corpus
-then answers from memory; a corpus beyond the budget still answers, at the price of reading from storage.
+A column is read whole when it is first needed and fits what is left of a budget of bytes; a laptop corpus then answers
+from memory. With a folder for local copies (`local`) columns are copied there instead, once for all processes, and
+mapped. What fits neither still answers, at the price of reading from storage. Scores are the same in all cases.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -15,6 +18,7 @@ import pyarrow as pa
 
 from actors.outputs import Array, IntArray, MultiVectors, SparseVectors, matrix_from_arrow, offsets_of
 from actors.spec import Output
+from pipelines.retrieval.local import LocalColumn, field_ids, open_local
 from pipelines.store.codecs import CODECS, width
 from pipelines.store.table import Snapshot
 
@@ -25,12 +29,17 @@ T = TypeVar("T", Array, SparseVectors, MultiVectors)
 class Stored:
     """The columns NAME_dense, NAME_sparse and NAME_colbert of one snapshot; rows are named by position."""
 
-    def __init__(self, snapshot: Snapshot, name: str, memory: int) -> None:
+    def __init__(
+        self, snapshot: Snapshot, name: str, memory: int, local: Path | None = None, disk: int | None = None
+    ) -> None:
         self.snapshot = snapshot
         self.name = name
         self.embedder: Mapping[str, Any] = snapshot.identity.embedders[name]
         self.memory = memory
+        self.local = local
+        self.disk = disk
         self._resident: dict[Output, Data | None] = {}
+        self._copies: dict[Output, LocalColumn | None] = {}
         self._lock = Lock()
 
     def __len__(self) -> int:
@@ -57,20 +66,29 @@ class Stored:
             return len(self) * int(self.embedder["dim"]) * 4
         field = next(f for f in self.snapshot.dataset.lance_schema.fields() if f.name() == self.column(output))
         sizes = {f.id: f.bytes_on_disk for f in self.snapshot.dataset.stats.data_stats().fields}
-        return sum(sizes.get(i, 0) for i in _ids(field))
+        return sum(sizes.get(i, 0) for i in field_ids(field))
 
     def whole(self, output: Output) -> Data | None:
-        """The whole column, loaded when first asked for; None if what is left of the budget cannot hold it."""
+        """The whole column in the order of positions; None if neither memory nor disk may hold it."""
         with self._lock:
             if output not in self._resident:
-                size = self.nbytes(output)
-                fits = size <= self.memory
-                self._resident[output] = self._load(output) if fits else None
-                self.memory -= size if fits else 0
+                copy = self._copy(output)
+                self._resident[output] = self._loaded(output) if copy is None else _in_order(copy, len(self))
             return self._resident[output]
 
+    def rows(self, output: Output, positions: IntArray) -> tuple[Data, IntArray]:
+        """Data, and which rows of it are at these positions. Only where nothing holds the column are they taken."""
+        whole = self.whole(output)
+        if whole is not None:
+            return whole, positions
+        copy = self._copies.get(output)
+        if copy is not None:
+            return copy.data, copy.rows(positions)
+        taken = self.from_arrow(output, _one(self.snapshot.take(positions, [self.column(output)]).column(0)))
+        return taken, np.arange(len(positions))
+
     def blocks(self, output: Output, batch_rows: int = 8192) -> Iterator[tuple[int, Data]]:
-        """(first position, data) over the whole table: one block where it is in memory, else batches from storage."""
+        """(first position, data) over the whole table: one block where it is held, else batches from storage."""
         data = self.whole(output)
         if data is not None:
             yield 0, data
@@ -82,10 +100,28 @@ class Stored:
 
     def take(self, output: Output, positions: IntArray) -> Data:
         """The rows at these positions, in this order."""
-        data = self._resident.get(output)
-        if data is None:
-            return self.from_arrow(output, _one(self.snapshot.take(positions, [self.column(output)]).column(0)))
-        return data[positions] if isinstance(data, np.ndarray) else data.take(positions)
+        data, rows = self.rows(output, positions)
+        return data[rows] if isinstance(data, np.ndarray) else data.take(rows)
+
+    def warm(self) -> dict[Output, str]:
+        """Reads every column into memory or copies it, where the limits allow; says for each where it now is."""
+        held = {o: self.whole(o) for o in self.outputs}
+        return {o: "local" if self._copies.get(o) else "table" if d is None else "memory" for o, d in held.items()}
+
+    def _copy(self, output: Output) -> LocalColumn | None:
+        if self.local is not None and output not in self._copies:
+            column, read = self.column(output), partial(self.from_arrow, output)
+            self._copies[output] = open_local(self.local, self.snapshot, column, read, self.disk)
+            if self.disk is not None and self._copies[output] is not None:
+                self.disk -= self.nbytes(output)
+        return self._copies.get(output)
+
+    def _loaded(self, output: Output) -> Data | None:
+        size = self.nbytes(output)
+        if size > self.memory:
+            return None
+        self.memory -= size
+        return self._load(output)
 
     def from_arrow(self, output: Output, column: pa.Array) -> Data:
         if output == "dense":
@@ -104,10 +140,8 @@ class Stored:
         return self.from_arrow(output, pa.array([], kind))
 
 
-def _ids(field: Any) -> Iterator[int]:
-    yield field.id()
-    for child in field.children():
-        yield from _ids(child)
+def _in_order(copy: LocalColumn, rows: int) -> Data | None:
+    return copy.data if not copy.shifts.any() and len(copy.data) == rows else None
 
 
 def _one(column: pa.ChunkedArray) -> pa.Array:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import lance
 import pyarrow as pa
 
+from pipelines.store.schema import Target
+
 
 def open_dataset(uri: str, options: Mapping[str, str]) -> lance.LanceDataset | None:
     """The newest version of a table; None where there is none."""
@@ -16,6 +18,11 @@ def open_dataset(uri: str, options: Mapping[str, str]) -> lance.LanceDataset | N
         if "not found" not in str(error):
             raise
         return None
+
+
+def open_version(target: Target, version: int) -> lance.LanceDataset:
+    """The documents table of `target` as it was at a version: what every task of a job looks at."""
+    return lance.dataset(target.documents_uri, version=version, storage_options=dict(target.storage_options))
 
 
 def create_dataset(uri: str, schema: pa.Schema, options: Mapping[str, str]) -> lance.LanceDataset:

@@ -8,6 +8,7 @@ for the others.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import pyarrow as pa
 
 from actors.outputs import IntArray, offsets_of
 from pipelines.config import ConfigError
-from pipelines.store.schema import FORMAT_VERSION, SYSTEM_COLUMNS, Identity, output_fields, table_uri
+from pipelines.store.schema import FILLING_KEY, FORMAT_VERSION, SYSTEM_COLUMNS, Identity, output_fields, table_uri
 
 Addresses = npt.NDArray[np.uint64]
 
@@ -142,8 +143,9 @@ class Snapshot:
 
     @cached_property
     def metadata_columns(self) -> tuple[str, ...]:
-        """The user's own columns, in table order."""
-        made = {*SYSTEM_COLUMNS, *(f.name for f in output_fields(self.identity))}
+        """The user's own columns, in table order; those that a job is still filling are not his."""
+        unfinished = json.loads((self.schema.metadata or {}).get(FILLING_KEY, b"[]"))
+        made = {*SYSTEM_COLUMNS, *(f.name for f in output_fields(self.identity)), *unfinished}
         return tuple(name for name in self.schema.names if name not in made)
 
     def indexes(self) -> dict[str, Any]:

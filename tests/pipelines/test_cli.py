@@ -41,6 +41,8 @@ def test_every_command_has_help_and_stands_in_the_readme(command: str) -> None:
         (["search", "/no/such/index", "x"], "/no/such/index"),
         (["status", "/no/such/index"], "/no/such/index"),
         (["optimize", "/no/such/index"], "/no/such/index"),
+        (["submit", "--input", "a", "--index", "b", "--env", "NAME"], "--env 'NAME': expected NAME=VALUE"),
+        (["submit", "--follow"], "--job: is needed here"),
         (["plan", "--input", "/no/such/*.parquet", "--index", "b"], "no file matches"),
     ],
 )

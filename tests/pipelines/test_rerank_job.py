@@ -125,6 +125,30 @@ def test_unfinished_scores_are_kept_and_never_mixed(folder: Path, tmp_path: Path
         Partial(config(folder, tmp_path / "out", model_options={"max_length": 64})).open(newest=1)
 
 
+def test_scores_of_other_weights_are_never_mixed(folder: Path, tmp_path: Path) -> None:
+    first = Partial(config(folder, tmp_path / "out"))
+    first.open(newest=1)
+    first.confirm("one")
+    first.append([{"query_id": "q0", "docs": ["d1"], "scores": [0.5]}])
+    again = Partial(config(folder, tmp_path / "out"))
+    assert again.open(newest=1) == {"q0": {"d1": 0.5}}
+    again.confirm("one")
+    with pytest.raises(ConfigError, match=r"out\.partial is of an unfinished job with another model: its weights have"):
+        again.confirm("two")
+    assert Partial(config(folder, tmp_path / "out")).open(newest=1) == {"q0": {"d1": 0.5}}
+
+
+@pytest.mark.ray
+def test_a_resumed_job_looks_at_the_weights_again(folder: Path, tmp_path: Path, ray_session: None) -> None:
+    settings = config(folder, tmp_path / "out.jsonl")
+    stopped = Partial(settings)
+    stopped.open(open_table(folder / "index").version)
+    stopped.confirm("those of last night")
+    stopped.append([{"query_id": "q3", "docs": ["d1", "d2"], "scores": [0.25, 0.75]}])
+    with pytest.raises(ConfigError, match="another model: its weights have changed"):
+        rerank_run(settings)
+
+
 def test_a_query_without_text_is_named(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "few.jsonl").write_text('{"_id": "q0", "text": "panda"}\n')
     with pytest.raises(ConfigError, match=r"query 'q1' has no text in .*few\.jsonl"):

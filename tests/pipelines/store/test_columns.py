@@ -27,6 +27,7 @@ from pipelines.store.commit import create_or_open
 from pipelines.store.edit import delete_documents, upsert_rows
 from pipelines.store.lease import Lease, acquire
 from pipelines.store.schema import Identity, Target, documents_schema
+from pipelines.store.table import open_table
 
 Block = Callable[..., pa.Table]
 SPARSE = pa.struct([("indices", pa.list_(pa.uint32())), ("values", pa.list_(pa.float32()))])
@@ -74,6 +75,13 @@ def values(target: Target) -> dict[str, tuple[Any, Any]]:
 
 def expected(ids: str) -> dict[str, tuple[Any, Any]]:
     return {i: ({"indices": [ord(i)], "values": [ord(i)]}, [ord(i), -ord(i)]) for i in ids}
+
+
+def test_columns_that_are_being_filled_are_not_the_users(wider: Target) -> None:
+    begin_columns(wider)
+    snapshot = open_table(wider.uri, wider.table)
+    assert {"toy_sparse", "second_dense"} <= set(snapshot.schema.names)
+    assert snapshot.metadata_columns == ("lang",)
 
 
 @pytest.mark.parametrize("batch_rows", [1, 2, 3, 100])

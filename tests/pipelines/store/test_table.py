@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from pipelines.config import ConfigError
-from pipelines.retrieval.statistics import TokenStatistics, count_tokens, read_statistics, write_statistics
+from pipelines.retrieval.statistics import (
+    TokenStatistics,
+    count_tokens,
+    read_statistics,
+    update_statistics,
+    write_statistics,
+)
 from pipelines.store.table import check_filter, open_table
 from pipelines.store.vectors import choose_kind, parameters, update_scalar_indexes, update_vector_indexes
 from tests.indexes import WordEmbedder, corpus, make_index
@@ -86,6 +92,17 @@ def test_token_statistics_count_rows_not_places(tmp_path: Path) -> None:
     assert again is not None
     assert again.rows == 3
     np.testing.assert_allclose(again.idf(np.array([red, green, 10**6])), np.log1p([1.5 / 2.5, 2.5 / 1.5, 3.5 / 0.5]))
+
+
+def test_tokens_are_counted_again_when_enough_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.tokenizer.load_tokenizer", lambda spec: _Lengths(WordEmbedder()))
+    uri = make_index(tmp_path, {f"d{i}": "red green" for i in range(100)}, full_text=False)
+    assert update_statistics(uri) == {"words": 100}
+    dataset = open_table(uri).dataset
+    for n, counted in ((4, {}), (4, {"words": 108}), (0, {})):
+        if n:
+            lance.write_dataset(dataset.to_table(limit=n), dataset.uri, mode="append")
+        assert update_statistics(uri) == counted
 
 
 def test_statistics_of_a_sample_are_spread_over_the_table(uri: str) -> None:
