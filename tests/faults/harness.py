@@ -16,7 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -47,47 +47,89 @@ def free_port() -> int:
 
 @dataclass
 class Cluster:
-    """A Ray head started as a process, which drivers attach to and outlive or not."""
+    """A Ray head and a second node, started as processes, which drivers attach to and outlive or not.
 
-    head: subprocess.Popen[bytes]
+    The head always has room for a whole job, so that a job goes on while the second node is gone.
+    """
+
+    folder: Path
     address: str
+    head: subprocess.Popen[bytes]
+    second: subprocess.Popen[bytes] | None = None
 
     @property
     def environment(self) -> dict[str, str]:
         return {**os.environ, "RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "token", "OMP_NUM_THREADS": "1"}
 
     def workers(self, title: str) -> list[psutil.Process]:
-        """Worker processes of this cluster that run something with this in its name."""
+        """Worker processes of either node that run something with this in its name."""
         found = []
-        for process in psutil.Process(self.head.pid).children(recursive=True):
-            try:
+        for process in self.family():
+            with suppress(psutil.NoSuchProcess):
                 if title in " ".join(process.cmdline()):
                     found.append(process)
-            except psutil.NoSuchProcess:
-                continue
         return found
+
+    def family(self) -> list[psutil.Process]:
+        """Everything that was started here and still runs, below the two `ray start`."""
+        found = []
+        for root in filter(None, (self.head, self.second)):
+            with suppress(psutil.NoSuchProcess):
+                found += psutil.Process(root.pid).children(recursive=True)
+        return found
+
+    def add_node(self) -> None:
+        """Starts the second node, in the background, where there is none."""
+        if self.second is None:
+            self.second = ray_start(self.folder / "second.log", f"--address={self.address}")
+
+    def kill_node(self) -> bool:
+        """SIGKILL to the second node's raylet, which takes its workers and its part of the object store along."""
+        raylets = [p for p in self._below_second() if "raylet/raylet" in p.cmdline()[0]]
+        for raylet in raylets:
+            raylet.kill()
+        if raylets:
+            end(self.second)
+            self.second = None
+        return bool(raylets)
+
+    def _below_second(self) -> list[psutil.Process]:
+        return [] if self.second is None else psutil.Process(self.second.pid).children(recursive=True)
+
+
+def ray_start(log: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    program = str(Path(sys.executable).with_name("ray"))
+    common = ["--block", "--num-cpus=2", "--object-store-memory=150000000", "--disable-usage-stats"]
+    environment = {**os.environ, "RAY_AUTH_MODE": "token"}
+    with log.open("ab") as out:
+        return subprocess.Popen([program, "start", *common, *arguments], env=environment, stdout=out, stderr=out)
+
+
+def end(root: subprocess.Popen[bytes] | None) -> None:
+    """Ends a `ray start` and all below it."""
+    if root is None:
+        return
+    family = [*psutil.Process(root.pid).children(recursive=True), psutil.Process(root.pid)]
+    for process in family:
+        with_luck(process.terminate)
+    _, alive = psutil.wait_procs(family, timeout=10)
+    for process in alive:
+        with_luck(process.kill)
+    root.wait(10)
 
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[Cluster]:
-    port = free_port()
-    command = ["ray", "start", "--head", "--block", f"--port={port}", "--num-cpus=3", "--include-dashboard=false"]
-    command += ["--object-store-memory=300000000", "--disable-usage-stats", f"--temp-dir={folder}"]
-    environment = {**os.environ, "RAY_AUTH_MODE": "token"}
-    program = str(Path(sys.executable).with_name("ray"))
-    with (folder / "head.log").open("wb") as log:
-        head = subprocess.Popen([program, *command[1:]], env=environment, stdout=log, stderr=log)
+    port, log = free_port(), folder / "head.log"
+    head = ray_start(log, "--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}")
+    running = Cluster(folder, f"127.0.0.1:{port}", head)
     try:
-        wait_for(lambda: "Ray runtime started" in (folder / "head.log").read_text(), 180, "the Ray head")
-        yield Cluster(head, f"127.0.0.1:{port}")
+        wait_for(lambda: "Ray runtime started" in log.read_text(), 180, "the Ray head")
+        running.add_node()
+        yield running
     finally:
-        family = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
-        for process in family:
-            with_luck(process.terminate)
-        _, alive = psutil.wait_procs(family, timeout=15)
-        for process in alive:
-            with_luck(process.kill)
-        head.wait(10)
+        end(running.second)
+        end(running.head)
 
 
 def with_luck(act: Any) -> None:
@@ -166,9 +208,17 @@ class Job:
     def finish(self, **faults: Any) -> dict[str, Any]:
         """Runs a driver to its end, which must be a good one; returns its summary."""
         status = self.start(**faults).wait(PATIENCE)
-        assert status == 0, f"driver ended with {status}:\n{(self.folder / 'log').read_text()[-3000:]}"
+        assert status == 0, f"driver ended with {status}:\n{self.tail()}"
         summary: dict[str, Any] = json.loads((self.folder / "out").read_text().splitlines()[-1])
         return summary
+
+    def began(self) -> bool:
+        """Whether a driver has come so far that it holds the lease."""
+        return Path(self.index, "leases.lance").exists()
+
+    def tail(self) -> str:
+        """The end of what its drivers said."""
+        return (self.folder / "log").read_text()[-3000:]
 
     def committed(self) -> int:
         """Rows in the table now; 0 before there is one."""
@@ -235,34 +285,50 @@ def try_optimize(uri: str) -> bool:
 def torment(job: Job, seed: int, kills: int = 4) -> Counter[str]:
     """Runs the job to its end and kills a random one of its processes at a random moment, `kills` times over.
 
-    A driver that was killed is started again. Returns what was killed, and how often.
+    In half of the runs the first driver dies around a commit, in two thirds write tasks die between writing and
+    answering. A driver that is gone is started again, a node that is gone joins again. Returns what died, how often.
     """
     rng = random.Random(seed)
     killed: Counter[str] = Counter()
-    driver = job.start(slow=0.1, write_deaths=rng.randint(0, 2))
-    end = time.monotonic() + 4 * PATIENCE
+    faults: dict[str, Any] = {"slow": 0.1, "write_deaths": rng.randint(0, 2)}
+    if rng.random() < 0.5:
+        faults["die"] = f"{rng.choice(['before', 'after'])}:{rng.randint(1, 4)}"
+    deadline = time.monotonic() + PATIENCE
+    driver = job.start(**faults)
     while (status := driver.poll()) != 0:
-        if time.monotonic() > end:
-            raise TimeoutError(f"seed {seed}: not done after {kills} kills: {killed}")
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"seed {seed}: not done after {killed}:\n{job.tail()}")
         if status is not None:
+            killed["driver around a commit"] += status == -signal.SIGKILL
+            killed["driver that gave up"] += status != -signal.SIGKILL
             driver = job.start(slow=0.1)
-        time.sleep(rng.uniform(0.2, 6))
-        if sum(killed.values()) < kills:
-            killed[kill_one(job.cluster, driver, rng)] += 1
-    return killed
+        time.sleep(rng.uniform(0.2, 3))
+        if killed.total() < kills and (victim := kill_one(job, driver, rng)) is not None:
+            killed[victim] += 1
+            driver = driver if driver.poll() is None else job.start(slow=0.1)
+    killed["write task, before its answer"] = len(list(job.folder.glob("death-*")))
+    return +killed
 
 
-def kill_one(cluster: Cluster, driver: subprocess.Popen[str], rng: random.Random) -> str:
-    """SIGKILL to the driver, an embedding actor or a writing task; says which, or `nothing` where it was not there."""
-    victim = rng.choice(["driver", "actor", "writer"])
+VICTIMS = {"driver": 3, "actor": 3, "write task": 3, "node": 1}
+"""Odds."""
+
+
+def kill_one(job: Job, driver: subprocess.Popen[str], rng: random.Random) -> str | None:
+    """SIGKILL to the driver, an embedding actor, a writing task or the second node; says which, if it was there."""
+    (victim,) = rng.choices([*VICTIMS], [*VICTIMS.values()])
     if victim == "driver":
-        if driver.poll() is not None:
-            return "nothing"
+        if not job.began() or driver.poll() is not None:
+            return None
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
         return victim
-    found = cluster.workers(ACTOR if victim == "actor" else WRITER)
+    if victim == "node":
+        lost = job.cluster.kill_node()
+        job.cluster.add_node()
+        return victim if lost else None
+    found = job.cluster.workers(ACTOR if victim == "actor" else WRITER)
     if not found:
-        return "nothing"
+        return None
     with_luck(rng.choice(found).kill)
     return victim
