@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from actors.prompts import PLAIN
 from actors.rerankers.engine import Reranker, RerankOptions, Scorer, Scores, score_lists
 from actors.rerankers.loading import Checkpoint, open_checkpoint
 from actors.rerankers.pairs import checked_pairs
@@ -75,6 +76,23 @@ class Front:
 
     def _options(self) -> RerankOptions:
         return RerankOptions(**{name: value for name, value in vars(self).items() if name in OPTIONS})
+
+
+@dataclass
+class DecoderFront(Front):
+    """The arguments that the three decoders begin with."""
+
+    model_name_or_path: str
+    peft_path: str | None = None
+    use_fp16: bool = False
+    use_bf16: bool = False
+    query_instruction_for_rerank: str | None = "A: "
+    query_instruction_format: str = PLAIN
+    passage_instruction_for_rerank: str | None = "B: "
+    passage_instruction_format: str = PLAIN
+    cache_dir: str | None = None
+    trust_remote_code: bool = False
+    devices: Devices = None
 
 
 def _engine(

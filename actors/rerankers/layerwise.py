@@ -17,11 +17,10 @@ from actors.checkpoint import load_weights
 from actors.compute import Compute, resolve
 from actors.decoders import MiniCPM, MiniCPMConfig, Source, read_config
 from actors.folder import CheckpointError
-from actors.prompts import PLAIN
 from actors.rerankers import llm
 from actors.rerankers.adapters import merge_lora
 from actors.rerankers.engine import RerankOptions, Scorer
-from actors.rerankers.fronts import Devices, Front
+from actors.rerankers.fronts import DecoderFront
 from actors.rerankers.loading import Checkpoint
 from actors.rerankers.pairs import Layout, PairBatch, prompt_layout
 from actors.tokenizer import TextTokenizer
@@ -114,24 +113,13 @@ def _heads(config: MiniCPMConfig, weights: dict[str, Tensor], yes: int) -> Tenso
 
 
 @dataclass
-class LayerWiseFlagLLMReranker(Front):
+class LayerWiseFlagLLMReranker(DecoderFront):
     """FlagEmbedding's `LayerWiseFlagLLMReranker`: bge-reranker-v2-minicpm-layerwise.
 
     Arguments and defaults are upstream's, except that fp32 is what one gets without a flag, where upstream forces
     fp16. `compute_score` returns one list of floats, or one for each of several `cutoff_layers`, in that order.
     """
 
-    model_name_or_path: str
-    peft_path: str | None = None
-    use_fp16: bool = False
-    use_bf16: bool = False
-    query_instruction_for_rerank: str | None = "A: "
-    query_instruction_format: str = PLAIN
-    passage_instruction_for_rerank: str | None = "B: "
-    passage_instruction_format: str = PLAIN
-    cache_dir: str | None = None
-    trust_remote_code: bool = False
-    devices: Devices = None
     cutoff_layers: int | Sequence[int] | None = None
     prompt: str | None = None
     batch_size: int = 128

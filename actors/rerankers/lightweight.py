@@ -18,11 +18,10 @@ from actors.checkpoint import load_weights
 from actors.compute import Compute, resolve
 from actors.decoders import Compression, Gemma2, Gemma2Config, Source, read_config
 from actors.folder import CheckpointError
-from actors.prompts import PLAIN
 from actors.rerankers import llm
 from actors.rerankers.adapters import merge_lora
 from actors.rerankers.engine import RerankOptions, Scorer
-from actors.rerankers.fronts import Devices, Front
+from actors.rerankers.fronts import DecoderFront
 from actors.rerankers.layerwise import always_bos, asked_layers
 from actors.rerankers.loading import Checkpoint
 from actors.rerankers.pairs import Layout, PairBatch, prompt_layout
@@ -99,24 +98,13 @@ def load_lightweight(checkpoint: Checkpoint) -> Lightweight:
 
 
 @dataclass
-class LightWeightFlagLLMReranker(Front):
+class LightWeightFlagLLMReranker(DecoderFront):
     """FlagEmbedding's `LightWeightFlagLLMReranker`: bge-reranker-v2.5-gemma2-lightweight.
 
     Arguments and defaults are upstream's, except that fp32 is what one gets without a flag; `heads_by_layer` is ours.
     `compute_score` returns one list of floats, or one for each of several `cutoff_layers`, in that order.
     """
 
-    model_name_or_path: str
-    peft_path: str | None = None
-    use_fp16: bool = False
-    use_bf16: bool = False
-    query_instruction_for_rerank: str | None = "A: "
-    query_instruction_format: str = PLAIN
-    passage_instruction_for_rerank: str | None = "B: "
-    passage_instruction_format: str = PLAIN
-    cache_dir: str | None = None
-    trust_remote_code: bool = False
-    devices: Devices = None
     cutoff_layers: int | Sequence[int] | None = None
     compress_layers: Sequence[int] = (8,)
     compress_ratio: int = 1

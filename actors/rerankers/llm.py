@@ -17,10 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from actors.backbone import Backbone, load_pretrained
 from actors.backbones.hf import PACKABLE, PACKED_ATTENTION, PackedTransformer, PaddedTransformer
 from actors.compute import Compute, resolve
-from actors.prompts import PLAIN
 from actors.rerankers.adapters import merge_lora
 from actors.rerankers.engine import RerankOptions, Scorer
-from actors.rerankers.fronts import Devices, Front
+from actors.rerankers.fronts import DecoderFront
 from actors.rerankers.loading import Checkpoint
 from actors.rerankers.pairs import Layout, PairBatch, prompt_layout
 from actors.tokenizer import TextTokenizer
@@ -104,23 +103,12 @@ def _softcap(config: PretrainedConfig) -> float | None:
 
 
 @dataclass
-class FlagLLMReranker(Front):
+class FlagLLMReranker(DecoderFront):
     """FlagEmbedding's `FlagLLMReranker`: causal language models such as bge-reranker-v2-gemma.
 
     Arguments and defaults are upstream's. `compute_score` returns a list of floats, always.
     """
 
-    model_name_or_path: str
-    peft_path: str | None = None
-    use_fp16: bool = False
-    use_bf16: bool = False
-    query_instruction_for_rerank: str | None = "A: "
-    query_instruction_format: str = PLAIN
-    passage_instruction_for_rerank: str | None = "B: "
-    passage_instruction_format: str = PLAIN
-    cache_dir: str | None = None
-    trust_remote_code: bool = False
-    devices: Devices = None
     prompt: str | None = None
     batch_size: int = 128
     query_max_length: int | None = None
