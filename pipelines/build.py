@@ -79,6 +79,7 @@ def run(job: Job, lease: Lease, log: RunLog) -> Summary:
     with log.phase("embedding"):
         if work := pending(job, census):
             commit_all(records(graph(job, work, census.to_embed)), committer, census, log)
+        lease.check()  # a driver that was frozen must not settle the quarantine of the one that replaced it
         settle_quarantine(job.target)
     pruned = prune(committer, census) if job.config.job.prune else 0
     with log.phase("search indexes"):

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from pipelines.config import BuildConfig
-from pipelines.monitor.progress import size
+from pipelines.monitor.progress import duration, size
 from pipelines.plan.figures import Plan
 from pipelines.reading.files import scheme_of
 
@@ -18,7 +18,8 @@ BLOCKS_PER_ACTOR = 6
 """Blocks in Ray's object store for each actor: two waiting, one in work, two done, one being written."""
 OBJECT_STORE_SHARE = 0.3 * 0.5
 """Of a machine's memory: what Ray gives the object store by default, and what Ray Data uses of that."""
-SAMPLE_FOR_SHARES = 100
+REDO_SECONDS = 300
+"""Work that one may have to do twice without being warned."""
 
 
 def warnings_of(plan: Plan, config: BuildConfig) -> tuple[str, ...]:
@@ -107,6 +108,15 @@ def _few_units(plan: Plan, config: BuildConfig) -> list[str]:
     return [f"the input can be read in {plan.units} pieces only, for {actors} actors: one big compressed file?"]
 
 
+def _much_to_redo(plan: Plan, config: BuildConfig) -> list[str]:
+    if plan.redo_seconds is None or plan.redo_seconds <= REDO_SECONDS:
+        return []
+    return [
+        f"a crash may cost {duration(plan.redo_seconds)} of work, which is what a fragment takes; "
+        "lower index.fragment_bytes and pool.batch_rows"
+    ]
+
+
 CHECKS: tuple[Callable[[Plan, BuildConfig], list[str]], ...] = (
     _nothing_read,
     _bad_rows,
@@ -116,4 +126,5 @@ CHECKS: tuple[Callable[[Plan, BuildConfig], list[str]], ...] = (
     _disk,
     _idle_gpu,
     _few_units,
+    _much_to_redo,
 )

@@ -60,6 +60,8 @@ class Plan:
     embedders: tuple[EmbedderPlan, ...]
     hours: float | None
     cost: float | None
+    redo_seconds: float | None = None
+    """Work that a crash may cost: filling a fragment, the least that is committed, and waiting for the commit."""
     warnings: tuple[str, ...] = ()
 
     @property

@@ -25,7 +25,7 @@ from pipelines.plan.checks import warnings_of
 from pipelines.plan.figures import EmbedderPlan, Plan
 from pipelines.plan.sample import Sample, calibrate, model_config, take_sample
 from pipelines.reading.units import plan_units
-from pipelines.sizing import block_rows, output_bytes, row_bytes
+from pipelines.sizing import block_rows, fragment_rows, output_bytes, row_bytes
 from pipelines.store.codecs import CODECS
 from pipelines.store.schema import identity_of
 
@@ -74,8 +74,16 @@ def make_plan(config: BuildConfig, pool: Pool = Pool(), sample_rows: int = SAMPL
         embedders=embedders,
         hours=hours,
         cost=None if hours is None or pool.price is None else hours * pool.price,
+        redo_seconds=_redo(config, per_row, sample.chunks_in_all, hours),
     )
     return replace(plan, warnings=warnings_of(plan, config))
+
+
+def _redo(config: BuildConfig, per_row: float, chunks: int, hours: float | None) -> float | None:
+    if hours is None or not chunks:
+        return None
+    rows = min(chunks, fragment_rows(config, per_row))
+    return rows / chunks * hours * 3600 + config.index.commit_seconds
 
 
 def _prepare(index: int, embedder: EmbedderConfig) -> Preparation:

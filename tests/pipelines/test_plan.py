@@ -40,6 +40,7 @@ def test_counts_tokens_and_bytes(plan: Plan) -> None:
     (minilm,) = plan.embedders
     assert minilm.tokens == 200 * 10 + 200 * 42
     assert minilm.bytes["dense"] == 400 * 384 * 4
+    assert minilm.bytes["sparse"] == pytest.approx(minilm.tokens * 8)
     assert minilm.bytes["colbert"] == pytest.approx(minilm.tokens * 48)
     assert minilm.colbert_bytes["float16"] == pytest.approx(minilm.tokens * 768)
     assert plan.text_bytes == pytest.approx(200 * 32 + 200 * 160)
@@ -85,6 +86,14 @@ def test_each_embedder_has_its_figures(tmp_path: Path) -> None:
     assert b.bytes["dense"] == a.bytes["dense"] / 2
     assert (b.rows_truncated, b.tokens_truncated) == (1.0, pytest.approx(16 / 32))
     assert any(line.startswith("b: 100% of the rows are truncated and lose 50%") for line in plan.warnings)
+
+
+@pytest.mark.parametrize(("speed", "warned"), [(10.0, True), (1000.0, False)])
+def test_what_a_crash_may_cost_is_a_fragment_and_a_commits_wait(tmp_path: Path, speed: float, warned: bool) -> None:
+    folder = _shards(tmp_path, ["cat " * 30] * 50)
+    plan = make_plan(_config(folder), Pool(tokens_per_second=speed, actors=1))
+    assert plan.redo_seconds == pytest.approx(200 * 32 / speed + 60)
+    assert any("a crash may cost 11m40s of work" in line for line in plan.warnings) == warned
 
 
 def test_warnings(tmp_path: Path) -> None:
