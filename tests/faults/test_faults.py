@@ -1,4 +1,4 @@
-"""Real jobs on a real Ray, killed in every way that a night on a cluster knows. Slow: a Ray start and about 15 jobs.
+"""Real jobs on a Ray of two nodes, killed in every way that a night on a cluster knows. Slow: about 30 jobs.
 
 One of them: `pytest tests/faults -m slow -k replied`. More seeds: `python benchmarks/crash.py --seeds 100`.
 """
@@ -195,7 +195,36 @@ def test_a_full_disk_ends_the_job_and_room_lets_it_go_on(start: Start, small_dis
     all_well(job, undisturbed)
 
 
-@pytest.mark.parametrize("seed", range(3))
+def test_a_node_that_is_lost_takes_no_document_along(start: Start, undisturbed: Content) -> None:
+    job = start()
+    driver = job.start(slow=0.3)
+    wait_for(lambda: job.committed() or driver.poll() is not None, PATIENCE, "a commit")
+    assert job.cluster.kill_node()
+    job.cluster.add_node()
+    if driver.wait(PATIENCE) != 0:  # the driver may have been attached to the node that is gone
+        job.finish()
+    all_well(job, undisturbed)
+
+
+def test_a_shard_that_is_rewritten_while_the_job_runs_is_reported(
+    start: Start, material: Path, undisturbed: Content
+) -> None:
+    """With as many rows and bytes as before: the rows that were there stay, none is taken for another."""
+    shards = shutil.copytree(material / "shards", start().folder / "shards")
+    job = start(shards)
+    driver = job.start(slow=0.5)
+    wait_for(lambda: job.began() or driver.poll() is not None, PATIENCE, "the lease")
+    shutil.copyfile(material / "shards" / "shard-3.parquet", shards / "shard-3.parquet")
+    assert driver.wait(PATIENCE) == 0
+    got = content_of(job)
+    missing = undisturbed.vectors.keys() - got.vectors.keys()
+    assert all(chunk.startswith("s3d") for chunk in missing)
+    assert ("shard-3.parquet", -1) in got.failed
+    job.finish()
+    all_well(job, undisturbed)
+
+
+@pytest.mark.parametrize("seed", range(10))
 def test_whatever_dies_whenever(start: Start, undisturbed: Content, seed: int) -> None:
     job = start()
     torment(job, seed)
