@@ -3,19 +3,21 @@
 At M3's size a GPU gives some 650k tokens a second: 1.3 GB/s of float16, and packing their signs on the host would keep
 a core busy and be late. The price is a second place that knows two of the codecs of `pipelines.store.codecs`; a test
 holds the bytes of both together. On a CPU numpy packs bits faster than torch, so there the host keeps the work.
+
+torch is imported where tensors are: a driver makes a Shrink for its actors and holds none.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import normalize, pad
 
 from actors.outputs import IntArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,8 @@ class Shrink:
 
     def __call__(self, vectors: Tensor, lengths: IntArray) -> Tensor:
         """(m, d) floats of texts with `lengths` vectors each to uint8 (m', width), on the same device."""
+        import torch
+
         if not len(vectors):
             return torch.empty(0, self.width(vectors.shape[1]), dtype=torch.uint8, device=vectors.device)
         if self.every > 1:
@@ -51,12 +55,18 @@ class Shrink:
 
 
 def _pooled(vectors: Tensor, sizes: IntArray) -> Tensor:
+    import torch
+    from torch.nn.functional import normalize
+
     lengths = torch.from_numpy(sizes).to(vectors.device)
     return normalize(torch.segment_reduce(vectors, "sum", lengths=lengths), dim=-1, eps=1e-12)
 
 
 def _signs(vectors: Tensor) -> Tensor:
     """One bit a dimension, the first in the lowest bit; 1 for above zero."""
+    import torch
+    from torch.nn.functional import pad
+
     bits = pad(vectors > 0, (0, -vectors.shape[1] % 8)).view(len(vectors), -1, 8)
     powers = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=vectors.device)
     return (bits * powers).sum(-1, dtype=torch.uint8)
@@ -64,6 +74,8 @@ def _signs(vectors: Tensor) -> Tensor:
 
 def _int8(vectors: Tensor) -> Tensor:
     """A float16 scale, the largest number's 127th part, then the numbers in units of it."""
+    import torch
+
     scale = (vectors.abs().amax(1, keepdim=True) / 127).half()
     divisor = torch.where(scale == 0, 1, scale.float())
     values = (vectors / divisor).round().clamp(-127, 127).to(torch.int8)
