@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from actors.outputs import EmbeddingBatch, IntArray
+from actors.outputs import IntArray
 from actors.spec import EmbedderSpec, Output
 from pipelines.config import DEFAULT_MODEL, Channel, ConfigError, Fusion
 from pipelines.retrieval import fusion as fusing
@@ -26,7 +26,6 @@ from pipelines.retrieval.candidates import (
     Colbert,
     Dense,
     Filter,
-    Floats,
     FullText,
     Queries,
     Ranking,
@@ -40,7 +39,7 @@ from pipelines.retrieval.matches import explain_row
 from pipelines.retrieval.request import Candidates, Request
 from pipelines.retrieval.rerank import Reranker, as_reranker, rerank_hits
 from pipelines.retrieval.results import Hit, Hits
-from pipelines.retrieval.statistics import TokenStatistics, read_statistics
+from pipelines.retrieval.statistics import TokenStatistics, by_rarity, read_statistics
 from pipelines.retrieval.stored import Stored
 from pipelines.retrieval.update import delete, upsert
 from pipelines.store.schema import Identity
@@ -67,9 +66,12 @@ class Index:
         memory: int = MEMORY,
         local: Path | None = None,
         disk: int | None = None,
+        rarity: bool | None = None,
     ) -> None:
         self.snapshot = snapshot
         self.encoder = encoder
+        packaged = snapshot.identity.embedders[encoder.name]["model"] == DEFAULT_MODEL
+        self.rarity = packaged if rarity is None else rarity
         self.stored = Stored(snapshot, encoder.name, memory, local, disk)
 
     @property
@@ -215,20 +217,15 @@ class Index:
                 raise ConfigError(f"query {i}: is empty")
         outputs: list[Output] = [o for o in self.stored.outputs if o in self.channels]
         encoded = self.encoder.encode(queries, outputs) if outputs and queries else None
-        return Queries(tuple(queries), encoded, self._token_weights(queries, encoded))
-
-    def _token_weights(self, queries: Sequence[str], encoded: EmbeddingBatch | None) -> Floats | None:
-        """IDF of each query token for the packaged model, where it is measured to help; other models keep M3's mean."""
-        if encoded is None or encoded.colbert is None or self.token_statistics is None:
-            return None
-        token_ids, _ = self.encoder.token_ids(queries)
-        return self.token_statistics.idf(token_ids)
+        if encoded is None or self.token_statistics is None:
+            return Queries(tuple(queries), encoded)
+        token_ids = self.encoder.token_ids(queries)[0] if encoded.colbert is not None else None
+        return Queries(tuple(queries), *by_rarity(encoded, token_ids, self.token_statistics))
 
     @cached_property
     def token_statistics(self) -> TokenStatistics | None:
-        """Token counts for weighing query tokens; None for models that do without, or where none are counted yet."""
-        weighs = self.identity.embedders[self.name]["model"] == DEFAULT_MODEL
-        return read_statistics(self.snapshot, self.name) if weighs else None
+        """Token counts for weighing query tokens; None where that is not wanted, or where none are counted yet."""
+        return read_statistics(self.snapshot, self.name) if self.rarity else None
 
     def candidates(
         self,
@@ -392,6 +389,7 @@ def open_index(
     memory: int = MEMORY,
     local: str | Path | None = None,
     disk: int | None = None,
+    rarity: bool | None = None,
 ) -> Index:
     """Opens an index at its newest version, or at `version`.
 
@@ -399,7 +397,8 @@ def open_index(
     model that moved to another folder, or that needs remote code). None loads the model that the index names, when
     the first query needs it. memory: bytes of stored columns to hold. local: a folder for copies of the columns that
     scoring reads (`pipelines.retrieval.local`), made by the first search, at most `disk` bytes of them (None: any
-    number); the rest is read from the table.
+    number); the rest is read from the table. rarity: whether query tokens weigh more where few rows have them
+    (`pipelines.retrieval.statistics`); None: for the packaged model, others keep M3's scores.
 
     Raises ConfigError for a missing index, a table that is no index, and a model that did not build it (naming the
     field that differs).
@@ -407,7 +406,7 @@ def open_index(
     snapshot = open_table(uri, table, storage_options, version)
     name = _embedder_name(snapshot.identity, embedder if isinstance(embedder, str) else None)
     encoder = Encoder(snapshot.uri, snapshot.identity, name, None if isinstance(embedder, str) else embedder)
-    return Index(snapshot, encoder, memory, None if local is None else Path(local), disk)
+    return Index(snapshot, encoder, memory, None if local is None else Path(local), disk, rarity)
 
 
 def _embedder_name(identity: Identity, wanted: str | None) -> str:

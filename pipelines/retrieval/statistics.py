@@ -1,15 +1,16 @@
-"""In how many rows each token of the model occurs: what the ColBERT channel weighs query tokens by.
+"""In how many rows each token of the model occurs: what a query's tokens weigh.
 
-A rare query token says more about the right document than a full stop does. Weighing by inverse document frequency
-adds .01 to .02 nDCG@10 to the hybrid of the packaged model (benchmarks/RESULTS.md). The counts come from a sample of
-evenly spaced rows, so they cost seconds at any size, and lie in a table of their own, so that they can be replaced
-without touching the documents.
+A rare query token says more about the right document than a full stop does. Late interaction weighs query tokens by
+inverse document frequency, lexical matching by IDF times the root of the head's weight (benchmarks/RESULTS.md has what
+both bring). Document columns are as the model gives them; `open_index(..., rarity=False)` gives M3's own scores. The
+counts come from a sample of evenly spaced rows, so they cost seconds at any size, and lie in a table of their own, so
+that they can be replaced without touching the documents.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lance
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from actors.outputs import Array
+from actors.outputs import Array, EmbeddingBatch, IntArray, SparseVectors
 from pipelines.retrieval.encoder import spec_of
 from pipelines.store.datasets import open_dataset
 from pipelines.store.schema import table_uri
@@ -45,6 +46,20 @@ class TokenStatistics:
         return np.log1p((self.rows - count + 0.5) / (count + 0.5)).astype(np.float32)
 
 
+def by_rarity(
+    encoded: EmbeddingBatch, token_ids: IntArray | None, statistics: TokenStatistics
+) -> tuple[EmbeddingBatch, Floats | None]:
+    """Queries with lexical weights w made sqrt(w) x IDF, and the IDF of the tokens behind their ColBERT vectors.
+
+    A linear head cannot hold IDF, and in a query of ten words one wrong weight decides: the root takes the edge off.
+    """
+    if encoded.sparse is not None:
+        lexical = encoded.sparse
+        weights = np.sqrt(lexical.weights) * statistics.idf(lexical.token_ids)
+        encoded = replace(encoded, sparse=SparseVectors(lexical.offsets, lexical.token_ids, weights))
+    return encoded, None if token_ids is None else statistics.idf(token_ids)
+
+
 def statistics_table(name: str) -> str:
     return f"tokens_{name}"
 
@@ -66,7 +81,7 @@ def count_tokens(snapshot: Snapshot, tokenizer: Any, max_length: int, sample: in
 def update_statistics(
     uri: str, table: str = "documents", storage_options: Mapping[str, str] | None = None
 ) -> dict[str, int]:
-    """Counts for every embedder with a ColBERT output where more than 5% of the rows are newer than the counts.
+    """Counts for every embedder with token outputs where more than 5% of the rows are newer than the counts.
 
     Returns the rows counted for each embedder that was counted. Run it when a job has ended: counts that lag behind
     the table cost accuracy, never correctness, and a job that edits a few rows should not tokenise 50,000.
@@ -74,7 +89,7 @@ def update_statistics(
     snapshot = open_table(uri, table, storage_options)
     counted: dict[str, int] = {}
     for name, embedder in snapshot.identity.embedders.items():
-        if "colbert" in embedder["outputs"] and len(snapshot) and _is_stale(snapshot, name):
+        if {"sparse", "colbert"} & set(embedder["outputs"]) and len(snapshot) and _is_stale(snapshot, name):
             from actors.tokenizer import load_tokenizer
 
             statistics = count_tokens(snapshot, load_tokenizer(spec_of(embedder)), embedder["passage_max_length"])

@@ -1,0 +1,54 @@
+"""Query tokens weighed by how many rows have them: the numbers, the switch, and that an explanation still adds up."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipelines.retrieval.query import Index, open_index
+from pipelines.retrieval.statistics import TokenStatistics, read_statistics, write_statistics
+from pipelines.store.table import open_table
+from tests.indexes import VOCABULARY, WordEmbedder, corpus, make_index, word_id
+
+QUERY = "scheduler reads dirty pages"
+TEXTS = corpus(60)
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    uri = make_index(tmp_path_factory.mktemp("rarity"), TEXTS)
+    counts = np.zeros(VOCABULARY, np.int64)
+    counts[[word_id(word) for word in QUERY.split()]] = [1, 30, 5, 60]
+    write_statistics(open_table(uri), "words", TokenStatistics(60, counts))
+    return uri
+
+
+def opened(uri: str, rarity: bool | None) -> Index:
+    return open_index(uri, embedder=WordEmbedder(), rarity=rarity)
+
+
+def test_lexical_weights_are_root_times_idf_and_colbert_weights_idf(uri: str) -> None:
+    plain, weighed = (opened(uri, rarity).encode([QUERY]) for rarity in (False, True))
+    statistics = read_statistics(open_table(uri), "words")
+    assert statistics is not None
+    (ids, before), (same, after) = plain.sparse(0), weighed.sparse(0)
+    np.testing.assert_array_equal(ids, same)
+    np.testing.assert_allclose(after, np.sqrt(before) * statistics.idf(ids), rtol=1e-6)
+    assert plain.token_weights is None
+    order = [word_id(word) for word in QUERY.split()]
+    np.testing.assert_allclose(weighed.token_weights, statistics.idf(np.array(order)), rtol=1e-6)
+
+
+def test_other_models_keep_m3s_scores_unless_asked(uri: str) -> None:
+    unasked, off, on = (
+        [hit.score for hit in opened(uri, rarity).search(QUERY, mode="sparse")] for rarity in (None, False, True)
+    )
+    assert unasked == off
+    assert on != off
+
+
+def test_an_explanation_of_weighed_tokens_adds_up(uri: str) -> None:
+    index = opened(uri, True)
+    hit = index.search(QUERY, mode="sparse")[0]
+    explained = index.explain(QUERY, hit.chunk_id, mode="sparse")
+    assert sum(match.product for match in explained.sparse) == pytest.approx(hit.score, rel=1e-5)
