@@ -1,9 +1,9 @@
 """Kills real jobs at random moments and counts what was lost or doubled: `python benchmarks/crash.py --seeds 100`.
 
-Every seed is one job of 600 documents on a Ray of two nodes, with up to four SIGKILLs to its driver, its embedding
-actor, its write tasks or the second node, until it is done (`tests/faults/harness.py`, `torment`). The seeds share the
-Ray, as the jobs of a night do. `--out` keeps a line for each seed, and what is in it already is not run again, so that
-many seeds can be run in pieces. The fixed faults (two drivers, a full disk, damaged shards, signals) are in
+Every seed is one job of 600 documents on a Ray of two nodes, with up to four SIGKILLs to its driver, to an embedding
+actor, a write task or the second node, until it is done (`tests/faults/harness.py`, `torment`). The seeds share the
+Ray, three at once: an actor, a task or a node that one seed kills may be another's. `--out` keeps a line for each seed,
+and what is in it already is not run again, so that many seeds can be run in pieces. The fixed faults (two drivers, a full disk, damaged shards, signals) are in
 tests/faults.
 """
 
@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--at-once", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=1e9, help="Start no seed after so many.")
     parser.add_argument("--out", type=Path, help="JSON Lines of the seeds that are done.")
     arguments = parser.parse_args()
@@ -81,11 +83,14 @@ def main() -> None:
         (folder / "ray").mkdir()
         with cluster(folder / "ray") as running:
             reference = undisturbed(folder, running)
-            for seed in todo:
-                if time.monotonic() - began > 60 * arguments.minutes:
-                    break
-                rows.append(one_seed(folder, running, seed, reference))
-                _append(arguments.out, rows[-1])
+
+            def run(seed: int) -> None:
+                if time.monotonic() - began < 60 * arguments.minutes:
+                    rows.append(one_seed(folder, running, seed, reference))
+                    _append(arguments.out, rows[-1])
+
+            with ThreadPoolExecutor(arguments.at_once) as pool:
+                list(pool.map(run, todo))
     sys.stdout.write(report(rows) + "\n")
 
 

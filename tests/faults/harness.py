@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -56,6 +57,7 @@ class Cluster:
     address: str
     head: subprocess.Popen[bytes]
     second: subprocess.Popen[bytes] | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -63,12 +65,7 @@ class Cluster:
 
     def workers(self, title: str) -> list[psutil.Process]:
         """Worker processes of either node that run something with this in its name."""
-        found = []
-        for process in self.family():
-            with suppress(psutil.NoSuchProcess):
-                if title in " ".join(process.cmdline()):
-                    found.append(process)
-        return found
+        return [process for process in self.family() if title in " ".join(_title(process))]
 
     def family(self) -> list[psutil.Process]:
         """Everything that was started here and still runs, below the two `ray start`."""
@@ -79,27 +76,35 @@ class Cluster:
         return found
 
     def add_node(self) -> None:
-        """Starts the second node, in the background, where there is none."""
-        if self.second is None:
-            self.second = ray_start(self.folder / "second.log", f"--address={self.address}")
+        self.second = ray_start(self.folder / "second.log", f"--address={self.address}")
 
-    def kill_node(self) -> bool:
-        """SIGKILL to the second node's raylet, which takes its workers and its part of the object store along."""
-        raylets = [p for p in self._below_second() if "raylet/raylet" in p.cmdline()[0]]
-        for raylet in raylets:
-            raylet.kill()
-        if raylets:
-            end(self.second)
-            self.second = None
-        return bool(raylets)
+    def replace_node(self) -> bool:
+        """SIGKILL to the second node's raylet, which takes its workers and its part of the object store along.
 
-    def _below_second(self) -> list[psutil.Process]:
-        return [] if self.second is None else psutil.Process(self.second.pid).children(recursive=True)
+        Another node takes its place. False where there was no raylet yet.
+        """
+        with self.lock:
+            assert self.second is not None
+            below = psutil.Process(self.second.pid).children(recursive=True)
+            raylets = [p for p in below if p.is_running() and "raylet/raylet" in "".join(_title(p)[:1])]
+            for raylet in raylets:
+                raylet.kill()
+            if raylets:
+                end(self.second)
+                self.add_node()
+            return bool(raylets)
+
+
+def _title(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return []
 
 
 def ray_start(log: Path, *arguments: str) -> subprocess.Popen[bytes]:
     program = str(Path(sys.executable).with_name("ray"))
-    common = ["--block", "--num-cpus=2", "--object-store-memory=150000000", "--disable-usage-stats"]
+    common = ["--block", "--num-cpus=4", "--object-store-memory=150000000", "--disable-usage-stats"]
     environment = {**os.environ, "RAY_AUTH_MODE": "token"}
     with log.open("ab") as out:
         return subprocess.Popen([program, "start", *common, *arguments], env=environment, stdout=out, stderr=out)
@@ -324,9 +329,7 @@ def kill_one(job: Job, driver: subprocess.Popen[str], rng: random.Random) -> str
         driver.wait()
         return victim
     if victim == "node":
-        lost = job.cluster.kill_node()
-        job.cluster.add_node()
-        return victim if lost else None
+        return victim if job.cluster.replace_node() else None
     found = job.cluster.workers(ACTOR if victim == "actor" else WRITER)
     if not found:
         return None

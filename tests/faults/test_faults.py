@@ -199,8 +199,7 @@ def test_a_node_that_is_lost_takes_no_document_along(start: Start, undisturbed: 
     job = start()
     driver = job.start(slow=0.3)
     wait_for(lambda: job.committed() or driver.poll() is not None, PATIENCE, "a commit")
-    assert job.cluster.kill_node()
-    job.cluster.add_node()
+    assert job.cluster.replace_node()
     if driver.wait(PATIENCE) != 0:  # the driver may have been attached to the node that is gone
         job.finish()
     all_well(job, undisturbed)
