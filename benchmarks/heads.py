@@ -1,9 +1,9 @@
 """What heads are worth: every channel and hybrid of one encoder on whole BEIR collections, scored exhaustively.
 
-BM25 is bm25s over stemmed words without stop words; `sparse idf` is the untrained start of the lexical head; `colbert`
-weighs query tokens by IDF, as search does for the packaged model, `colbert plain` takes M3's mean. Hybrids are z-scores
-over the union of the best 200 of their channels, as search computes them. Paired tests are random sign flips. Token
-states are kept in --cache, so a second head costs seconds. Run:
+BM25 is bm25s over stemmed words without stop words; `sparse idf` is the untrained start of the lexical head, fitted on
+the collection; `sparse plain` and `colbert plain` are M3's scores, `sparse` and `colbert` weigh query tokens by rarity,
+as search does for the packaged model. Hybrids are z-scores over the union of the best 200 of their channels. Paired
+tests are random sign flips. Token states are kept in --cache, so a second head costs seconds. Run:
 
     python benchmarks/heads.py --sparse actors/assets/all-MiniLM-L6-v2 --cache /tmp/states COLLECTION [COLLECTION/train]
 """
@@ -28,7 +28,7 @@ from actors.fitting.mining import dense_vectors, document_frequency, idf, sparse
 from actors.fitting.result import FitConfig
 from actors.fitting.sparse import idf_start, lexical
 from actors.fitting.states import States
-from actors.outputs import IntArray
+from actors.outputs import IntArray, SparseVectors
 from pipelines.config import Channel
 from pipelines.evaluation import read_qrels, read_queries
 from pipelines.evaluation.metrics import paired_p, per_query
@@ -41,10 +41,11 @@ HYBRIDS: dict[str, dict[Channel, float]] = {
     "dense + sparse": {"dense": 1, "sparse": 0.5},
     "dense + bm25": {"dense": 1, "bm25": 0.5},
     "dense + colbert": {"dense": 1, "colbert": 2},
-    "dense + sparse + colbert": {"dense": 1, "sparse": 0.35, "colbert": 2},
+    "dense + sparse .1 + colbert": {"dense": 1, "sparse": 0.1, "colbert": 2},
+    "dense + sparse .2 + colbert": {"dense": 1, "sparse": 0.2, "colbert": 2},
     "dense + bm25 .35 + colbert": {"dense": 1, "bm25": 0.35, "colbert": 2},
     "dense + bm25 .5 + colbert": {"dense": 1, "bm25": 0.5, "colbert": 2},
-    "dense + sparse + bm25 + colbert": {"dense": 1, "sparse": 0.2, "bm25": 0.5, "colbert": 2},
+    "dense + sparse + bm25 + colbert": {"dense": 1, "sparse": 0.1, "bm25": 0.35, "colbert": 2},
 }
 
 
@@ -67,7 +68,7 @@ def late(queries: States, passages: States, head: nn.Linear | None, vocab: int) 
     weighted by their IDF. Products are in bf16, short passages come first."""
     query, counts = _vectors(queries, np.arange(len(queries)), head)
     ids = queries.tokens.ids[~np.isin(np.arange(len(queries.tokens.ids)), queries.tokens.offsets[:-1])]
-    rarity = idf(document_frequency(passages, vocab), len(passages))[ids]
+    rarity = rarities(passages, vocab)[ids]
     owner = torch.from_numpy(np.repeat(np.arange(len(queries)), counts))
     results = tuple(np.zeros((len(queries), len(passages)), np.float32) for _ in range(2))
     order = np.argsort(passages.tokens.lengths, kind="stable")
@@ -88,6 +89,11 @@ def _vectors(texts: States, rows: IntArray, head: nn.Linear | None) -> tuple[Ten
     states = texts.at(at[~first])
     vectors = torch.nn.functional.normalize(states if head is None else head(states), dim=-1)
     return vectors.bfloat16(), texts.tokens.lengths[rows] - 1
+
+
+def rarities(passages: States, vocab: int) -> Scores:
+    """IDF of every token id."""
+    return idf(document_frequency(passages, vocab), len(passages))
 
 
 def head_of(folder: Path, name: str) -> nn.Linear | None:
@@ -119,7 +125,10 @@ def channels_of(
     assert trained is not None, f"{folder} has no sparse_linear"
     start = idf_start([found], encoder.vocab, 100_000, np.random.default_rng(0))
     weights = {name: [lexical(t, head, encoder.excluded) for t in (asked, found)] for name, head in
-               (("sparse idf", start), ("sparse", trained))}  # fmt: skip
+               (("sparse idf", start), ("sparse plain", trained))}  # fmt: skip
+    asks, holds = weights["sparse plain"]
+    root = np.sqrt(asks.weights) * rarities(found, encoder.vocab)[asks.token_ids]
+    weights["sparse"] = [SparseVectors(asks.offsets, asks.token_ids, root), holds]
     plain, weighted = late(asked, found, colbert, encoder.vocab)
     return {
         "bm25": bm25(queries, passages),
