@@ -1,9 +1,9 @@
 """A large index out of a small real one: passages recombined from real sentences, so that score gaps are realistic.
 
-A passage joins a real text with its nearest neighbours until it has some hundred tokens. Its sparse row is the
-largest weight of each token among them, jittered; its ColBERT vectors are theirs, with some bits flipped; its dense
-vector is the first one's, pulled towards the others, with noise. The channels so agree about as much as they do on
-real text, and no two passages are alike: neither holds for vectors drawn around topics. What it flatters: every
+A passage joins a part of a real text with parts of its nearest neighbours until it has some hundred tokens. Its sparse
+row is the largest weight of each token among them, jittered; its ColBERT vectors are theirs, with some bits flipped;
+its dense vector is the first one's, pulled towards the others, with noise. The channels so agree about as much as they
+do on real text, and no two passages are alike: neither holds for vectors drawn around topics. What it flatters: every
 sentence occurs in several passages, as in a corpus with quotations.
 """
 
@@ -17,8 +17,10 @@ import numpy as np
 from actors.outputs import Array, EmbeddingBatch, IntArray, MultiVectors, SparseVectors, offsets_of, ranges
 from pipelines.retrieval import Index
 
-TOKENS = 96
-"""A passage is full when it has this many ColBERT vectors; a long text is cut to TOKENS + 32."""
+TOKENS = 112
+"""A passage is full when it has this many ColBERT vectors."""
+PART = 40
+"""At most so many neighbouring vectors of one text join a passage, with about that share of its sparse tokens."""
 NEIGHBOURS = 16
 MEMBERS = 8
 
@@ -79,7 +81,8 @@ class Recombined:
     def __init__(self, sentences: Sentences, seed: int = 0) -> None:
         self.real = sentences
         self.rng = np.random.default_rng(seed)
-        self.lengths = np.minimum(np.diff(sentences.colbert.offsets), TOKENS + 32)
+        self.all = np.diff(sentences.colbert.offsets)
+        self.lengths = np.minimum(self.all, PART)
 
     def passages(self, n: int) -> EmbeddingBatch:
         first = self.rng.integers(0, len(self.real.dense), n)
@@ -108,15 +111,19 @@ class Recombined:
         found = self.real.sparse.take(rows)
         keys = np.repeat(owners, np.diff(found.offsets)) << 32 | found.token_ids
         weights = found.weights * self.rng.lognormal(0, 0.2, len(found.weights)).astype(np.float32)
+        share = np.repeat(PART / np.maximum(self.all[rows], PART), np.diff(found.offsets))
+        kept = self.rng.random(len(keys)) < share
+        keys, weights, tokens = keys[kept], weights[kept], found.token_ids[kept]
         order = np.lexsort((-weights, keys))
         new = np.ones(len(keys), bool)
         new[1:] = np.diff(keys[order]) > 0
         best = order[new]
         lengths = np.bincount(keys[best] >> 32, minlength=n)
-        return SparseVectors(offsets_of(lengths), (keys[best] & 0xFFFFFFFF).astype(np.uint32), weights[best])
+        return SparseVectors(offsets_of(lengths), tokens[best], weights[best])
 
     def _colbert(self, rows: IntArray, owners: IntArray, n: int) -> MultiVectors:
-        where = ranges(self.real.colbert.offsets[:-1][rows], self.lengths[rows])
+        skipped = self.rng.integers(0, self.all[rows] - self.lengths[rows] + 1)
+        where = ranges(self.real.colbert.offsets[:-1][rows] + skipped, self.lengths[rows])
         codes = self.real.colbert.vectors[where]
         flips = np.full(codes.size, 255, np.uint8)
         for _ in range(4):
