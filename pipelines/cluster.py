@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -43,19 +45,37 @@ def _connect(config: RayConfig) -> None:
     address = config.address or os.environ.get("RAY_ADDRESS")
     # Ray's core warns on stderr, as an error, that actors have arguments in the object store. Ray Data holds them.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    with warnings.catch_warnings():
+    silent: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    with warnings.catch_warnings(), _without(b"Set ray log level from environment variable"):
         # Lance warns of every fork; Ray forks only to execute another program at once, which is safe.
         warnings.filterwarnings("ignore", message="lance")
         if address:
-            ray.init(address=address, log_to_driver=False)
+            ray.init(address=address, **silent)
             return
-        ray.init(
-            num_cpus=config.num_cpus or (os.cpu_count() or 1) + 1,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _node_ip_address=LOOPBACK,
-        )
+        cpus = config.num_cpus or (os.cpu_count() or 1) + 1
+        ray.init(num_cpus=cpus, include_dashboard=False, _node_ip_address=LOOPBACK, **silent)
+
+
+@contextmanager
+def _without(chatter: bytes) -> Iterator[None]:
+    """Holds stderr back for the time of the block, and then shows it without the lines that have these words.
+
+    Ray's C++ core writes past Python, and cannot be told to be silent without saying so.
+    """
+    sys.stderr.flush()
+    shown = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(shown, 2)
+            os.close(shown)
+            held.seek(0)
+            for line in held:
+                if chatter not in line:
+                    os.write(2, line)
 
 
 def _quiet() -> None:
