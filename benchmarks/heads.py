@@ -1,9 +1,9 @@
 """What heads are worth: every channel and hybrid of one encoder on whole BEIR collections, scored exhaustively.
 
 BM25 is bm25s over stemmed words without stop words; `sparse idf` is the untrained start of the lexical head, fitted on
-the collection; `sparse plain` and `colbert plain` are M3's scores, `sparse` and `colbert` weigh query tokens by rarity,
-as search does for the packaged model. Hybrids are z-scores over the union of the best 200 of their channels. Paired
-tests are random sign flips. Token states are kept in --cache, so a second head costs seconds. Run:
+the collection; `... plain` are M3's scores, the others weigh query tokens by rarity, as search does for the packaged
+model. Hybrids are z-scores over the union of the best 200 of their channels. Paired tests are random sign flips. Token
+states are kept in --cache, so a second head costs seconds. Run:
 
     python benchmarks/heads.py --sparse actors/assets/all-MiniLM-L6-v2 --cache /tmp/states COLLECTION [COLLECTION/train]
 """
@@ -116,24 +116,35 @@ def hybrid(channels: Mapping[str, Scores], weights: dict[Channel, float]) -> Sco
     return result
 
 
+def lexical_scores(encoder: Encoder, texts: tuple[States, States], named: Mapping[str, nn.Linear]) -> dict[str, Scores]:
+    """For each head `NAME plain`, M3's scores, and `NAME`, with query weights made sqrt(weight) x IDF."""
+    asked, found = texts
+    rarity, scores = rarities(found, encoder.vocab), {}
+    for name, head in named.items():
+        asks, holds = (lexical(t, head, encoder.excluded) for t in (asked, found))
+        root = np.sqrt(asks.weights) * rarity[asks.token_ids]
+        weighed = SparseVectors(asks.offsets, asks.token_ids, root)
+        scores[f"{name} plain"] = sparse_scores(asks, holds, encoder.vocab)
+        scores[name] = sparse_scores(weighed, holds, encoder.vocab)
+    return scores
+
+
 def channels_of(
-    encoder: Encoder, queries: list[str], passages: list[str], folder: Path, cache: Path
+    encoder: Encoder, queries: list[str], passages: list[str], folders: list[Path], cache: Path
 ) -> dict[str, Scores]:
     asked = encoded(encoder, queries, "query", cache)
     found = encoded(encoder, passages, "passage", cache)
-    trained, colbert = head_of(folder, "sparse_linear"), head_of(folder, "colbert_linear")
-    assert trained is not None, f"{folder} has no sparse_linear"
-    start = idf_start([found], encoder.vocab, 100_000, np.random.default_rng(0))
-    weights = {name: [lexical(t, head, encoder.excluded) for t in (asked, found)] for name, head in
-               (("sparse idf", start), ("sparse plain", trained))}  # fmt: skip
-    asks, holds = weights["sparse plain"]
-    root = np.sqrt(asks.weights) * rarities(found, encoder.vocab)[asks.token_ids]
-    weights["sparse"] = [SparseVectors(asks.offsets, asks.token_ids, root), holds]
-    plain, weighted = late(asked, found, colbert, encoder.vocab)
+    fitted = {f"sparse {folder.name}": head_of(folder, "sparse_linear") for folder in folders[1:]}
+    named = {
+        "sparse idf": idf_start([found], encoder.vocab, 100_000, np.random.default_rng(0)),
+        "sparse": head_of(folders[0], "sparse_linear"),
+        **fitted,
+    }
+    plain, weighted = late(asked, found, head_of(folders[0], "colbert_linear"), encoder.vocab)
     return {
         "bm25": bm25(queries, passages),
         "dense": (dense_vectors(asked, encoder.pooling) @ dense_vectors(found, encoder.pooling).T).numpy(),
-        **{name: sparse_scores(q, d, encoder.vocab) for name, (q, d) in weights.items()},
+        **lexical_scores(encoder, (asked, found), {name: head for name, head in named.items() if head is not None}),
         "colbert plain": plain,
         "colbert": weighted,
     }
@@ -149,7 +160,7 @@ def measured(scores: Scores, ids: list[str], documents: list[str], qrels: Mappin
     return per_query(run, qrels, ids)["nDCG@10"]
 
 
-def evaluate(folder: Path, encoder: Encoder, heads: Path, cache: Path, every: int) -> dict[str, Scores]:
+def evaluate(folder: Path, encoder: Encoder, heads: list[Path], cache: Path, every: int) -> dict[str, Scores]:
     queries = judged(read_queries(folder / "queries.jsonl"), qrels := read_qrels(folder / "qrels.tsv"))
     ids = list(queries)[::every]
     corpus = folder / "corpus.jsonl" if (folder / "corpus.jsonl").is_file() else folder.parent / "corpus.jsonl"
@@ -164,7 +175,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("collections", nargs="+", type=Path)
     parser.add_argument("--model", default="all-MiniLM-L6-v2")
-    parser.add_argument("--sparse", type=Path, required=True, help="folder with sparse_linear")
+    parser.add_argument(
+        "--sparse", type=Path, nargs="+", required=True,
+        help="folders with sparse_linear; the first is `sparse`, with its colbert_linear, others are `sparse FOLDER`",
+    )  # fmt: skip
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--every", type=int, default=1, help="each n-th query of collections with over 2,000")
     options = parser.parse_args()
