@@ -18,7 +18,7 @@ from pipelines.config import Channel
 from pipelines.evaluation.metrics import Run
 from pipelines.retrieval.fusion import Rule, fuse
 from pipelines.retrieval.query import Index
-from pipelines.retrieval.request import Candidates
+from pipelines.retrieval.union import Candidates
 
 BATCH = 256
 DEPTH = 1000

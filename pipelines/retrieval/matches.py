@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import numpy.typing as npt
 
 from actors.outputs import Array, IntArray, MultiVectors, SparseVectors
 from pipelines.config import ConfigError
 from pipelines.retrieval import fusion as fusing
+from pipelines.retrieval.candidates import Queries
 from pipelines.retrieval.explain import ColbertMatch, Explanation, Span, SparseMatch, channel_parts
 from pipelines.retrieval.maxsim import best_matches, normalised_weights
+from pipelines.retrieval.opened import Opened
+from pipelines.retrieval.request import Request
+from pipelines.retrieval.union import Candidates
 from pipelines.store.codecs import pooled_groups
 from pipelines.store.table import sql_in
-
-if TYPE_CHECKING:
-    from pipelines.retrieval.candidates import Queries
-    from pipelines.retrieval.query import Index
-    from pipelines.retrieval.request import Request
 
 
 class Tokens:
@@ -27,7 +24,7 @@ class Tokens:
     ids: int64 (m,), all but the first token. spans: (m, 2) characters, -1 for special and instruction tokens.
     """
 
-    def __init__(self, index: Index, text: str) -> None:
+    def __init__(self, index: Opened, text: str) -> None:
         embedder = index.encoder.embedder
         self.tokenizer = embedder.tokenizer
         self.ids = embedder.tokenise([text], "passage").ids[1:].astype(np.int64)
@@ -61,7 +58,7 @@ def aligned_spans(model_ids: Array, text_ids: Array, starts: Array, ends: Array)
     return spans
 
 
-def sparse_matches(index: Index, queries: Queries, position: int, tokens: Tokens) -> tuple[SparseMatch, ...]:
+def sparse_matches(index: Opened, queries: Queries, position: int, tokens: Tokens) -> tuple[SparseMatch, ...]:
     """Shared tokens, the largest product first; the products sum to the channel's score."""
     row = index.stored.take("sparse", np.array([position]))
     assert isinstance(row, SparseVectors)
@@ -75,7 +72,7 @@ def sparse_matches(index: Index, queries: Queries, position: int, tokens: Tokens
     return tuple(sorted(matches, key=lambda match: -match.product))
 
 
-def colbert_matches(index: Index, queries: Queries, position: int, tokens: Tokens) -> tuple[ColbertMatch, ...]:
+def colbert_matches(index: Opened, queries: Queries, position: int, tokens: Tokens) -> tuple[ColbertMatch, ...]:
     """One match a query token, in the order of the query; the parts sum to the channel's score."""
     row = index.stored.take("colbert", np.array([position]))
     assert isinstance(row, MultiVectors)
@@ -94,7 +91,7 @@ def colbert_matches(index: Index, queries: Queries, position: int, tokens: Token
     )
 
 
-def rows_of(index: Index, id: str) -> IntArray:
+def rows_of(index: Opened, id: str) -> IntArray:
     """Positions of a chunk, or of all chunks of a document."""
     if not isinstance(id, str):
         raise ConfigError(f"id: expected a string, got {type(id).__name__}")
@@ -105,20 +102,18 @@ def rows_of(index: Index, id: str) -> IntArray:
     raise ConfigError(f"id: the index has no document or chunk {id!r}")
 
 
-def explain_row(index: Index, query: str, id: str, request: Request) -> Explanation:
-    """See `Index.explain`."""
-    rows = rows_of(index, id)
-    queries = index.encode([query])
-    found, rule = index.candidates_with(queries, request, rows), request.effective_rule
+def explain_row(index: Opened, queries: Queries, request: Request, found: Candidates, rows: IntArray) -> Explanation:
+    """Explains the best of some rows that are among the candidates. See `Index.explain`."""
+    rule = request.effective_rule
     fused = fusing.fuse(found.scores, rule, found.sample)
     places = np.searchsorted(found.positions, rows)
     place = int(places[np.argmax(fused[places])])
     position = int(found.positions[place])
     (row,) = index.snapshot.take(np.array([position]), ["doc_id", "chunk_id", "text"]).to_pylist()
-    tokens = Tokens(index, row["text"]) if {"sparse", "colbert"} & index.channels.keys() else None
+    tokens = Tokens(index, row["text"]) if {"sparse", "colbert"} & found.scores.keys() else None
     was_found = any(position in top.positions for top in found.tops.values())
     return Explanation(
-        query=query,
+        query=queries.texts[0],
         **row,
         rank=1 + int((fused > fused[place]).sum()) if was_found else 0,
         score=float(fused[place]),
@@ -128,6 +123,6 @@ def explain_row(index: Index, query: str, id: str, request: Request) -> Explanat
             {c: float(weight) for c, weight in rule.weights.items()},
             {c: float(part[place]) for c, part in fusing.parts(found.scores, rule, found.sample).items()},
         ),
-        sparse=sparse_matches(index, queries, position, tokens) if tokens and "sparse" in index.channels else (),
-        colbert=colbert_matches(index, queries, position, tokens) if tokens and "colbert" in index.channels else (),
+        sparse=sparse_matches(index, queries, position, tokens) if tokens and "sparse" in found.scores else (),
+        colbert=colbert_matches(index, queries, position, tokens) if tokens and "colbert" in found.scores else (),
     )

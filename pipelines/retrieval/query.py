@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from actors.outputs import IntArray
 from actors.spec import EmbedderSpec, Output
-from pipelines.config import DEFAULT_MODEL, Channel, ConfigError, Fusion
+from pipelines.config import Channel, ConfigError, Fusion
 from pipelines.retrieval import fusion as fusing
 from pipelines.retrieval.candidates import (
     ChannelSearch,
@@ -34,61 +33,26 @@ from pipelines.retrieval.candidates import (
 from pipelines.retrieval.encoder import Encoder
 from pipelines.retrieval.explain import Explanation
 from pipelines.retrieval.grouping import Grouping, check_page, first_page
-from pipelines.retrieval.kernels import top_n
-from pipelines.retrieval.matches import explain_row
-from pipelines.retrieval.request import Candidates, Request
+from pipelines.retrieval.matches import explain_row, rows_of
+from pipelines.retrieval.opened import MEMORY, Opened
+from pipelines.retrieval.request import Request
 from pipelines.retrieval.rerank import Reranker, as_reranker, rerank_hits
 from pipelines.retrieval.results import Hit, Hits
 from pipelines.retrieval.statistics import TokenStatistics, by_rarity, read_statistics
-from pipelines.retrieval.stored import Stored
+from pipelines.retrieval.union import Candidates, Union
 from pipelines.retrieval.update import delete, upsert
 from pipelines.store.schema import Identity
-from pipelines.store.table import Snapshot, open_table
+from pipelines.store.table import open_table
 
 if TYPE_CHECKING:
     from actors.embedders.base import Embedder
     from actors.vision.preprocess import Picture
 
 MODES = ("hybrid", "dense", "sparse", "colbert", "bm25")
-SAMPLED = 256
-"""Rows that z-scores are measured against."""
-MEMORY = 4 * 2**30
-"""Bytes of stored columns that an opened index may hold."""
 
 
-class Index:
+class Index(Opened):
     """One embedder's view of an index, at one version. Safe to share between threads."""
-
-    def __init__(
-        self,
-        snapshot: Snapshot,
-        encoder: Encoder,
-        memory: int = MEMORY,
-        local: Path | None = None,
-        disk: int | None = None,
-        rarity: bool | None = None,
-    ) -> None:
-        self.snapshot = snapshot
-        self.encoder = encoder
-        packaged = snapshot.identity.embedders[encoder.name]["model"] == DEFAULT_MODEL
-        self.rarity = packaged if rarity is None else rarity
-        self.stored = Stored(snapshot, encoder.name, memory, local, disk)
-
-    @property
-    def identity(self) -> Identity:
-        return self.snapshot.identity
-
-    @property
-    def name(self) -> str:
-        """Which embedder's columns are searched."""
-        return self.encoder.name
-
-    @property
-    def version(self) -> int:
-        return self.snapshot.version
-
-    def __len__(self) -> int:
-        return len(self.snapshot)
 
     def __repr__(self) -> str:
         channels = ", ".join(self.channels)
@@ -107,6 +71,11 @@ class Index:
         if "text" in self.snapshot.indexes():
             made["bm25"] = FullText(self.snapshot)
         return made
+
+    @cached_property
+    def union(self) -> Union:
+        """Finds and scores candidates."""
+        return Union(self.channels, len(self))
 
     @property
     def default_rule(self) -> fusing.Rule:
@@ -238,32 +207,10 @@ class Index:
     ) -> list[Candidates]:
         """The union of the n best of each searched channel, scored exactly by every channel of the index.
 
-        On a large table ColBERT brings no rows of its own unless `exact`: it ranks what the others bring. `sampled`
-        scores the index's sample of rows beside them, for z-scores.
+        On a large table ColBERT brings no rows of its own unless `exact`: it ranks what the others bring, which then is
+        more (`pipelines.retrieval.union`). `sampled` scores the index's sample of rows beside them, for z-scores.
         """
-        wanted = tuple(searched)
-        colbert = self.channels.get("colbert")
-        follows = "colbert" in wanted and isinstance(colbert, Colbert) and not (colbert.scans or exact)
-        leading = tuple(c for c in wanted if not (follows and c == "colbert"))
-        leading = leading or tuple(c for c in self.channels if c != "colbert") or wanted
-        tops = {c: self.channels[c].top(queries, n, where, exact) for c in leading}
-        found = [self._scored(queries, i, {c: t[i] for c, t in tops.items()}, sampled) for i in range(len(queries))]
-        return [_followed(f, n) for f in found] if follows and leading != wanted else found
-
-    def _scored(self, queries: Queries, i: int, tops: Mapping[Channel, Ranking], sampled: bool = False) -> Candidates:
-        found = [top.positions for top in tops.values()]
-        positions = np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
-        n = len(positions)
-        rows = np.concatenate([positions, self.sample]) if sampled else positions
-        scores = {c: channel.scores(queries, i, rows) for c, channel in self.channels.items()}
-        sample = {c: s[n:] for c, s in scores.items()} if sampled else None
-        return Candidates(positions, {c: s[:n] for c, s in scores.items()}, tops, sample)
-
-    @cached_property
-    def sample(self) -> IntArray:
-        """Positions of SAMPLED rows drawn at random, the same at every opening of one version."""
-        rows = np.random.default_rng(0).choice(len(self), min(SAMPLED, len(self)), replace=False)
-        return np.sort(rows).astype(np.int64)
+        return self.union.find(queries, searched, n, where, exact, sampled)
 
     def explain(self, query: str, id: str, **options: Any) -> Explanation:
         """Why a row has the score that `search(query, **options)` gives it: the parts, down to single tokens.
@@ -271,7 +218,10 @@ class Index:
         id: a chunk id, or a document id, which stands for its best chunk. The row need not be among the hits; one
         that no channel finds is scored as if it had been found. Raises ConfigError for an id that is not there.
         """
-        return explain_row(self, query, id, self.request(1, **options))
+        request, rows = self.request(1, **options), rows_of(self, id)
+        queries = self.encode([query])
+        (found,) = self._found(queries, request)
+        return explain_row(self, queries, request, self.union.with_rows(queries, found, rows), rows)
 
     async def search_async(self, query: str | Sequence[str], k: int = 10, **options: Any) -> Hits | list[Hits]:
         """`search` without blocking the event loop: it runs in a thread, and the kernels release the GIL."""
@@ -286,16 +236,6 @@ class Index:
         """Deletes documents with all their chunks; returns the rows deleted."""
         return delete(self, ids)
 
-    def candidates_with(self, queries: Queries, request: Request, rows: IntArray) -> Candidates:
-        """The candidates of a single query, as a search sees them; `rows` are among them, found or not."""
-        (found,) = self._found(queries, request)
-        if not len(np.setdiff1d(rows, found.positions)):
-            return found
-        (channel, top), *_ = found.tops.items()
-        wider = Ranking(np.concatenate([top.positions, rows]), top.scores)
-        whole = self._scored(queries, 0, {**found.tops, channel: wider}, found.sample is not None)
-        return Candidates(whole.positions, whole.scores, found.tops, whole.sample)
-
     def _found(self, queries: Queries, request: Request) -> list[Candidates]:
         sampled = request.effective_rule.fusion == "zscore"
         where, exact = request.where, request.exact
@@ -308,7 +248,7 @@ class Index:
         else:
             (channel,) = request.searched
             tops = self._single(queries, channel, request)
-            found = [self._scored(queries, i, {channel: _kept(top, request)}) for i, top in enumerate(tops)]
+            found = [self.union.scored(queries, i, {channel: _kept(top, request)}) for i, top in enumerate(tops)]
             fused = [f.scores[channel].astype(np.float64) for f in found]
         return [self._hits(queries, i, found[i], fused[i], request) for i in range(len(queries))]
 
@@ -351,13 +291,6 @@ class Index:
     def _fetched_columns(self, request: Request) -> list[str]:
         group = [request.grouping.column] if request.grouping else []
         return list(dict.fromkeys(["doc_id", "chunk_id", "text", *request.columns, *group]))
-
-
-def _followed(found: Candidates, n: int) -> Candidates:
-    """Adds what ColBERT makes of the rows that other channels brought, as its own ranking."""
-    places, best = top_n(found.scores["colbert"], n)
-    tops = {**found.tops, "colbert": Ranking(found.positions[places], best)}
-    return Candidates(found.positions, found.scores, tops, found.sample)
 
 
 def _depth_with_ties(descending: npt.NDArray[Any], depth: int) -> int:

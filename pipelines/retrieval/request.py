@@ -1,28 +1,14 @@
-"""A search that has been checked, and what its channels found."""
+"""A search that has been checked."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from actors.outputs import IntArray
 from pipelines.config import Channel
-from pipelines.retrieval.candidates import Filter, Floats, Ranking
+from pipelines.retrieval.candidates import Filter
 from pipelines.retrieval.fusion import Rule
 from pipelines.retrieval.grouping import Grouping
 from pipelines.retrieval.rerank import Reranker
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Candidates:
-    """One query's candidates, ascending by position, with every channel's exact score."""
-
-    positions: IntArray
-    scores: Mapping[Channel, Floats]
-    tops: Mapping[Channel, Ranking]
-    """What each searched channel found by itself."""
-    sample: Mapping[Channel, Floats] | None = None
-    """Scores of the index's sample of rows, where z-scores are asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from actors.outputs import EmbeddingBatch
 from pipelines.config import ConfigError
+from pipelines.retrieval.opened import Opened
 from pipelines.store import lease
 from pipelines.store.codecs import encode_colbert
 from pipelines.store.commit import Committer
@@ -23,13 +24,10 @@ from pipelines.store.schema import Target
 from pipelines.store.table import sql_in
 from pipelines.store.writer import REPLACES, write_block
 
-if TYPE_CHECKING:
-    from pipelines.retrieval.query import Index
-
 SOURCE = "upsert"
 
 
-def upsert(index: Index, rows: Sequence[Mapping[str, Any]]) -> int:
+def upsert(index: Opened, rows: Sequence[Mapping[str, Any]]) -> int:
     """Embeds and writes documents; one whose `doc_id` is there takes its place. Returns the number written.
 
     rows: `doc_id`, `text` (title and text joined, as the model shall read it) and the table's own columns; what a row
@@ -52,7 +50,7 @@ def upsert(index: Index, rows: Sequence[Mapping[str, Any]]) -> int:
     return len(rows)
 
 
-def delete(index: Index, ids: Sequence[str]) -> int:
+def delete(index: Opened, ids: Sequence[str]) -> int:
     """Deletes documents with all their chunks; returns the rows deleted. Unknown ids are no error."""
     if isinstance(ids, str):
         raise ConfigError("delete: expected a list of ids, got one string")
@@ -62,7 +60,7 @@ def delete(index: Index, ids: Sequence[str]) -> int:
         return Committer(target, held).prune(addresses)
 
 
-def _target(index: Index) -> Target:
+def _target(index: Opened) -> Target:
     snapshot = index.snapshot
     return Target(
         snapshot.uri,
@@ -74,7 +72,7 @@ def _target(index: Index) -> Target:
     )
 
 
-def _check(index: Index, rows: Sequence[Mapping[str, Any]]) -> None:
+def _check(index: Opened, rows: Sequence[Mapping[str, Any]]) -> None:
     known = {"doc_id", "text", *index.snapshot.metadata_columns}
     seen: set[str] = set()
     for i, row in enumerate(rows):
@@ -91,7 +89,7 @@ def _check(index: Index, rows: Sequence[Mapping[str, Any]]) -> None:
         seen.add(row["doc_id"])
 
 
-def _addresses(index: Index, ids: Sequence[str]) -> dict[str, list[int]]:
+def _addresses(index: Opened, ids: Sequence[str]) -> dict[str, list[int]]:
     """Addresses of each document's rows in the newest version of the table, which the lease keeps still."""
     dataset = index.snapshot.dataset.checkout_version(index.snapshot.dataset.latest_version)
     found: dict[str, list[int]] = {}
@@ -103,7 +101,7 @@ def _addresses(index: Index, ids: Sequence[str]) -> dict[str, list[int]]:
     return found
 
 
-def _block(index: Index, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+def _block(index: Opened, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """The rows as a block that `write_block` takes."""
     texts, ids = [row["text"] for row in rows], [row["doc_id"] for row in rows]
     batch = _embedded(index, texts)
@@ -137,7 +135,7 @@ def _as(values: Any, kind: pa.DataType) -> pa.Array:
     return values.cast(kind) if isinstance(values, pa.Array) else pa.array(values, kind)
 
 
-def _embedded(index: Index, texts: Sequence[str]) -> EmbeddingBatch:
+def _embedded(index: Opened, texts: Sequence[str]) -> EmbeddingBatch:
     described, embedder = index.stored.embedder, index.encoder.embedder
     tokens = embedder.tokenise(texts, "passage")
     batch = embedder.embed_tokens(tokens, index.stored.outputs)

@@ -1,0 +1,48 @@
+"""What searching, explaining and updating an index share: its table, its model and its stored columns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipelines.config import DEFAULT_MODEL
+from pipelines.retrieval.encoder import Encoder
+from pipelines.retrieval.stored import Stored
+from pipelines.store.schema import Identity
+from pipelines.store.table import Snapshot
+
+MEMORY = 4 * 2**30
+"""Bytes of stored columns that an opened index may hold."""
+
+
+class Opened:
+    """One embedder's view of an index, at one version."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        encoder: Encoder,
+        memory: int = MEMORY,
+        local: Path | None = None,
+        disk: int | None = None,
+        rarity: bool | None = None,
+    ) -> None:
+        self.snapshot = snapshot
+        self.encoder = encoder
+        self.rarity = self.identity.embedders[self.name]["model"] == DEFAULT_MODEL if rarity is None else rarity
+        self.stored = Stored(snapshot, encoder.name, memory, local, disk)
+
+    @property
+    def identity(self) -> Identity:
+        return self.snapshot.identity
+
+    @property
+    def name(self) -> str:
+        """Which embedder's columns are searched."""
+        return self.encoder.name
+
+    @property
+    def version(self) -> int:
+        return self.snapshot.version
+
+    def __len__(self) -> int:
+        return len(self.snapshot)

@@ -1,0 +1,101 @@
+"""Candidates of a query: the union of what its channels find, each row with every channel's exact score.
+
+ColBERT has no index of its own. On a table of up to SCANNED_ROWS rows it scores all of them; above, its best rows are
+looked for among the best of the other channels, which bring FOLLOWED times as many rows for its sake. What that
+misses, and what other factors would miss, is in benchmarks/RESULTS.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from actors.outputs import IntArray
+from pipelines.config import Channel
+from pipelines.retrieval.candidates import ChannelSearch, Colbert, Filter, Floats, Queries, Ranking
+from pipelines.retrieval.kernels import top_n
+
+SAMPLED = 256
+"""Rows that z-scores are measured against."""
+FOLLOWED = 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """One query's candidates, ascending by position, with every channel's exact score."""
+
+    positions: IntArray
+    scores: Mapping[Channel, Floats]
+    tops: Mapping[Channel, Ranking]
+    """What each searched channel found by itself."""
+    sample: Mapping[Channel, Floats] | None = None
+    """Scores of the index's sample of rows, where z-scores are asked for."""
+
+
+@dataclass(frozen=True)
+class Union:
+    """Finds and scores candidates over the channels of an index with `rows` rows."""
+
+    channels: Mapping[Channel, ChannelSearch]
+    rows: int
+
+    def find(
+        self,
+        queries: Queries,
+        searched: Iterable[Channel],
+        n: int,
+        where: Filter | None = None,
+        exact: bool = False,
+        sampled: bool = False,
+    ) -> list[Candidates]:
+        """See `Index.candidates`."""
+        wanted = tuple(searched)
+        if not self._follows(wanted, exact):
+            tops = {c: self.channels[c].top(queries, n, where, exact) for c in wanted}
+            return [self.scored(queries, i, {c: t[i] for c, t in tops.items()}, sampled) for i in range(len(queries))]
+        leading = tuple(c for c in wanted if c != "colbert") or tuple(c for c in self.channels if c != "colbert")
+        tops = {c: self.channels[c].top(queries, FOLLOWED * n, where, exact) for c in leading}
+        found = [self.scored(queries, i, {c: t[i] for c, t in tops.items()}, sampled) for i in range(len(queries))]
+        return [_followed(f, n) for f in found]
+
+    def _follows(self, wanted: tuple[Channel, ...], exact: bool) -> bool:
+        """Whether ColBERT ranks what others bring."""
+        colbert = self.channels.get("colbert")
+        others = self.channels.keys() - {"colbert"}
+        return "colbert" in wanted and isinstance(colbert, Colbert) and not (colbert.scans or exact) and bool(others)
+
+    def scored(self, queries: Queries, i: int, tops: Mapping[Channel, Ranking], sampled: bool = False) -> Candidates:
+        """The union of some rankings of query i; `sampled` scores the index's sample beside it."""
+        found = [top.positions for top in tops.values()]
+        positions = np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
+        n = len(positions)
+        rows = np.concatenate([positions, self.sample]) if sampled else positions
+        scores = {c: channel.scores(queries, i, rows) for c, channel in self.channels.items()}
+        sample = {c: s[n:] for c, s in scores.items()} if sampled else None
+        return Candidates(positions, {c: s[:n] for c, s in scores.items()}, tops, sample)
+
+    @cached_property
+    def sample(self) -> IntArray:
+        """Positions of SAMPLED rows drawn at random, the same at every opening of one version."""
+        rows = np.random.default_rng(0).choice(self.rows, min(SAMPLED, self.rows), replace=False)
+        return np.sort(rows).astype(np.int64)
+
+    def with_rows(self, queries: Queries, found: Candidates, rows: IntArray) -> Candidates:
+        """A single query's candidates with these rows among them, found or not."""
+        if not len(np.setdiff1d(rows, found.positions)):
+            return found
+        (channel, top), *_ = found.tops.items()
+        wider = Ranking(np.concatenate([top.positions, found.positions, rows]), top.scores)
+        whole = self.scored(queries, 0, {**found.tops, channel: wider}, found.sample is not None)
+        return Candidates(whole.positions, whole.scores, found.tops, whole.sample)
+
+
+def _followed(found: Candidates, n: int) -> Candidates:
+    """Adds what ColBERT makes of the rows that other channels brought, as its own ranking; each channel keeps n."""
+    places, best = top_n(found.scores["colbert"], n)
+    tops = {c: Ranking(top.positions[:n], top.scores[:n]) for c, top in found.tops.items()}
+    tops["colbert"] = Ranking(found.positions[places], best)
+    return Candidates(found.positions, found.scores, tops, found.sample)
