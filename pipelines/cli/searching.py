@@ -9,8 +9,19 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.cli.app import Index, Json, Qrels, Queries, app, print_json
+from pipelines.config import ConfigError
 
 SearchFiles = Annotated[list[Path] | None, typer.Option("--search", help="YAML of `tridex tune`; may be repeated.")]
+SearchFile = Annotated[Path | None, typer.Option("--search", help="YAML of `tridex tune`; options here win over it.")]
+Mode = Annotated[str | None, typer.Option(help="hybrid (default), dense, sparse, colbert or bm25.")]
+Where = Annotated[str | None, typer.Option(help="SQL filter over the index's columns.")]
+Weights = Annotated[str | None, typer.Option(help="Of the hybrid: dense=1,bm25=0.35,colbert=2.")]
+FusionRule = Annotated[str | None, typer.Option("--fusion", help="zscore, weighted, rrf or dbsf.")]
+Depth = Annotated[int | None, typer.Option("--candidates", help="Rows of each channel that enter the hybrid (200).")]
+Exact = Annotated[bool, typer.Option("--exact", help="No approximate index; ColBERT scans the table.")]
+Local = Annotated[Path | None, typer.Option(help="Folder for local copies of what scoring reads, kept for later.")]
+ONCE = 2**29
+"""Bytes of columns that one command reads whole: for a few queries it is not worth reading more."""
 
 
 @app.command()
@@ -18,15 +29,39 @@ def search(
     index: Index,
     query: Annotated[list[str], typer.Argument(help="One query or several.")],
     k: Annotated[int, typer.Option("-k", help="Hits for each query.")] = 10,
-    mode: Annotated[str, typer.Option(help="hybrid, dense, sparse, colbert or bm25.")] = "hybrid",
-    where: Annotated[str | None, typer.Option(help="SQL filter over the index's columns.")] = None,
-    rerank: Annotated[str | None, typer.Option(help="A reranker for the second stage.")] = None,
+    search_config: SearchFile = None,
+    mode: Mode = None,
+    where: Where = None,
+    weights: Weights = None,
+    fusion: FusionRule = None,
+    candidates: Depth = None,
+    rerank: Annotated[str | None, typer.Option(help="A reranker for the second stage, or colbert.")] = None,
+    rerank_k: Annotated[int | None, typer.Option(help="Hits that the reranker scores (100).")] = None,
+    group_by: Annotated[str | None, typer.Option(help="A column: at most --group-size hits of each value.")] = None,
+    group_size: Annotated[int, typer.Option(help="Hits of each group.")] = 1,
+    offset: Annotated[int, typer.Option(help="Hits (or groups) to skip.")] = 0,
+    columns: Annotated[str | None, typer.Option(help="Metadata columns to show, separated by commas; all.")] = None,
+    exact: Exact = False,
+    local: Local = None,
     as_json: Json = False,
 ) -> None:
     """Search an index; every hit shows each channel's score."""
     from pipelines.retrieval import open_index
 
-    results = open_index(index).search(query, k=k, mode=mode, where=where, rerank=rerank)
+    options = _search_options(
+        search_config,
+        mode=mode,
+        weights=weights,
+        fusion=fusion,
+        candidates=candidates,
+        rerank=rerank,
+        rerank_k=rerank_k,
+    )
+    shown = None if columns is None else [name.strip() for name in columns.split(",") if name.strip()]
+    page = {"group_by": group_by, "group_size": group_size, "offset": offset, "columns": shown}
+    results = open_index(index, memory=ONCE, local=local).search(
+        query, k=k, where=where, exact=exact, **page, **options
+    )
     if as_json:
         print_json([hits.to_dict() for hits in results])
         return
@@ -39,14 +74,48 @@ def explain(
     index: Index,
     query: Annotated[str, typer.Argument(help="The query.")],
     document: Annotated[str, typer.Argument(help="A document's or a chunk's id.")],
-    mode: Annotated[str, typer.Option(help="hybrid, dense, sparse, colbert or bm25.")] = "hybrid",
+    search_config: SearchFile = None,
+    mode: Mode = None,
+    where: Where = None,
+    weights: Weights = None,
+    fusion: FusionRule = None,
+    candidates: Depth = None,
+    exact: Exact = False,
+    local: Local = None,
     as_json: Json = False,
 ) -> None:
     """Why a document has its score: each channel's part, shared words, and the token that each query token matched."""
     from pipelines.retrieval import open_index
 
-    told = open_index(index).explain(query, document, mode=mode)
+    options = _search_options(search_config, mode=mode, weights=weights, fusion=fusion, candidates=candidates)
+    options = {key: value for key, value in options.items() if not key.startswith("rerank")}
+    opened = open_index(index, memory=ONCE, local=local)
+    told = opened.explain(query, document, where=where, exact=exact, **options)
     print_json(told.to_dict()) if as_json else typer.echo(str(told))
+
+
+def _search_options(path: Path | None, **given: Any) -> dict[str, Any]:
+    """Arguments of `Index.search`: what was given on the command line over what the file says."""
+    from pipelines.config import read_search_config
+
+    chosen = {} if path is None else read_search_config(path).model_dump(exclude_none=True)
+    if given.get("weights") is not None:
+        given["weights"] = _weights(given["weights"])
+    return {**chosen, **{key: value for key, value in given.items() if value is not None}}
+
+
+def _weights(text: str) -> dict[str, float]:
+    """`dense=1,bm25=0.35` to a mapping; ConfigError names the part at fault."""
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        channel, sign, number = (piece.strip() for piece in part.partition("="))
+        try:
+            weights[channel] = float(number)
+        except ValueError:
+            sign = ""
+        if not (channel and sign):
+            raise ConfigError(f"--weights: {part.strip()!r}: expected CHANNEL=NUMBER, as in dense=1,bm25=0.35")
+    return weights
 
 
 @app.command()
