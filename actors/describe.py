@@ -69,6 +69,8 @@ def describe(preparation: Preparation) -> Identity:
         "query_max_length": spec.query_max_length,
         "passage_max_length": spec.passage_max_length,
     }
+    if spec.model in PACKAGED and (head := head_file(head_folder(preparation), "sparse_linear")) is not None:
+        described["lexical_head"] = fingerprint(head)  # it changes with this program, not with the model's weights
     return described if pictures is None else {**described, **_sees(pictures)}
 
 

@@ -64,3 +64,15 @@ def test_damaged_weights_are_refused_before_anything_starts(tmp_path: Path) -> N
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(CheckpointError, match=r"model\.safetensors is corrupt"):
         describe(load_preparation(EmbedderSpec(model=str(folder))))
+
+
+def test_an_index_knows_which_lexical_head_this_program_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    preparation = load_preparation(EmbedderSpec(model="all-MiniLM-L6-v2"))
+    before = describe(preparation)
+    folder = tmp_path / "all-MiniLM-L6-v2"
+    folder.mkdir()
+    (folder / "sparse_linear.safetensors").write_bytes(b"another head")
+    monkeypatch.setattr("actors.describe.ASSETS", tmp_path)
+    monkeypatch.setattr("actors.describe.head_width", lambda folder, name: None)
+    after = describe(preparation)
+    assert {key for key in before if before[key] != after[key]} == {"lexical_head"}
