@@ -66,7 +66,7 @@ def main() -> None:
                 f"{e.n_tokens:,}",
                 f"{made.unchanged:,}",
                 f"{made.pruned:,}",
-                f"{made.widened:,}",
+                f"{made.widened:,} ({made.widened_tokens:,} tokens)",
             ]
             seconds = [f"{made.seconds:.1f}", f"{made.embed_seconds:.1f}"]
             sys.stdout.write("| " + " | ".join([step, *figures, *seconds]) + " |\n")

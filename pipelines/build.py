@@ -20,6 +20,7 @@ from pipelines.census.take import Census, take_census
 from pipelines.cluster import describe, on_worker, running
 from pipelines.config import BuildConfig, IndexConfig, plain
 from pipelines.driver import JobFailed, commit_all, prune, records
+from pipelines.interrupt import interruptible
 from pipelines.job import LIGHT, Job, embed
 from pipelines.monitor.runlog import RunLog
 from pipelines.monitor.summary import Summary
@@ -51,7 +52,7 @@ def build_index(config: BuildConfig, only: Only | None = None) -> Summary:
     log = RunLog(config)
     units = plan_units(config.input)
     fields = metadata_fields(config.input, units)
-    with running(config.ray):
+    with running(config.ray), interruptible():
         with log.phase("models"):
             job = Job(config, units, fields, make_target(config, fields), only)
         with take_lease(job.target, config) as lease, log.reported(job.target):
@@ -90,7 +91,8 @@ def run(job: Job, lease: Lease, log: RunLog) -> Summary:
         unchanged=census.same,
         duplicates=census.duplicates,
         pruned=pruned,
-        widened=widened,
+        widened=widened.rows,
+        widened_tokens=widened.n_tokens,
         seconds=log.seconds,
         embed_seconds=log.phases["embedding"],
         rows_in_index=create_or_open(job.target).count_rows(),

@@ -30,6 +30,12 @@ class ConfigError(ValueError):
     """The request was wrong; the message names the key path or the argument at fault. The command line exits with 2."""
 
 
+class WorkFailed(RuntimeError):
+    """The request was right and the work failed for a reason that the message says; what was committed stays.
+
+    The command line shows the message without a traceback and exits with 1."""
+
+
 class Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 

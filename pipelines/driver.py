@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from pipelines.census.take import Census
-from pipelines.config import BuildConfig
+from pipelines.config import BuildConfig, WorkFailed
 from pipelines.interrupt import interruptible
 from pipelines.monitor.progress import Progress
 from pipelines.monitor.runlog import RunLog
@@ -21,7 +21,7 @@ SETTLED_ROWS = 1000
 """Before so many rows a share of bad ones says little."""
 
 
-class JobFailed(RuntimeError):
+class JobFailed(WorkFailed):
     """The job stopped before its end; what was committed stays, and the same command goes on from there."""
 
 

@@ -19,6 +19,7 @@ from pipelines.config import BuildConfig, ConfigError
 from pipelines.driver import JobFailed, records
 from pipelines.interrupt import interruptible
 from pipelines.job import LIGHT, Job, embed
+from pipelines.monitor.progress import Progress
 from pipelines.sizing import block_rows, row_bytes
 from pipelines.stages import tokenise
 from pipelines.store.columns import (
@@ -29,7 +30,7 @@ from pipelines.store.columns import (
     unfilled,
     write_columns,
 )
-from pipelines.store.commit import fence
+from pipelines.store.commit import Totals, fence
 from pipelines.store.datasets import open_dataset, open_version
 from pipelines.store.lease import Lease
 from pipelines.store.schema import Identity, Target
@@ -42,11 +43,11 @@ def missing_outputs(target: Target) -> dict[str, tuple[Output, ...]]:
     return {} if have is None else have.additions(target.identity)  # type: ignore[return-value]
 
 
-def widen(job: Job, lease: Lease) -> int:
-    """Adds the outputs that are missing, and returns how many rows got them. Resumes where an earlier try stopped."""
+def widen(job: Job, lease: Lease) -> Totals:
+    """Adds the outputs that are missing, and returns the rows that got them. Resumes where an earlier try stopped."""
     missing = missing_outputs(job.target)
     if not missing:
-        return 0
+        return Totals()
     refuse_pictures(job.config, missing)
     if lease.took_over:
         fence(job.target, lease)
@@ -54,9 +55,10 @@ def widen(job: Job, lease: Lease) -> int:
     committer = ColumnCommitter(job.target, lease, dataset, fields)
     left = unfilled(lance.dataset(dataset.uri, storage_options=dict(job.target.storage_options)), fields)
     if left:
-        fill(records(graph(job, dataset, left, missing, fields)), committer, job.config)
+        rows = sum(dataset.get_fragment(i).count_rows() for i in left)
+        fill(records(graph(job, dataset, left, missing, fields)), committer, job.config, rows)
     finish_columns(job.target, fields)
-    return committer.rows
+    return committer.totals
 
 
 def refuse_pictures(config: BuildConfig, missing: Mapping[str, tuple[Output, ...]]) -> None:
@@ -69,15 +71,20 @@ def refuse_pictures(config: BuildConfig, missing: Mapping[str, tuple[Output, ...
         )
 
 
-def fill(finished: Iterator[Mapping[str, Any]], committer: ColumnCommitter, config: BuildConfig) -> None:
+def fill(
+    finished: Iterator[Mapping[str, Any]], committer: ColumnCommitter, config: BuildConfig, rows: int | None = None
+) -> None:
+    progress = Progress(rows, enabled=config.ray.progress)
     with interruptible():
         try:
             for record in finished:
                 committer.add(record)
+                progress.show(committer.totals)
                 if committer.pending >= config.index.commit_fragments:
                     committer.commit()
         finally:
             committer.commit()
+            progress.show(committer.totals, now=True)
     if committer.incomplete:
         raise JobFailed(f"rows of {len(committer.incomplete)} fragments are missing: {committer.incomplete[:5]}")
 

@@ -14,11 +14,13 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from pipelines.config import BuildConfig, ConfigError, load_config
+from pipelines.config import BuildConfig, ConfigError, WorkFailed, load_config
 
 
 class _Group(TyperGroup):
-    """Turns a wrong request into one message and exit status 2; a real failure keeps its traceback and status 1."""
+    """Turns a wrong request into one message and exit status 2, a failure that explains itself into one and status 1.
+
+    Any other failure keeps its traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -26,6 +28,9 @@ class _Group(TyperGroup):
         except ConfigError as error:
             typer.echo(f"tridex: {error}", err=True)
             raise typer.Exit(2) from error
+        except WorkFailed as error:
+            typer.echo(f"tridex: {error}", err=True)
+            raise typer.Exit(1) from error
         except KeyboardInterrupt:
             typer.echo("tridex: stopped; run the same command again to go on", err=True)
             raise typer.Exit(1) from None

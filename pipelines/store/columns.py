@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import lance
@@ -21,7 +21,7 @@ from lance.file import LanceFileReader
 from lance.fragment import FragmentMetadata, write_fragments
 
 from pipelines.config import ConfigError
-from pipelines.store.commit import commit_once
+from pipelines.store.commit import Totals, commit_once
 from pipelines.store.lease import Lease
 from pipelines.store.schema import FILLING_KEY, Identity, Target, output_field
 from pipelines.store.writer import conform, quarantine_record
@@ -31,6 +31,7 @@ PART_SCHEMA = pa.schema(
         pa.field("kind", pa.string()),
         pa.field("fragment", pa.string()),
         pa.field("rows", pa.int64()),
+        pa.field("n_tokens", pa.int64()),
         pa.field("id", pa.int64()),
         pa.field("offsets", pa.list_(pa.uint32())),
     ]
@@ -102,11 +103,16 @@ def write_columns(table: pa.Table, target: Target, fields: Sequence[pa.Field]) -
         rows = np.flatnonzero(owners == fragment)
         part = conform(table.slice(rows[0], len(rows)), pa.schema(list(fields)))
         offsets = (addresses[rows] & np.uint64(0xFFFFFFFF)).astype(np.uint32)
-        records.append(_part(part, int(fragment), offsets, target))
+        records.append(_part(part, int(fragment), offsets, target) | {"n_tokens": _tokens(table, rows)})
     failed = table.filter(table.column("error").is_valid())
     if failed.num_rows:
         records.append(quarantine_record(failed, target, []))
     return pa.Table.from_pylist(records, schema=PART_SCHEMA)
+
+
+def _tokens(table: pa.Table, rows: np.ndarray[Any, Any]) -> int:
+    counts = table.column("n_tokens") if "n_tokens" in table.column_names else []
+    return int(np.sum(np.asarray(counts)[rows])) if len(counts) else 0
 
 
 def _part(rows: pa.Table, fragment: int, offsets: np.ndarray[Any, Any], target: Target) -> dict[str, Any]:
@@ -169,7 +175,8 @@ class ColumnCommitter:
     lease: Lease
     dataset: lance.LanceDataset
     fields: Sequence[pa.Field]
-    rows: int = 0
+    totals: Totals = field(default_factory=Totals)
+    """What has arrived: rows count as documents."""
     _parts: dict[int, list[Mapping[str, Any]]] = field(default_factory=dict)
     _ready: dict[int, str] = field(default_factory=dict)
     _failed: list[Mapping[str, Any]] = field(default_factory=list)
@@ -178,14 +185,16 @@ class ColumnCommitter:
     def add(self, record: Mapping[str, Any]) -> None:
         if record["kind"] == "quarantine":
             self._failed.append(record)
+            self.totals = replace(self.totals, quarantined=self.totals.quarantined + record["rows"])
             return
+        rows, n_tokens = self.totals.rows + record["rows"], self.totals.n_tokens + (record.get("n_tokens") or 0)
+        self.totals = replace(self.totals, rows=rows, documents=rows, n_tokens=n_tokens)
         parts = self._parts.setdefault(record["id"], [])
         parts.append(record)
         fragment = self.dataset.get_fragment(record["id"])
         if sum(p["rows"] for p in parts) == fragment.count_rows():
             del self._parts[record["id"]]
             self._ready[record["id"]] = join_parts(parts, fragment.physical_rows, self.target, self.fields)
-            self.rows += fragment.count_rows()
 
     @property
     def pending(self) -> int:

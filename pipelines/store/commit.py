@@ -22,7 +22,7 @@ import numpy as np
 from lance.commit import CommitConflictError
 from lance.fragment import FragmentMetadata
 
-from pipelines.config import ConfigError
+from pipelines.config import ConfigError, WorkFailed
 from pipelines.store.datasets import create_dataset, open_dataset
 from pipelines.store.lease import Lease
 from pipelines.store.schema import Identity, Target, quarantine_schema
@@ -35,7 +35,7 @@ ATTEMPTS = 8
 _FIRST_PAUSE = 0.2
 
 
-class CommitError(RuntimeError):
+class CommitError(WorkFailed):
     """The table could not be written; rows committed before stay, and the job can be started again."""
 
 

@@ -27,7 +27,7 @@ import lance
 import pyarrow as pa
 from lance.commit import CommitConflictError
 
-from pipelines.config import ConfigError
+from pipelines.config import ConfigError, WorkFailed
 from pipelines.store.datasets import create_dataset, open_dataset
 from pipelines.store.schema import LEASES, table_uri
 
@@ -55,7 +55,7 @@ class LeaseHeld(ConfigError):
     """Another driver lives; the message names its job, host, process and age."""
 
 
-class LeaseLost(RuntimeError):
+class LeaseLost(WorkFailed):
     """Another driver took the lease over while this one was stalled; nothing more may be committed."""
 
 

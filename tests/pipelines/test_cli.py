@@ -71,3 +71,14 @@ def test_build_then_status_then_search_each_one_json_document(ray_session: None,
     wrong = run(app, ["search", index, "fruit", "--where", "nonsense ="])
     assert wrong.exit_code == 2
     assert "nonsense =" in wrong.stderr
+
+
+def test_a_failure_that_explains_itself_is_one_message_and_status_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pipelines.build
+
+    def fail(config: object) -> None:
+        raise pipelines.build.JobFailed("10 of the first 20 rows went to quarantine")
+
+    monkeypatch.setattr(pipelines.build, "build_index", fail)
+    result = run(app, ["build", "--input", "a", "--index", "b"])
+    assert (result.exit_code, result.stderr) == (1, "tridex: 10 of the first 20 rows went to quarantine\n")

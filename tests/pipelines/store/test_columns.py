@@ -95,7 +95,7 @@ def test_every_row_gets_its_own_values(wider: Target, batch_rows: int) -> None:
         blocks = list(read_fragments(dataset, todo, batch_rows))
         Random(batch_rows).shuffle(blocks)
         done = fill(wider, lease, blocks, fields)
-        assert (done.rows, done.incomplete) == (7, [])
+        assert (done.totals.rows, done.incomplete) == (7, [])
         finish_columns(wider, fields)
     after = lance.dataset(wider.documents_uri)
     assert values(wider) == expected("bdeghij")
