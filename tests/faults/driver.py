@@ -2,9 +2,9 @@
 
 die: "before:N" or "after:N" kills this process around its Nth commit of documents; after: the commit is there, and the
 driver never saw the reply. write_deaths: so many write tasks kill their process when their fragments are on disk and
-their records are not returned. slow: seconds that each write task sleeps, so that there is time to be killed.
-freeze: the driver stops after its second lease check, as a process that was suspended, and goes on when there is a
-file `thaw` beside CONFIG.
+their records are not returned. slow: seconds that each write task sleeps, so that there is time to be killed. memory:
+tokens in a forward pass beyond which the actors' device has no memory left. freeze: the driver stops after its second
+lease check, as a process that was suspended, and goes on when there is a file `thaw` beside CONFIG.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from typing import Any
 import pyarrow as pa
 
 import pipelines.build
+import pipelines.job
 from pipelines.config import load_config
+from pipelines.monitor.metrics import MeteredActor
 from pipelines.store import commit
 from pipelines.store.lease import Lease
 from pipelines.store.schema import Target
@@ -60,6 +62,27 @@ def freeze_after_check(folder: Path) -> None:
     Lease.check = freezing  # type: ignore[method-assign]
 
 
+def small_device(tokens: int) -> Any:
+    """Embedding actors whose device holds a forward pass of so many tokens."""
+
+    class SmallActor(MeteredActor):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            import torch
+
+            backbone = self.embedder.engine.backbone
+            forward = backbone.forward
+
+            def limited(ids: Any, offsets: Any) -> Any:
+                if len(ids) > tokens:
+                    raise torch.OutOfMemoryError(f"no memory for {len(ids)} tokens")
+                return forward(ids, offsets)
+
+            backbone.forward = limited  # type: ignore[method-assign]
+
+    return lambda embedder: type(f"Embed_{embedder}", (SmallActor,), {})
+
+
 def slow_and_mortal(folder: str, deaths: int, seconds: float) -> Any:
     """A write task that sleeps, writes, and then dies without an answer until it has died `deaths` times."""
 
@@ -82,6 +105,8 @@ def main(path: str, faults: dict[str, Any]) -> None:
     if "die" in faults:
         when, number = faults["die"].split(":")
         die_at_commit(when, int(number))
+    if "memory" in faults:
+        pipelines.job.named_actor = small_device(faults["memory"])
     if "freeze" in faults:
         freeze_after_check(folder)
     pipelines.build.write_block = slow_and_mortal(str(folder), faults.get("write_deaths", 0), faults.get("slow", 0.0))

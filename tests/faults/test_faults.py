@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import lance
 import pytest
 from checkpoints import build as build_checkpoint
 from harness import (
@@ -109,6 +110,24 @@ def test_write_tasks_that_die_after_writing_leave_files_and_no_rows(start: Start
     job = start()
     job.finish(write_deaths=3)
     assert len(list(job.folder.glob("death-*"))) == 3
+    all_well(job, undisturbed)
+
+
+def test_a_device_that_runs_out_of_memory_gets_smaller_batches(start: Start, undisturbed: Content) -> None:
+    job = start()
+    assert job.finish(memory=300)["embedded"]["n_halvings"] > 0
+    all_well(job, undisturbed)
+
+
+def test_a_text_that_no_memory_suffices_for_is_listed(start: Start, undisturbed: Content) -> None:
+    job = start()
+    job.finish(memory=85)
+    got = content_of(job)
+    lost = undisturbed.vectors.keys() - got.vectors.keys()
+    listed = lance.dataset(f"{job.index}/quarantine.lance").to_table(filter="error LIKE '%OutOfMemoryError%'")
+    assert {str(chunk) for chunk in listed["chunk_id"].to_pylist()} == lost
+    assert 0 < len(lost) < len(got.vectors)
+    job.finish()
     all_well(job, undisturbed)
 
 
