@@ -1,5 +1,6 @@
-"""The inner loops, compiled by numba: selection of the best, sparse accumulation, maxima of segments.
+"""The inner loops, compiled by numba: selection of the best, products with chosen rows, maxima of segments.
 
+Beside each stands what numpy does where numba is absent or switched off (NUMBA_DISABLE_JIT=1), with the same results.
 They release the GIL and use one thread each; callers split work over threads themselves, because numba's own
 threading layers are not safe to enter from several Python threads.
 """
@@ -11,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from actors.outputs import IntArray
-from pipelines.store.blocks import compiled, fast
+from actors.outputs import IntArray, ranges
+from pipelines.store.blocks import compiled, compiled_or
 
 Floats = npt.NDArray[np.float32]
 
@@ -37,7 +38,17 @@ def _sift_down(values: Any, items: Any, i: int, size: int) -> None:
     values[i], items[i] = value, item
 
 
-@compiled
+def _plain_select(scores: Any, allowed: Any, above: float, values: Any, items: Any) -> int:
+    kept = scores > above
+    if len(allowed):
+        kept &= allowed
+    places = np.flatnonzero(kept)
+    best = places[np.lexsort((places, -scores[places]))][: len(values)]
+    values[: len(best)], items[: len(best)] = scores[best], best
+    return len(best)
+
+
+@compiled_or(_plain_select)
 def _select(scores: Any, allowed: Any, above: float, values: Any, items: Any) -> int:
     size, n = 0, len(values)
     masked = len(allowed) > 0
@@ -74,12 +85,23 @@ def top_n(
     return items[:size][order], values[:size][order]
 
 
-@compiled
+def _plain_sparse_dots(query: Any, offsets: Any, token_ids: Any, weights: Any, rows: Any, out: Any) -> None:
+    lengths = offsets[rows + 1] - offsets[rows]
+    places = ranges(offsets[rows], lengths)
+    known = token_ids[places] < len(query)
+    owners, places = np.repeat(np.arange(len(rows)), lengths)[known], places[known]
+    out[:] = np.bincount(owners, weights[places] * query[token_ids[places]], len(rows))
+
+
+@compiled_or(_plain_sparse_dots)
 def sparse_dots(query: Any, offsets: Any, token_ids: Any, weights: Any, rows: Any, out: Any) -> None:
-    """out[i] = sum over the tokens of row rows[i] of weight * query[token]; `query` is a dense (vocabulary,) vector."""
+    """out[i] = sum over the tokens of row rows[i] of weight * query[token]; `query` is a dense (vocabulary,) vector.
+
+    Summed in float64, as numpy's counting does it.
+    """
     size = len(query)
     for i in range(len(rows)):
-        total = np.float32(0)
+        total = 0.0
         for j in range(offsets[rows[i]], offsets[rows[i] + 1]):
             token = token_ids[j]
             if token < size:
@@ -87,7 +109,11 @@ def sparse_dots(query: Any, offsets: Any, token_ids: Any, weights: Any, rows: An
         out[i] = total
 
 
-@fast
+def _plain_dense_dots(query: Any, vectors: Any, rows: Any, out: Any) -> None:
+    out[:] = np.einsum("ij,j->i", vectors[rows], query)
+
+
+@compiled_or(_plain_dense_dots, fast=True)
 def dense_dots(query: Any, vectors: Any, rows: Any, out: Any) -> None:
     """out[i] = query . vectors[rows[i]]."""
     for i in range(len(rows)):
@@ -98,13 +124,25 @@ def dense_dots(query: Any, vectors: Any, rows: Any, out: Any) -> None:
         out[i] = total
 
 
-@compiled
+def _plain_accumulate(positions: Any, weights: Any, factor: float, scores: Any) -> None:
+    scores[positions] += np.float32(factor) * weights
+
+
+@compiled_or(_plain_accumulate)
 def accumulate(positions: Any, weights: Any, factor: float, scores: Any) -> None:
+    """Adds factor * weights to the scores of rows that are named once each."""
     for i in range(len(positions)):
         scores[positions[i]] += factor * weights[i]
 
 
-@compiled
+def _plain_segment_max(products: Any, offsets: Any, weights: Any, out: Any) -> None:
+    out[:] = 0
+    filled = np.flatnonzero(np.diff(offsets))
+    if len(filled):
+        out[filled] = weights @ np.maximum.reduceat(products, offsets[filled], axis=1)
+
+
+@compiled_or(_plain_segment_max)
 def segment_max(products: Any, offsets: Any, weights: Any, out: Any) -> None:
     """products: (query vectors, document vectors); out[i] = sum over query vectors of weight * max over document i."""
     for i in range(len(offsets) - 1):

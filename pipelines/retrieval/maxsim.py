@@ -14,9 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.outputs import IntArray, MultiVectors
-from pipelines.retrieval.bits import BitQuery
 from pipelines.retrieval.kernels import segment_max
+from pipelines.store.blocks import HAS_NUMBA
 from pipelines.store.codecs import decode
+
+if HAS_NUMBA:
+    from pipelines.retrieval.bits import BitQuery
 
 Floats = npt.NDArray[np.float32]
 BLOCK_VECTORS = 4096
@@ -46,12 +49,13 @@ def maxsim(
     shares = normalised_weights(len(query), weights)
     if not len(query) or not n:
         return np.zeros(n, np.float32)
-    if rows is not None and (codec != "sign" or documents.vectors.shape[1] % 8):
+    bits = HAS_NUMBA and codec == "sign"
+    if rows is not None and not (bits and documents.vectors.shape[1] % 8 == 0):
         documents, rows = documents.take(rows), None
     starts, ends = documents.offsets[:-1], documents.offsets[1:]
     if rows is not None:
         starts, ends = starts[rows], ends[rows]
-    prepared = BitQuery(query) if codec == "sign" else None
+    prepared = BitQuery(query) if bits else None
 
     def score(part: slice) -> Floats:
         if prepared is not None:

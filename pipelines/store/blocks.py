@@ -12,12 +12,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from actors.outputs import Array, IntArray, SparseVectors, offsets_of, ranges
+
+try:
+    import numba
+except ImportError:  # numpy does the same, several times slower
+    numba = None
+HAS_NUMBA = numba is not None and not numba.config.DISABLE_JIT
 
 PAGE_BITS = 16
 PAGE = 1 << PAGE_BITS
@@ -35,20 +40,31 @@ Floats = npt.NDArray[np.float32]
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A numba kernel that releases the GIL and is cached on disk."""
-    kernel: Callable[..., Any] = numba.njit(cache=True, nogil=True, boundscheck=False)(function)
-    return kernel
+    """A numba kernel that releases the GIL and is cached on disk; the plain function where there is no numba."""
+    return _kernel(function) if HAS_NUMBA else function
 
 
-def fast(function: Callable[..., Any]) -> Callable[..., Any]:
-    """As `compiled`, with sums in any order: what a vectoriser needs. The order is the same for the same length."""
+def compiled_or(plain: Callable[..., Any], fast: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """As `compiled`, with a numpy function that does the same where there is no numba, only slower.
+
+    fast: sums in any order, which a vectoriser needs. The order is the same for the same length.
+    """
+    return lambda function: _kernel(function, fast) if HAS_NUMBA else plain
+
+
+def _kernel(function: Callable[..., Any], fast: bool = False) -> Callable[..., Any]:
     kernel: Callable[..., Any] = numba.njit(
-        cache=True, nogil=True, boundscheck=False, fastmath={"reassoc", "contract"}
+        cache=True, nogil=True, boundscheck=False, fastmath={"reassoc", "contract"} if fast else False
     )(function)
     return kernel
 
 
-@compiled
+def _plain_transpose(offsets: Any, token_ids: Any, _starts: Any, rows: Any) -> None:
+    rows[1] = np.argsort(token_ids, kind="stable")
+    rows[0] = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))[rows[1]]
+
+
+@compiled_or(_plain_transpose)
 def transpose(offsets: Any, token_ids: Any, starts: Any, rows: Any) -> None:
     """Counting sort of rows by token; `starts` (vocabulary,) are consumed as write positions. rows: (2, nnz)."""
     for i in range(len(offsets) - 1):
