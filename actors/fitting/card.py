@@ -91,6 +91,7 @@ def model_card(result: FitResult) -> str:
         f"A passage has {result.nonzero:.1f} lexical weights above 0 on average, of {result.distinct:.1f} distinct "
         f"tokens.\n\n## Data\n\n| source | training queries | held out | passages |\n|---|---|---|---|\n{sources}\n\n"
         f"{notes}\n## Command\n\n```\n{config.command()}\n```\n\n## nDCG@10 on the held-out queries\n\n"
-        "BM25 counts wordpieces. ColBERT orders the mined candidates, the others search all passages of the source.\n\n"
+        "BM25 counts wordpieces. `idf` is the untrained start, `N% trained` an average of it with the trained head. "
+        "ColBERT orders the mined candidates, the others search all passages of the source.\n\n"
         f"| output | variant | source | nDCG@10 | kept |\n|---|---|---|---|---|\n{scores}\n"
     )

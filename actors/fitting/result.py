@@ -76,8 +76,9 @@ class FitConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     def command(self) -> str:
-        """The command line that repeats this fit; values that are the default are left out."""
-        lines = [["tridex", "fit-heads", self.model, self.output], *(["--data", path] for path in self.data)]
+        """The command line that repeats this fit into a folder of the same name; values that are the default are left
+        out."""
+        lines = [["tridex", "fit-heads", self.model, Path(self.output).name], *(["--data", path] for path in self.data)]
         for name in ("sparse", "colbert", "colbert_dim", "queries", "passages", "steps", "l1", "contrast"):
             value = getattr(self, name)
             if value != FitConfig.__dataclass_fields__[name].default:
