@@ -36,6 +36,8 @@ from pipelines.store.maintain import optimize, orphans
 DRIVER = Path(__file__).with_name("driver.py")
 WORDS = [a + b + c for a in "bdgklmnprst" for b in "aeiou" for c in ("", "n", "rt", "ll")]
 WRITER, ACTOR = "MapBatches(write", "MapWorker(MapBatches(Embed"
+VOCABULARY = 1000
+"""The tiny checkpoint has fewer tokens."""
 PATIENCE = 900
 """Seconds that a job may take on a machine that does other work as well."""
 
@@ -197,6 +199,7 @@ class Job:
                     "pool": {"max_size": 1},
                     "compute": {"dtype": "fp32", "threads": 1},
                 }
+                | self.settings.get("embedder", {})
             ],
             "ray": {"progress": False},
         }
@@ -232,7 +235,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Content:
-    """What a table holds: vectors by chunk id, how often each is there, and what went to quarantine."""
+    """What a table holds: vectors by chunk id (dense, then a place for each token of the sparse output), how often each
+    is there, and what went to quarantine."""
 
     vectors: dict[str, np.ndarray[Any, Any]]
     counts: Counter[str]
@@ -240,9 +244,13 @@ class Content:
 
 
 def content_of(job: Job) -> Content:
-    table = job.documents.to_table(columns=["chunk_id", "m_dense"])
+    table = job.documents.to_table(columns=["chunk_id", "m_dense", "m_sparse"])
     ids = table.column("chunk_id").to_pylist()
-    vectors = table.column("m_dense").combine_chunks().flatten().to_numpy().reshape(len(ids), -1)
+    dense = table.column("m_dense").combine_chunks().flatten().to_numpy().reshape(len(ids), -1)
+    sparse = np.zeros((len(ids), VOCABULARY), np.float32)
+    for i, row in enumerate(table.column("m_sparse").to_pylist()):
+        sparse[i, row["indices"]] = row["values"]
+    vectors = np.hstack([dense, sparse])
     bad = lance.dataset(f"{job.index}/quarantine.lance").to_table(columns=["source", "position"]).to_pylist()
     failed = frozenset((Path(row["source"]).name, row["position"]) for row in bad)
     return Content(dict(zip(ids, vectors, strict=True)), Counter(ids), failed)

@@ -214,6 +214,17 @@ def test_a_full_disk_ends_the_job_and_room_lets_it_go_on(start: Start, small_dis
     all_well(job, undisturbed)
 
 
+@pytest.mark.parametrize("moment", ["before:1", "after:2"])
+def test_new_outputs_that_are_half_there_are_completed(start: Start, undisturbed: Content, moment: str) -> None:
+    start(embedder={"outputs": ["dense"]}).finish()
+    job = start()
+    assert job.start(die=moment).wait(PATIENCE) == -signal.SIGKILL
+    summary = job.finish()
+    assert (summary["embedded"]["documents"], summary["unchanged"]) == (0, len(undisturbed.vectors))
+    assert 0 < summary["widened"] <= len(undisturbed.vectors)
+    all_well(job, undisturbed)
+
+
 def test_a_node_that_is_lost_takes_no_document_along(start: Start, undisturbed: Content) -> None:
     job = start()
     driver = job.start(slow=0.3)
