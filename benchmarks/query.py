@@ -1,216 +1,337 @@
-"""Latency and recall of a search without query encoding, on a synthetic index, beside LanceDB's own vector search.
+"""Latency, throughput, memory and recall of a three-channel search without query encoding, beside other engines.
 
-Documents are drawn around topics, so that near neighbours exist: a dense vector of 384 dimensions, about 100 sparse
-tokens of a Zipf vocabulary of 250,002, and 100 ColBERT vectors of one bit a dimension. Queries are noisy copies of
-documents (16 ColBERT vectors, 12 tokens). The reference scores every document by every channel. Times are CPU seconds
-of the calling thread as well as wall time, because the second is worth little on a shared machine. Run:
+The index is a real one, or one recombined from real ones (`benchmarks/passages.py`); queries are real questions,
+encoded by the packaged model before the clock runs. Hybrid: M3's weighted sum of dense, sparse and ColBERT, best 100
+rows. The reference for recall scores every row by every channel. LanceDB answers with its own hybrid: its vector index,
+its full-text index over the same texts, reciprocal ranks. Peers that are found in --peers (a site-packages folder) get
+the dense and the sparse vectors. Run:
 
-    OMP_NUM_THREADS=1 python benchmarks/query.py FOLDER --rows 200000 [--keep]
+    OMP_NUM_THREADS=1 python -m benchmarks.query INDEX QUERIES.jsonl [--base INDEX --rows 1000000] [--local FOLDER]
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
+import json
+import os
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import lance
 import lancedb
 import numpy as np
 import pyarrow as pa
+from lancedb.rerankers import RRFReranker
 
-from actors.outputs import EmbeddingBatch, MultiVectors, SparseVectors, offsets_of
-from pipelines.retrieval import candidates as channels
+from actors.outputs import Array, SparseVectors
+from benchmarks.passages import Sentences, draw
+from pipelines.retrieval import union
 from pipelines.retrieval.candidates import Queries
 from pipelines.retrieval.fusion import Rule, fuse
 from pipelines.retrieval.indexes import update_vector_indexes
 from pipelines.retrieval.kernels import top_n
 from pipelines.retrieval.query import Index, open_index
-from pipelines.store.codecs import encode
 from pipelines.store.postings import update_postings
 from pipelines.store.schema import Identity, documents_schema
 
-DIM, TOKENS, VECTORS, VOCABULARY = 384, 100, 100, 250_002
-VARIANTS = 30
-"""ColBERT vectors drawn around one topic; drawing each of a hundred million anew would take most of an hour."""
 RULE = Rule("weighted", {"dense": 1.0, "sparse": 0.3, "colbert": 1.0})
 CHANNELS = ("dense", "sparse", "colbert")
-NAME = "synthetic"
+N, K = 200, 100
 
 
-class Source:
-    """Draws documents around topics."""
+def build(folder: Path, rows: int, bases: Sequence[str]) -> None:
+    """A recombined index; its texts are some words, as long as a passage's."""
+    indexes = [open_index(base, memory=8 * 2**30) for base in bases]
+    name, sentences = indexes[0].name, Sentences.of(indexes)
+    kind = documents_schema(Identity({"mode": "whole"}, "{text}", {name: dict(indexes[0].identity.embedders[name])}))
 
-    def __init__(self, seed: int = 0) -> None:
-        self.rng = np.random.default_rng(seed)
-        self.topics = self.rng.standard_normal((2000, DIM)).astype(np.float32)
-        self.codes = encode(self.noisy(np.repeat(self.topics, VARIANTS, axis=0), 0.8), "sign")
-        share = 1 / np.arange(1, VOCABULARY + 1)
-        self.zipf = np.cumsum(share / share.sum())
+    def batches() -> Iterator[pa.RecordBatch]:
+        first = 0
+        for batch in draw(sentences, rows):
+            n = len(batch.n_tokens)
+            ids = [f"p{i}" for i in range(first, first + n)]
+            columns = {"doc_id": ids, "chunk_id": ids, "text": [f"{i} " * 40 for i in ids], **batch.to_arrow(name)}
+            arrays = [
+                (c if isinstance(c, pa.Array) else pa.array(c)).cast(f.type) if c is not None else pa.nulls(n, f.type)
+                for f in kind
+                for c in [columns.get(f.name)]
+            ]
+            first += n
+            yield pa.record_batch(arrays, schema=kind)
 
-    def noisy(self, base: np.ndarray, noise: float) -> np.ndarray:
-        x = base + noise * self.rng.standard_normal(base.shape, np.float32)
-        return x / np.linalg.norm(x, axis=1, keepdims=True)
-
-    def documents(self, n: int) -> EmbeddingBatch:
-        topic = self.rng.integers(0, len(self.topics), n)
-        ids = np.searchsorted(self.zipf, self.rng.random((n, TOKENS + 28)))
-        ids[:, :10] = 20_000 + topic[:, None] * 100 + self.rng.integers(0, 100, (n, 10))
-        ids.sort(axis=1)
-        new = np.ones(ids.shape, bool)
-        new[:, 1:] = ids[:, 1:] != ids[:, :-1]
-        kept = ids[new].astype(np.uint32)
-        weights = (self.rng.gamma(2.0, 0.1, len(kept)) * np.log(2 + kept / 10)).astype(np.float32) / 4 + 1e-3
-        words = (topic[:, None] * 7 + self.rng.integers(0, 40, (n, VECTORS))) % len(self.topics)
-        codes = self.codes[(words * VARIANTS + self.rng.integers(0, VARIANTS, words.shape)).ravel()]
-        return EmbeddingBatch(
-            self.noisy(self.topics[topic], 1.0),
-            SparseVectors(offsets_of(new.sum(axis=1)), kept, weights),
-            MultiVectors(np.arange(n + 1) * VECTORS, codes),
-            np.full(n, TOKENS, np.int32),
-            np.zeros(n, np.int32),
-        )
-
-
-def schema() -> pa.Schema:
-    described = {
-        "model": "synthetic", "dim": DIM, "colbert_dim": DIM, "outputs": list(CHANNELS),
-        "dense": "float32", "colbert": "sign", "colbert_pooling": "none",
-    }  # fmt: skip
-    return documents_schema(Identity({"mode": "whole"}, "{text}", {NAME: described}))
-
-
-def batches(rows: int, kind: pa.Schema, step: int = 5_000) -> Iterator[pa.RecordBatch]:
-    source = Source()
-    for first in range(0, rows, step):
-        n = min(step, rows - first)
-        batch, ids = source.documents(n), [f"d{i}" for i in range(first, first + n)]
-        columns = {
-            "doc_id": pa.array(ids), "chunk_id": pa.array(ids), "text": pa.array(ids), **batch.to_arrow(NAME),
-        }  # fmt: skip
-        yield pa.record_batch(
-            [columns[f.name] if f.name in columns else pa.nulls(n, f.type) for f in kind], schema=kind
-        )
-
-
-def build(folder: Path, rows: int) -> None:
-    kind = schema()
-    start = time.perf_counter()
-    lance.write_dataset(batches(rows, kind), str(folder / "documents.lance"), schema=kind, max_rows_per_file=100_000)
-    print(f"written in {time.perf_counter() - start:.0f} s", flush=True)
-    for what, update in (("postings", update_postings), ("vector index", update_vector_indexes)):
-        start = time.perf_counter()
-        print(f"{what}: {update(str(folder))} in {time.perf_counter() - start:.0f} s", flush=True)
-
-
-def queries_from(index: Index, n: int) -> Queries:
-    """Noisy parts of n documents."""
-    rng = np.random.default_rng(5)
-    rows = rng.choice(len(index), n, replace=False)
-    dense = np.asarray(index.stored.take("dense", rows))
-    dense = dense + 0.6 * rng.standard_normal(dense.shape).astype(np.float32) / np.sqrt(DIM)
-    dense /= np.linalg.norm(dense, axis=1, keepdims=True)
-    sparse, colbert = index.stored.take("sparse", rows), index.stored.take("colbert", rows)
-    assert isinstance(sparse, SparseVectors)
-    assert isinstance(colbert, MultiVectors)
-    chosen = [np.sort(rng.choice(len(sparse.row(i)[0]), 12, replace=False)) for i in range(n)]
-    picked = [rng.choice(VECTORS, 16, replace=False) for _ in range(n)]
-    signs = [np.unpackbits(colbert.row(i)[p], axis=1, bitorder="little") * 2.0 - 1 for i, p in enumerate(picked)]
-    vectors = np.concatenate(signs).astype(np.float32) + 0.7 * rng.standard_normal((16 * n, DIM)).astype(np.float32)
-    encoded = EmbeddingBatch(
-        dense.astype(np.float32),
-        SparseVectors(
-            np.arange(n + 1) * 12,
-            np.concatenate([sparse.row(i)[0][c] for i, c in enumerate(chosen)]),
-            np.concatenate([sparse.row(i)[1][c] for i, c in enumerate(chosen)]),
-        ),
-        MultiVectors(np.arange(n + 1) * 16, vectors / np.linalg.norm(vectors, axis=1, keepdims=True)),
-        np.full(n, 16, np.int32),
-        np.zeros(n, np.int32),
-    )
-    return Queries(tuple(f"q{i}" for i in range(n)), encoded)
+    lance.write_dataset(batches(), str(folder / "documents.lance"), schema=kind, max_rows_per_file=100_000)
+    update_postings(str(folder))
+    update_vector_indexes(str(folder))
 
 
 def one(queries: Queries, i: int) -> Queries:
+    weights = None
+    if queries.token_weights is not None and queries.encoded is not None and queries.encoded.colbert is not None:
+        offsets = queries.encoded.colbert.offsets
+        weights = queries.token_weights[offsets[i] : offsets[i + 1]]
     assert queries.encoded is not None
-    return Queries((queries.texts[i],), queries.encoded.take(np.array([i])))
+    return Queries((queries.texts[i],), queries.encoded.take(np.array([i])), weights)
 
 
-def timed(name: str, n: int, run: Callable[[int], Any]) -> None:
-    """p50 / p95 / p99 of wall time, and p50 of the CPU time of this thread, in ms."""
+def quantiles(seconds: Sequence[float]) -> str:
+    return "".join(f"{1e3 * float(np.quantile(seconds, q)):9.2f}" for q in (0.5, 0.95, 0.99))
+
+
+def timed(name: str, n: int, run: Callable[[int], Any], reference: float | None = None) -> float:
+    """Prints p50 / p95 / p99 of wall time in ms, p50 of the thread's CPU time, queries/s; returns the p50."""
     wall, cpu = [], []
+    run(0)
     for i in range(n):
         a, b = time.perf_counter(), time.thread_time()
         run(i)
         wall.append(time.perf_counter() - a)
         cpu.append(time.thread_time() - b)
-    p50, p95, p99 = (1e3 * float(np.quantile(wall, q)) for q in (0.5, 0.95, 0.99))
-    rate = n / sum(wall)
-    print(f"{name:34} {p50:8.2f} {p95:8.2f} {p99:8.2f} {1e3 * np.median(cpu):9.2f} {rate:8.1f}", flush=True)
+    p50 = float(np.median(wall))
+    ratio = f"{p50 / reference:7.2f}" if reference else "      -"
+    print(f"{name:44} {ratio} {quantiles(wall)} {1e3 * np.median(cpu):9.2f} {n / sum(wall):9.1f}", flush=True)
+    return p50
 
 
-def hybrid(index: Index, query: Queries, k: int = 100) -> np.ndarray:
-    (found,) = index.candidates(query, CHANNELS, 200)
-    places, _ = top_n(fuse(found.scores, RULE).astype(np.float32), k)
+def hybrid(index: Index, query: Queries) -> Array:
+    (found,) = index.candidates(query, CHANNELS, N)
+    places, _ = top_n(fuse(found.scores, RULE).astype(np.float32), K)
     return found.positions[places]
 
 
-def exhaustive(index: Index, query: Queries, k: int = 100) -> np.ndarray:
+def all_scores(index: Index, queries: Queries, i: int) -> dict[Any, Array]:
     everything = np.arange(len(index))
-    scores = {c: index.channels[c].scores(query, 0, everything) for c in CHANNELS}
-    return top_n(fuse(scores, RULE).astype(np.float32), k)[0]
+    return {c: index.channels[c].scores(queries, i, everything) for c in CHANNELS}
 
 
-def measure(folder: Path, n: int, exact: int, memory: int) -> None:
-    channels.SCANNED_ROWS = 0  # a small index is searched as a large one is: ColBERT ranks what the others bring
-    index = open_index(folder, memory=memory, embedder=SimpleNamespace(identity=dict))  # type: ignore[arg-type]
-    print(index)
-    queries = queries_from(index, n)
-    start = time.perf_counter()
-    hybrid(index, one(queries, 0))
-    print(f"first query (columns loaded, kernels compiled): {time.perf_counter() - start:.1f} s")
-    candidates = [index.candidates(one(queries, i), CHANNELS, 200)[0].positions for i in range(n)]
-    print(f"{'stage, one query at a time, ms':34} {'p50':>8} {'p95':>8} {'p99':>8} {'cpu p50':>9} {'queries/s':>8}")
+def recall(index: Index, queries: Queries, n: int) -> None:
+    """Of the best 100 by exhaustive scoring: how many the hybrid has, and how many candidates of other sizes hold."""
+    sizes = (200, 400, 800, 1600, 3200)
+    shared, ten, ties = [], [], []
+    held: dict[tuple[str, int], list[int]] = {}
+    for i in range(n):
+        scores = all_scores(index, queries, i)
+        fused = fuse(scores, RULE).astype(np.float32)
+        best, values = top_n(fused, K)
+        answer = hybrid(index, one(queries, i))
+        shared.append(len(np.intersect1d(best, answer)))
+        ties.append(int((fused[answer] >= values[-1] - 1e-3).sum()))
+        ten.append(len(np.intersect1d(best[:10], answer)))
+        for size in sizes:
+            tops = {c: top_n(scores[c], size)[0] for c in CHANNELS}
+            both = np.union1d(tops["dense"], tops["sparse"])
+            held.setdefault(("dense", size), []).append(len(np.intersect1d(best, tops["dense"])))
+            held.setdefault(("dense + sparse", size), []).append(len(np.intersect1d(best, both)))
+            held.setdefault(("all three", size), []).append(
+                len(np.intersect1d(best, np.union1d(both, tops["colbert"])))
+            )
+    print(
+        f"recall@100 {np.mean(shared) / K:.4f}, worst query {min(shared) / K:.2f}, "
+        f"of the best 10 {np.mean(ten) / 10:.4f}"
+    )
+    print(f"within 0.001 of the 100th score: {np.mean(ties) / K:.4f} ({n} queries)")
+    for (name, size), values in held.items():
+        print(f"  exact best {size:5} of {name:15} hold {np.mean(values) / K:.4f}")
+
+
+def stages(index: Index, queries: Queries, n: int) -> float:
+    """Every stage of the hybrid, then the whole, with and without texts."""
+    wide = N if index.channels["colbert"].scans else N * union.FOLLOWED  # type: ignore[attr-defined]
+    singles = [one(queries, i) for i in range(n)]
+    found = [index.candidates(q, CHANNELS, N)[0].positions for q in singles]
+    print(f"{np.mean([len(f) for f in found]):.0f} candidates a query, {n} queries")
+    print(f"{'one query at a time':44}   ratio       p50      p95      p99   cpu p50  queries/s")
+    whole = timed("three-channel hybrid, best 100", n, lambda i: hybrid(index, singles[i]))
     for channel in ("dense", "sparse"):
-        timed(f"{channel}: best 200", n, lambda i, c=channel: index.channels[c].top(one(queries, i), 200, None))
+        search = index.channels[channel]
+        timed(f"  {channel}: best {wide}", n, lambda i, s=search: s.top(singles[i], wide, None), whole)
     for channel in CHANNELS:
         search = index.channels[channel]
-        timed(
-            f"{channel}: exact, {len(candidates[0])} candidates",
-            n,
-            lambda i, s=search: s.scores(queries, i, candidates[i]),
+        timed(f"  {channel}: exact scores", n, lambda i, s=search: s.scores(singles[i], 0, found[i]), whole)
+    request = index.request(K, fusion=RULE.fusion, weights=RULE.weights, candidates=N)
+    timed("hybrid with texts of the best 100", n, lambda i: index._answer(singles[i], request), whole)
+    for threads in (1, 2, 4):
+        with ThreadPoolExecutor(threads) as pool:
+            start = time.perf_counter()
+            list(pool.map(lambda i: hybrid(index, singles[i % n]), range(3 * n)))
+            print(f"hybrid, {threads} threads: {3 * n / (time.perf_counter() - start):.1f} queries/s", flush=True)
+    return whole
+
+
+def lancedb_hybrid(index: Index, queries: Queries, n: int, reference: float) -> None:
+    table = lancedb.connect(index.snapshot.uri).open_table("documents")
+    column, dense = index.stored.column("dense"), queries.dense()
+
+    def vector(i: int) -> Any:
+        search = table.search(dense[i], vector_column_name=column).metric("dot").limit(N).select(["doc_id"])
+        return search.refine_factor(10).to_arrow()
+
+    def both(i: int) -> Any:
+        search = table.search(query_type="hybrid", vector_column_name=column).vector(dense[i]).text(queries.texts[i])
+        return search.metric("dot").rerank(RRFReranker()).limit(K).select(["doc_id"]).to_arrow()
+
+    timed("LanceDB vector search, refine 10", n, vector, reference)
+    if "text" in index.snapshot.indexes():
+        timed("LanceDB hybrid (vector, full text, RRF)", n, both, reference)
+
+
+def _sparse(index: Index) -> SparseVectors:
+    rows = index.stored.take("sparse", np.arange(len(index)))
+    assert isinstance(rows, SparseVectors)
+    return rows
+
+
+def qdrant(index: Index, queries: Queries, n: int, reference: float) -> None:
+    """Qdrant's local mode: dense and sparse, reciprocal ranks."""
+    from qdrant_client import QdrantClient, models  # type: ignore[import-not-found]
+
+    client, rows, dense = QdrantClient(":memory:"), _sparse(index), index.stored.take("dense", np.arange(len(index)))
+    client.create_collection(
+        "d",
+        vectors_config={"dense": models.VectorParams(size=dense.shape[1], distance=models.Distance.DOT)},
+        sparse_vectors_config={"sparse": models.SparseVectorParams()},
+    )
+    for first in range(0, len(index), 5000):
+        points = [
+            models.PointStruct(
+                id=i,
+                vector={
+                    "dense": dense[i].tolist(),
+                    "sparse": models.SparseVector(indices=a.tolist(), values=b.tolist()),
+                },
+            )
+            for i in range(first, min(first + 5000, len(index)))
+            for a, b in [rows.row(i)]
+        ]
+        client.upsert("d", points)
+
+    def ask(i: int) -> Any:
+        ids, weights = queries.sparse(i)
+        sparse = models.SparseVector(indices=ids.tolist(), values=weights.tolist())
+        legs = [
+            models.Prefetch(query=queries.dense()[i].tolist(), using="dense", limit=N),
+            models.Prefetch(query=sparse, using="sparse", limit=N),
+        ]
+        return client.query_points("d", prefetch=legs, query=models.FusionQuery(fusion=models.Fusion.RRF), limit=K)
+
+    timed("Qdrant, local mode (dense, sparse, RRF)", min(n, 10), ask, reference)
+
+
+def milvus(index: Index, queries: Queries, n: int, reference: float) -> None:
+    """Milvus Lite: dense and sparse, reciprocal ranks."""
+    from pymilvus import AnnSearchRequest, DataType, MilvusClient, RRFRanker  # type: ignore[import-not-found]
+
+    path = Path(f"/tmp/milvus-{os.getpid()}.db")
+    client, rows, dense = MilvusClient(str(path)), _sparse(index), index.stored.take("dense", np.arange(len(index)))
+    schema = client.create_schema()
+    schema.add_field("id", DataType.INT64, is_primary=True)
+    schema.add_field("dense", DataType.FLOAT_VECTOR, dim=dense.shape[1])
+    schema.add_field("sparse", DataType.SPARSE_FLOAT_VECTOR)
+    made = client.prepare_index_params()
+    made.add_index("dense", index_type="AUTOINDEX", metric_type="IP")
+    made.add_index("sparse", index_type="SPARSE_INVERTED_INDEX", metric_type="IP")
+    client.create_collection("d", schema=schema, index_params=made)
+    for first in range(0, len(index), 2000):
+        client.insert(
+            "d",
+            [
+                {"id": i, "dense": dense[i], "sparse": dict(zip(a.tolist(), b.tolist(), strict=True))}
+                for i in range(first, min(first + 2000, len(index)))
+                for a, b in [rows.row(i)]
+            ],
         )
-    timed("three-channel hybrid, best 100", n, lambda i: hybrid(index, one(queries, i)))
-    table = lancedb.connect(str(folder)).open_table("documents")
-    dense = queries.dense()
-    timed(
-        "LanceDB vector search, refine 10", n,
-        lambda i: table.search(dense[i], vector_column_name=f"{NAME}_dense").metric("dot").limit(200).refine_factor(10)
-        .select(["doc_id"]).to_arrow(),
-    )  # fmt: skip
-    shared = [
-        len(np.intersect1d(hybrid(index, one(queries, i)), exhaustive(index, one(queries, i)))) for i in range(exact)
-    ]
-    print(f"recall@100 of the hybrid against exhaustive scoring, {exact} queries: {np.mean(shared) / 100:.3f}")
+
+    def ask(i: int) -> Any:
+        sparse = dict(zip(*(x.tolist() for x in queries.sparse(i)), strict=True))
+        legs = [
+            AnnSearchRequest([queries.dense()[i]], "dense", {"metric_type": "IP"}, limit=N),
+            AnnSearchRequest([sparse], "sparse", {"metric_type": "IP"}, limit=N),
+        ]
+        return client.hybrid_search("d", legs, RRFRanker(), limit=K)
+
+    timed("Milvus Lite (dense, sparse, RRF)", n, ask, reference)
+
+
+def bm25s(index: Index, queries: Queries, n: int, reference: float) -> None:
+    """bm25s: words alone."""
+    import bm25s as engine  # type: ignore[import-not-found]
+
+    table = index.snapshot.dataset.to_table(columns=["text"])
+    made = engine.BM25()
+    made.index(engine.tokenize(table["text"].to_pylist(), show_progress=False), show_progress=False)
+    asked = [engine.tokenize(text, show_progress=False) for text in queries.texts]
+    timed("bm25s (words alone)", n, lambda i: made.retrieve(asked[i], k=K, show_progress=False), reference)
+
+
+def memory() -> str:
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    own, mapped = (int(fields[name].split()[0]) / 2**20 for name in ("RssAnon", "RssFile"))
+    return f"{own:.2f} GiB of its own, {mapped:.2f} GiB of mapped files"
+
+
+def forget(*folders: Path) -> None:
+    """Drops files from the page cache, so that the next read is a cold one."""
+    os.sync()
+    for path in (p for folder in folders for p in folder.rglob("*") if p.is_file()):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def cold(index: str, local: Path | None, queries: Queries, n: int) -> None:
+    """A fresh opening whose files are not in the page cache."""
+    forget(*(Path(p) for p in (index, local) if p is not None))
+    opened = open_index(index, local=local, memory=2**33)
+    wall = []
+    for i in range(n):
+        start = time.perf_counter()
+        hybrid(opened, one(queries, i))
+        wall.append(time.perf_counter() - start)
+    print(f"cold: first query {1e3 * wall[0]:.0f} ms, the {n - 1} after it p50, p95, p99 {quantiles(wall[1:])} ms")
+
+
+def read_queries(paths: Sequence[Path], n: int) -> list[str]:
+    """n questions, as many of each file."""
+    rng, texts = np.random.default_rng(0), []
+    for path in paths:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        picked = rng.choice(len(lines), -(-n // len(paths)), replace=len(lines) < n)
+        texts += [json.loads(lines[i])["text"] for i in picked]
+    return [texts[i] for i in rng.permutation(len(texts))[:n]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("index")
+    parser.add_argument("questions", type=Path, nargs="+")
+    parser.add_argument("--base", nargs="*", default=[], help="Recombine these into a new index.")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--queries", type=int, default=100)
-    parser.add_argument("--exact", type=int, default=10)
-    parser.add_argument("--memory", type=int, default=12 * 2**30)
-    parser.add_argument("--keep", action="store_true", help="Use the index that is in the folder already.")
-    arguments = parser.parse_args()
-    if not arguments.keep:
-        shutil.rmtree(arguments.folder, ignore_errors=True)
-        build(arguments.folder, arguments.rows)
-    measure(arguments.folder, arguments.queries, arguments.exact, arguments.memory)
+    parser.add_argument("--exact", type=int, default=20, help="Queries that are scored exhaustively.")
+    parser.add_argument("--local", type=Path, help="Folder for local copies.")
+    parser.add_argument("--memory", type=int, default=4 * 2**30)
+    parser.add_argument("--peers", type=Path, help="site-packages with qdrant_client, pymilvus, bm25s.")
+    given = parser.parse_args()
+    if given.base:
+        build(Path(given.index), given.rows, given.base)
+    index = open_index(given.index, memory=given.memory, local=given.local)
+    queries = index.encode(read_queries(given.questions, given.queries))
+    start = time.perf_counter()
+    print(index, index.stored.warm(), f"read or copied in {time.perf_counter() - start:.1f} s")
+    hybrid(index, one(queries, 0))
+    whole = stages(index, queries, given.queries)
+    print(f"memory: {memory()}")
+    lancedb_hybrid(index, queries, given.queries, whole)
+    sys.path.append(str(given.peers))
+    for peer in (bm25s, milvus, qdrant) if given.peers else ():
+        try:
+            peer(index, queries, given.queries, whole)
+        except Exception as error:
+            print(f"{peer.__name__}: not measured, {type(error).__name__}: {str(error)[:150]}")
+    recall(index, queries, given.exact)
+    cold(given.index, given.local, queries, 20)
 
 
 if __name__ == "__main__":
