@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 QUESTIONS = (
     "run a function after some seconds in another thread",
     "compare two sequences and show what changed",
-    "read rows from a comma separated file",
+    "find out which delimiter a csv file uses",
 )
 SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "ensurepip", "turtledemo", "idle_test"}
 MIN_CHARACTERS = 60

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TextIO
 
 from pipelines.store.commit import Totals
@@ -43,13 +43,16 @@ class Progress:
     every: float = 10.0
     started: float = field(default_factory=time.monotonic)
     _last: float = field(default_factory=time.monotonic)
+    _said: Totals | None = None
 
     def show(self, counts: Totals, now: bool = False) -> None:
-        """A line, if it is time for one or `now`."""
+        """A line, if it is time for one or `now`; in a log the last one is not said twice."""
         live = self.stream.isatty()
+        now = now and (live or counts != self._said)
         passed = time.monotonic() - self._last
         if self.enabled and (now or passed >= (0.2 if live else self.every)):
             self._last += passed
+            self._said = replace(counts)
             start, end = ("\r\x1b[K", "\n" if now else "") if live else ("", "\n")
             print(f"{start}{self.line(counts)}", end=end, file=self.stream, flush=True)
 

@@ -26,6 +26,10 @@ def test_a_line_says_what_is_done_and_how_long_the_rest_takes() -> None:
     progress.show(Totals(documents=50, n_tokens=20_000, rows_truncated=3, n_padding=500), now=True)
     line = "50 of 100 documents, 2.0k tokens/s, padding 2.4%, truncated 3, quarantined 0, 10s left\n"
     assert stream.getvalue() == line
+    progress.show(Totals(documents=50, n_tokens=20_000, rows_truncated=3, n_padding=500), now=True)
+    assert stream.getvalue() == line
+    progress.show(Totals(documents=51, n_tokens=20_100, rows_truncated=3, n_padding=500), now=True)
+    assert stream.getvalue().count("\n") == 2
 
 
 def test_lines_are_rare_in_a_log_and_absent_when_switched_off() -> None:
