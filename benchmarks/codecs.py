@@ -26,7 +26,7 @@ from pipelines.retrieval.query import Index
 from pipelines.store.codecs import encode_colbert, width
 
 CASES = [
-    ("float16", "none"), ("int8", "none"), ("bits2", "none"), ("sign", "none"), ("pq", "none"),
+    ("float16", "none"), ("int8", "none"), ("bits2", "none"), ("sign", "none"),
     ("float16", "sequential2"), ("float16", "distinct"), ("sign", "sequential2"), ("sign", "sequential3"),
     ("sign", "distinct"),
 ]  # fmt: skip

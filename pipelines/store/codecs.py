@@ -1,17 +1,16 @@
 """How ColBERT vectors are stored: a codec (bytes a vector) and a pooling (vectors a document).
 
-No codec is trained on the corpus. Levels, rotation and codebook follow from the dimension alone, because the vectors
-are unit vectors whose coordinates behave like N(0, 1/d) draws (after a rotation, for `pq`). That costs a little
-accuracy against codebooks fitted to one corpus, and buys a build without a training pass, workers that agree without
-talking to each other, and codes that stay readable when the corpus changes. Measured on the packaged model, even the
-sign alone keeps nDCG within noise (benchmarks/RESULTS.md).
+No codec is trained on the corpus. Levels follow from the dimension alone, because the vectors are unit vectors whose
+coordinates behave like N(0, 1/d) draws. That costs a little accuracy against codebooks fitted to one corpus, and buys a
+build without a training pass, workers that agree without talking to each other, and codes that stay readable when the
+corpus changes. Product quantisation needs that pass to be worth its name: without it, 24 bytes a vector lost as much as
+signs pooled by two, at a hundred times the scoring time, so there is none (benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,6 @@ Codes = npt.NDArray[np.uint8]
 
 LLOYD_MAX_4 = (0.9816, 0.4528, 1.5104)
 """Threshold and levels of the best 4-level quantiser of N(0, 1) (Max 1960)."""
-PQ_DIMS = 16
-"""Dimensions that one byte of a `pq` code stands for: 24 bytes a vector at 384 dimensions, half of `sign`."""
 POOLINGS = ("none", "sequential2", "sequential3", "distinct")
 
 
@@ -79,50 +76,6 @@ def _decode_sign(codes: Array, dim: int) -> Floats:
     return positive.astype(np.float32) * (2 * scale) - scale
 
 
-@lru_cache(maxsize=8)
-def rotation(dim: int) -> Floats:
-    """A fixed orthogonal (dim, dim) matrix: it spreads the variance evenly over the coordinates."""
-    q, r = np.linalg.qr(np.random.default_rng(dim).standard_normal((dim, dim)))
-    return (q * np.sign(np.diag(r))).astype(np.float32)
-
-
-@lru_cache(maxsize=1)
-def codebook() -> Floats:
-    """256 centroids (256, PQ_DIMS) of N(0, I), by k-means in float64 from a fixed seed: the same on every machine."""
-    draws = np.random.default_rng(0).standard_normal((20_000, PQ_DIMS))
-    centroids = draws[:256].copy()
-    for _ in range(20):
-        nearest = (draws @ centroids.T - 0.5 * (centroids**2).sum(axis=1)).argmax(axis=1)
-        counts = np.bincount(nearest, minlength=256)
-        for axis in range(PQ_DIMS):
-            sums = np.bincount(nearest, draws[:, axis], 256)
-            centroids[:, axis] = np.where(counts > 0, sums / np.maximum(counts, 1), centroids[:, axis])
-    return centroids.astype(np.float32)
-
-
-def _pq_parts(dim: int) -> int:
-    return -(-dim // PQ_DIMS)
-
-
-def _encode_pq(vectors: Floats) -> Codes:
-    dim = vectors.shape[1]
-    padded = _pq_parts(dim) * PQ_DIMS
-    rotated = np.pad(vectors, ((0, 0), (0, padded - dim))) @ rotation(padded) * np.float32(np.sqrt(padded))
-    centroids = codebook()
-    bias = 0.5 * (centroids**2).sum(axis=1)
-    codes = np.empty((len(vectors), _pq_parts(dim)), np.uint8)
-    for part in range(codes.shape[1]):
-        block = rotated[:, part * PQ_DIMS : (part + 1) * PQ_DIMS]
-        codes[:, part] = (block @ centroids.T - bias).argmax(axis=1)
-    return codes
-
-
-def _decode_pq(codes: Array, dim: int) -> Floats:
-    padded = _pq_parts(dim) * PQ_DIMS
-    rotated = codebook()[codes].reshape(len(codes), padded) / np.float32(np.sqrt(padded))
-    return np.ascontiguousarray((rotated @ rotation(padded).T)[:, :dim])
-
-
 def _float_codec(dtype: type[np.float16] | type[np.float32]) -> Codec:
     return Codec(
         encode=lambda vectors: vectors.astype(dtype),
@@ -138,7 +91,6 @@ CODECS: dict[str, Codec] = {
     "int8": Codec(_encode_int8, _decode_int8, lambda dim: dim + 2),
     "bits2": Codec(_encode_bits2, _decode_bits2, lambda dim: -(-dim // 4)),
     "sign": Codec(_encode_sign, _decode_sign, lambda dim: -(-dim // 8)),
-    "pq": Codec(_encode_pq, _decode_pq, _pq_parts),
 }
 
 

@@ -70,4 +70,4 @@ def test_what_only_the_host_can_do_stays_there() -> None:
     assert on_device(colbert="sign", colbert_pooling="sequential3") == Shrink("sign", 3)
     assert on_device(colbert="int8") == Shrink("int8")
     assert on_device(colbert="sign", colbert_pooling="distinct") is None
-    assert on_device(colbert="pq") is None
+    assert on_device(colbert="bits2") is None

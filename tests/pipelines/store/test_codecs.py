@@ -58,20 +58,9 @@ def test_bits2_has_the_four_levels_of_the_gaussian_quantiser() -> None:
     np.testing.assert_allclose(codecs.decode(codecs.encode(x, "bits2"), "bits2", 4), expected, rtol=1e-6)
 
 
-def test_pq_decodes_to_the_nearest_centroid_of_every_part() -> None:
-    x = unit(5, 32)
-    rotated = x @ codecs.rotation(32) * np.sqrt(32)
-    parts = rotated.reshape(5, 2, codecs.PQ_DIMS)
-    distance = ((parts[:, :, None] - codecs.codebook()) ** 2).sum(-1)
-    codes = codecs.encode(x, "pq")
-    assert np.array_equal(codes, distance.argmin(-1))
-    decoded = codecs.decode(codes, "pq", 32) @ codecs.rotation(32) * np.sqrt(32)
-    np.testing.assert_allclose(decoded.reshape(5, 2, -1), codecs.codebook()[codes], atol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("codec", "least"),
-    [("float32", 1), ("float16", 0.9999), ("int8", 0.999), ("bits2", 0.92), ("sign", 0.78), ("pq", 0.6)],
+    [("float32", 1), ("float16", 0.9999), ("int8", 0.999), ("bits2", 0.92), ("sign", 0.78)],
 )
 def test_decoded_vectors_point_the_same_way(codec: str, least: float) -> None:
     x = unit(200, 384)
