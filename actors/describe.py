@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from actors.checkpoint import PACKAGED, check_weights, fingerprint, head_file, head_width
+from actors.checkpoint import FITTED, PACKAGED, check_weights, fingerprint, head_file, head_width
 from actors.folder import read_json
 from actors.preparation import Preparation
 from actors.spec import OUTPUTS, Output
@@ -71,6 +71,8 @@ def describe(preparation: Preparation) -> Identity:
     }
     if spec.model in PACKAGED and (head := head_file(head_folder(preparation), "sparse_linear")) is not None:
         described["lexical_head"] = fingerprint(head)  # it changes with this program, not with the model's weights
+    if (head_folder(preparation) / FITTED).is_file():
+        described["fitted_heads"] = True
     return described if pictures is None else {**described, **_sees(pictures)}
 
 

@@ -6,6 +6,7 @@ readers that unpickle nothing. The folder appears whole or not at all.
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -15,7 +16,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import nn
 
-from actors.checkpoint import head_file, load_head
+from actors.checkpoint import FITTED, head_file, load_head
 from actors.fitting.result import FitResult
 from actors.folder import weight_files
 
@@ -39,10 +40,9 @@ def check_existing_heads(folder: Path, hidden: int) -> None:
             raise ValueError(f"{path} takes states of {head.weight.shape[1]} dimensions, the encoder gives {hidden}")
 
 
-def write_checkpoint(
-    encoder: Path | None, output: Path, sparse: nn.Linear, colbert: nn.Linear | None, card: str
-) -> None:
-    """Heads and card, beside the encoder's files where `encoder` is given. colbert None: no file, the identity."""
+def write_checkpoint(encoder: Path | None, sparse: nn.Linear, colbert: nn.Linear | None, result: FitResult) -> None:
+    """Heads, card, mark, beside the encoder's files where `encoder` is given. colbert None: the identity, no file."""
+    output = result.output
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
         staged = Path(folder) / "checkpoint"
@@ -52,7 +52,9 @@ def write_checkpoint(
         for name, head in zip(HEADS, (sparse, colbert), strict=True):
             if head is not None:
                 _write_head(head, staged / name)
-        (staged / "README.md").write_text(card, encoding="utf-8")
+        (staged / "README.md").write_text(model_card(result), encoding="utf-8")
+        kept = {"sparse": result.sparse, "colbert": result.colbert, "seed": result.config.seed}
+        (staged / FITTED).write_text(json.dumps(kept) + "\n", encoding="utf-8")
         if output.exists():
             output.rmdir()
         staged.rename(output)

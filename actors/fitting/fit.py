@@ -9,7 +9,8 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import sqrt
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from actors.fitting import colbert, sparse
-from actors.fitting.card import check_output, model_card, write_checkpoint
+from actors.fitting.card import check_output, write_checkpoint
 from actors.fitting.data import Rng, Source, read_source, split
 from actors.fitting.encoder import Encoder, encoded, load_encoder
 from actors.fitting.losses import contrastive, distillation, l1
-from actors.fitting.mining import Mined, bm25, dense_vectors, document_frequency, maxsim, mine, sparse_scores
+from actors.fitting.mining import Floats, Mined, bm25, dense_vectors, document_frequency, maxsim, mine, sparse_scores
 from actors.fitting.result import FitConfig, FitResult, Score, SourceReport
 from actors.fitting.select import Doubles, chosen, ndcg
 from actors.fitting.states import States
-from actors.fitting.train import Loss, mixed, train
+from actors.fitting.train import Loss, mixed, scaled, train
 from actors.outputs import IntArray
 
 START_SAMPLE = 100_000
@@ -92,7 +93,7 @@ def fit_heads(config: FitConfig, progress: Callable[[str], None] = lambda line: 
         result = _result(config, encoder, tasks, (lexical, late), started)
     folder = None if config.heads_only else encoder.preparation.folder
     implied = config.heads_only and late.name == "identity"
-    write_checkpoint(folder, result.output, lexical.head, None if implied else late.head, model_card(result))
+    write_checkpoint(folder, lexical.head, None if implied else late.head, result)
     return result
 
 
@@ -118,7 +119,29 @@ def _fit_sparse(tasks: Sequence[Task], encoder: Encoder, config: FitConfig, rng:
         if config.sparse == "auto":
             heads |= {f"{share:.0%} trained": mixed(start, trained, share) for share in SHARES}
         heads["trained"] = trained
-    return _kept(heads, {name: [_sparse_ndcg(task, head, encoder) for task in tasks] for name, head in heads.items()})
+    kept = _kept(heads, {name: [_sparse_ndcg(task, head, encoder) for task in tasks] for name, head in heads.items()})
+    return replace(kept, head=scaled(kept.head, sqrt(_spread_ratio(tasks, kept.head, encoder))))
+
+
+def _spread_ratio(tasks: Sequence[Task], head: nn.Linear, encoder: Encoder) -> float:
+    """How much more dense scores vary among a query's candidates than lexical ones do, on the held-out queries.
+
+    Scores are products of two weights: scaled by its root, lexical scores vary as much as dense ones, so that sums
+    with M3's weights (1, .3, 1) mean what they say.
+    """
+    dense, lexical = 0.0, 0.0
+    for task in tasks:
+        queries, rows = task.held_queries(), task.mined.rows[task.held]
+        asked, found = dense_vectors(queries, encoder.pooling), dense_vectors(task.passages, encoder.pooling)
+        dense += _spread((asked @ found.T).numpy(), rows)
+        asks, holds = (sparse.lexical(texts, head, encoder.excluded) for texts in (queries, task.passages))
+        lexical += _spread(sparse_scores(asks, holds, encoder.vocab), rows)
+    return dense / lexical if lexical else 1.0
+
+
+def _spread(scores: Floats, rows: IntArray) -> float:
+    """Mean deviation of a query's scores over its candidates, whose rows are given."""
+    return float(np.take_along_axis(scores, rows, axis=1).std(axis=1).mean())
 
 
 def _sparse_loss(task: Task, encoder: Encoder, config: FitConfig, rng: Rng) -> tuple[str, int, Loss]:

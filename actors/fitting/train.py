@@ -51,6 +51,15 @@ def mixed(start: nn.Linear, trained: nn.Linear, share: float) -> nn.Linear:
     return head
 
 
+def scaled(head: nn.Linear, factor: float) -> nn.Linear:
+    """The layer with its output multiplied by `factor`."""
+    result = deepcopy(head)
+    with torch.no_grad():
+        for values in result.parameters():
+            values.mul_(factor)
+    return result
+
+
 def _check_finite(head: nn.Linear, loss: Tensor, step: int, name: str) -> None:
     if not torch.isfinite(loss):
         raise TrainingError(f"step {step}: the loss on {name} is {loss.item()}; {_cause(head)}")

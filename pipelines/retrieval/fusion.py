@@ -35,9 +35,12 @@ class Rule:
     weights: Mapping[Channel, float]
 
 
-def default_rule(model: str, available: tuple[Channel, ...]) -> Rule:
-    """What is measured best for the model, over the channels that the index has (benchmarks/RESULTS.md)."""
-    if model == DEFAULT_MODEL or "colbert" not in available:
+def default_rule(model: str, available: tuple[Channel, ...], fitted: bool = False) -> Rule:
+    """What is measured best for the model, over the channels that the index has (benchmarks/RESULTS.md).
+
+    fitted: its heads come from `tridex fit-heads`, as those of the packaged model do.
+    """
+    if fitted or model == DEFAULT_MODEL or "colbert" not in available:
         weights: dict[Channel, float] = {"dense": 1.0, "bm25": 0.35, "colbert": 2.0}
         return Rule("zscore", {c: w for c, w in weights.items() if c in available})
     upstream: dict[Channel, float] = {"dense": 1.0, "sparse": 0.3, "colbert": 1.0}

@@ -28,7 +28,9 @@ class Opened:
     ) -> None:
         self.snapshot = snapshot
         self.encoder = encoder
-        self.rarity = self.identity.embedders[self.name]["model"] == DEFAULT_MODEL if rarity is None else rarity
+        embedder = self.identity.embedders[self.name]
+        fitted = embedder["model"] == DEFAULT_MODEL or bool(embedder.get("fitted_heads"))
+        self.rarity = fitted if rarity is None else rarity
         self.stored = Stored(snapshot, encoder.name, memory, local, disk)
 
     @property

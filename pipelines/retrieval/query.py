@@ -79,9 +79,10 @@ class Index(Opened):
 
     @property
     def default_rule(self) -> fusing.Rule:
-        """Fusion and weights where a search names none: measured for the packaged model, upstream's for others."""
-        model = str(self.identity.embedders[self.name]["model"])
-        return fusing.default_rule(model, tuple(self.channels))
+        """Fusion and weights where a search names none: measured for the packaged model and for heads that
+        `tridex fit-heads` made, upstream's for others."""
+        embedder = self.identity.embedders[self.name]
+        return fusing.default_rule(str(embedder["model"]), tuple(self.channels), bool(embedder.get("fitted_heads")))
 
     @overload
     def search(self, query: str, k: int = 10, **options: Any) -> Hits: ...
@@ -331,7 +332,7 @@ def open_index(
     the first query needs it. memory: bytes of stored columns to hold. local: a folder for copies of the columns that
     scoring reads (`pipelines.retrieval.local`), made by the first search, at most `disk` bytes of them (None: any
     number); the rest is read from the table. rarity: whether query tokens weigh more where few rows have them
-    (`pipelines.retrieval.statistics`); None: for the packaged model, others keep M3's scores.
+    (`pipelines.retrieval.statistics`); None: for the packaged model and fitted heads, others keep M3's scores.
 
     Raises ConfigError for a missing index, a table that is no index, and a model that did not build it (naming the
     field that differs).

@@ -13,7 +13,7 @@ from ir_measures import nDCG
 from safetensors.torch import load_file
 from torch import nn
 
-from actors.describe import ASSETS
+from actors.describe import ASSETS, describe
 from actors.fitting import FitConfig, FitResult, fit_heads
 from actors.fitting.colbert import identity, pca
 from actors.fitting.data import read_source, split
@@ -22,8 +22,9 @@ from actors.fitting.mining import Mined, bm25, idf, sparse_scores, zscore
 from actors.fitting.select import chosen, ndcg
 from actors.fitting.sparse import idf_start, lexical, share
 from actors.fitting.states import States
-from actors.fitting.train import mixed
+from actors.fitting.train import mixed, scaled
 from actors.outputs import TokenBatch, offsets_of
+from actors.preparation import load_preparation
 from actors.registry import load_embedder
 from actors.spec import ComputeSpec, EmbedderSpec
 from tests.checkpoints import build
@@ -72,6 +73,23 @@ def test_the_checkpoint_is_read_back_as_m3(tmp_path: Path) -> None:
     np.testing.assert_array_equal(fitted, plain)
 
 
+def test_an_index_will_know_that_the_heads_were_fitted(tmp_path: Path) -> None:
+    output = fit(tmp_path, [write_pairs(tmp_path / "pairs.jsonl")]).output
+    fitted, plain = (describe(load_preparation(EmbedderSpec(model=str(m)))) for m in (output, tmp_path / "encoder"))
+    assert fitted["fitted_heads"] is True
+    assert "fitted_heads" not in plain
+
+
+def test_lexical_scores_vary_as_much_as_dense_ones(tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "pairs.jsonl")
+    embedder = load_embedder(EmbedderSpec(model=str(fit(tmp_path, [pairs], sparse="idf").output), compute=EXACT))
+    texts = sentences(40)
+    asked, found = embedder.embed_queries([t[-30:] for t in texts]), embedder.embed_corpus(texts)
+    lexical = sparse_scores(asked.sparse, found.sparse, embedder.vocab_size).std(axis=1).mean()
+    dense = (asked.dense @ found.dense.T).std(axis=1).mean()
+    assert 0.3 < lexical / dense < 3
+
+
 def test_both_published_forms_hold_the_same_numbers(tmp_path: Path) -> None:
     output = fit(tmp_path, [write_pairs(tmp_path / "pairs.jsonl")]).output
     for name, shape in (("sparse_linear", (1, 32)), ("colbert_linear", (32, 32))):
@@ -95,7 +113,7 @@ def test_the_same_seed_gives_the_same_heads_and_another_seed_others(tmp_path: Pa
 def test_heads_only_leaves_the_encoder_and_an_identity_out(tmp_path: Path) -> None:
     output = fit(tmp_path, [write_pairs(tmp_path / "pairs.jsonl")], heads_only=True, colbert="identity").output
     assert sorted(path.name for path in output.iterdir()) == [
-        "README.md", "sparse_linear.pt", "sparse_linear.safetensors",
+        "README.md", "fitted_heads.json", "sparse_linear.pt", "sparse_linear.safetensors",
     ]  # fmt: skip
 
 
@@ -256,6 +274,7 @@ def test_mixed_heads_lie_between_both() -> None:
     x = torch.randn(5, 3)
     torch.testing.assert_close(quarter(x), 0.75 * start(x) + 0.25 * trained(x))
     assert torch.equal(mixed(start, trained, 1.0).weight, trained.weight)
+    torch.testing.assert_close(scaled(start, 3)(x), 3 * start(x))
 
 
 def test_cached_states_are_used_again(tmp_path: Path) -> None:
