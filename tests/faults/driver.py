@@ -22,6 +22,7 @@ import pyarrow as pa
 import pipelines.build
 import pipelines.job
 from pipelines.config import load_config
+from pipelines.job import LIGHT
 from pipelines.monitor.metrics import MeteredActor
 from pipelines.store import commit
 from pipelines.store.lease import Lease
@@ -102,6 +103,7 @@ def slow_and_mortal(folder: str, deaths: int, seconds: float) -> Any:
 
 def main(path: str, faults: dict[str, Any]) -> None:
     folder = Path(path).parent
+    LIGHT["num_cpus"] = 1  # few worker processes: each takes seconds to start, and they are most of what a job costs
     if "die" in faults:
         when, number = faults["die"].split(":")
         die_at_commit(when, int(number))

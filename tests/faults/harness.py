@@ -78,7 +78,7 @@ class Cluster:
         return found
 
     def add_node(self) -> None:
-        self.second = ray_start(self.folder / "second.log", f"--address={self.address}")
+        self.second = ray_start(self.folder / "second.log", f"--address={self.address}", "--num-cpus=3")
 
     def replace_node(self) -> bool:
         """SIGKILL to the second node's raylet, which takes its workers and its part of the object store along.
@@ -106,7 +106,7 @@ def _title(process: psutil.Process) -> list[str]:
 
 def ray_start(log: Path, *arguments: str) -> subprocess.Popen[bytes]:
     program = str(Path(sys.executable).with_name("ray"))
-    common = ["--block", "--num-cpus=4", "--object-store-memory=150000000", "--disable-usage-stats"]
+    common = ["--block", "--object-store-memory=150000000", "--disable-usage-stats"]
     environment = {**os.environ, "RAY_AUTH_MODE": "token"}
     with log.open("ab") as out:
         return subprocess.Popen([program, "start", *common, *arguments], env=environment, stdout=out, stderr=out)
@@ -128,7 +128,9 @@ def end(root: subprocess.Popen[bytes] | None) -> None:
 @contextmanager
 def cluster(folder: Path) -> Iterator[Cluster]:
     port, log = free_port(), folder / "head.log"
-    head = ray_start(log, "--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}")
+    head = ray_start(
+        log, "--head", "--num-cpus=5", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}"
+    )
     running = Cluster(folder, f"127.0.0.1:{port}", head)
     try:
         wait_for(lambda: "Ray runtime started" in log.read_text(), 180, "the Ray head")
@@ -220,6 +222,10 @@ class Job:
         summary: dict[str, Any] = json.loads((self.folder / "out").read_text().splitlines()[-1])
         return summary
 
+    def files(self) -> int:
+        """Data files that were written, committed or not."""
+        return len(list(Path(self.index, "documents.lance/data").glob("*.lance")))
+
     def began(self) -> bool:
         """Whether a driver has come so far that it holds the lease."""
         return Path(self.index, "leases.lance").exists()
@@ -295,50 +301,54 @@ def try_optimize(uri: str) -> bool:
     return True
 
 
-def torment(job: Job, seed: int, kills: int = 4) -> Counter[str]:
+def torment(job: Job, seed: int, kills: int = 5) -> Counter[str]:
     """Runs the job to its end and kills a random one of its processes at a random moment, `kills` times over.
 
-    In half of the runs the first driver dies around a commit, in two thirds write tasks die between writing and
-    answering. A driver that is gone is started again, a node that is gone joins again. Returns what died, how often.
+    Most moments are after the first file was written, when there is something to lose. In half of the runs the first
+    driver dies around a commit, in two thirds write tasks die between writing and answering. A driver that is gone is
+    started again, a node that is gone joins again. Returns what died, how often.
     """
     rng = random.Random(seed)
     killed: Counter[str] = Counter()
-    faults: dict[str, Any] = {"slow": 0.1, "write_deaths": rng.randint(0, 2)}
-    if rng.random() < 0.5:
-        faults["die"] = f"{rng.choice(['before', 'after'])}:{rng.randint(1, 4)}"
+    faults: dict[str, Any] = {"slow": 0.15, "write_deaths": rng.randint(0, 2)}
+    around = f"{rng.choice(['before', 'after'])}:{rng.randint(1, 3)}" if rng.random() < 0.5 else None
     deadline = time.monotonic() + PATIENCE
-    driver = job.start(**faults)
+    driver, files = job.start(**faults, **({"die": around} if around else {})), 0
     while (status := driver.poll()) != 0:
         if time.monotonic() > deadline:
             raise TimeoutError(f"seed {seed}: not done after {killed}:\n{job.tail()}")
         if status is not None:
             killed["driver around a commit"] += status == -signal.SIGKILL
             killed["driver that gave up"] += status != -signal.SIGKILL
-            driver = job.start(slow=0.1)
-        time.sleep(rng.uniform(0.2, 3))
-        if killed.total() < kills and (victim := kill_one(job, driver, rng)) is not None:
+            driver, files = job.start(**faults), job.files()
+        time.sleep(rng.uniform(0.05, 1.5))
+        early = rng.random() < 0.03
+        if killed.total() < kills and (early or job.files() > files) and (victim := kill_one(job, driver, rng)):
             killed[victim] += 1
-            driver = driver if driver.poll() is None else job.start(slow=0.1)
+            if victim == "driver":
+                driver, files = job.start(**faults), job.files()
     killed["write task, before its answer"] = len(list(job.folder.glob("death-*")))
     return +killed
 
 
-VICTIMS = {"driver": 3, "actor": 3, "write task": 3, "node": 1}
+VICTIMS = {"driver": 2, "actor": 3, "write task": 4, "node": 1}
 """Odds."""
 
 
 def kill_one(job: Job, driver: subprocess.Popen[str], rng: random.Random) -> str | None:
     """SIGKILL to the driver, an embedding actor, a writing task or the second node; says which, if it was there."""
     (victim,) = rng.choices([*VICTIMS], [*VICTIMS.values()])
+    if victim == "node":
+        return victim if job.cluster.replace_node() else None
     if victim == "driver":
-        if not job.began() or driver.poll() is not None:
+        if driver.poll() is not None:
             return None
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
         return victim
-    if victim == "node":
-        return victim if job.cluster.replace_node() else None
-    found = job.cluster.workers(ACTOR if victim == "actor" else WRITER)
+    title, end = ACTOR if victim == "actor" else WRITER, time.monotonic() + 2
+    while not (found := job.cluster.workers(title)) and driver.poll() is None and time.monotonic() < end:
+        time.sleep(0.02)
     if not found:
         return None
     with_luck(rng.choice(found).kill)
