@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
+from pipelines.retrieval.fusion import Rule
 from pipelines.retrieval.query import Index, open_index
 from pipelines.retrieval.statistics import TokenStatistics, read_statistics, write_statistics
 from pipelines.store.table import open_table
@@ -52,3 +56,16 @@ def test_an_explanation_of_weighed_tokens_adds_up(uri: str) -> None:
     hit = index.search(QUERY, mode="sparse")[0]
     explained = index.explain(QUERY, hit.chunk_id, mode="sparse")
     assert sum(match.product for match in explained.sparse) == pytest.approx(hit.score, rel=1e-5)
+
+
+class Fitted(WordEmbedder):
+    """An embedder whose heads `tridex fit-heads` made."""
+
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "fitted_heads": True}
+
+
+def test_fitted_heads_are_searched_as_the_packaged_ones_are(tmp_path: Path) -> None:
+    index = open_index(make_index(tmp_path, TEXTS, embedder=Fitted()), embedder=Fitted())
+    assert index.rarity
+    assert index.default_rule == Rule("zscore", {"dense": 1.0, "bm25": 0.35, "colbert": 2.0})
