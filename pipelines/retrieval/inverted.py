@@ -28,25 +28,29 @@ Mask = npt.NDArray[np.bool_]
 class Segment:
     """A segment opened for a snapshot. live: int32 position of each physical row, -1 where deleted.
 
-    blocks: all of them where they are held in memory; else only the directory is held, and lists are read by query.
+    lists: all of them where they are held in memory; else only the directory is held, and lists are read by query.
     """
 
     info: SegmentInfo
     dataset: Any
     live: npt.NDArray[np.int32]
     tokens: npt.NDArray[np.uint32]
-    blocks: Blocks | None
+    lists: Lists | None
 
-    def lists(self, token_ids: Array) -> tuple[IntArray, IntArray, Blocks]:
+    def ask(self, token_ids: Array) -> tuple[IntArray, IntArray, Lists]:
         """Ranges of each token's blocks, and the blocks that they are ranges of."""
         lows = np.searchsorted(self.tokens, token_ids, side="left")
         highs = np.searchsorted(self.tokens, token_ids, side="right")
-        if self.blocks is not None:
-            return lows, highs, self.blocks
+        if self.lists is not None:
+            return lows, highs, self.lists
         wanted = np.concatenate([np.arange(a, b) for a, b in zip(lows, highs, strict=True)])
         blocks = Blocks.from_arrow(self.dataset.take(pa.array(wanted), columns=["token", "page", "maximum", "data"]))
         ends = np.cumsum(highs - lows)
-        return ends - (highs - lows), ends, blocks
+        return ends - (highs - lows), ends, as_lists(blocks)
+
+
+def as_lists(blocks: Blocks) -> Lists:
+    return Lists(blocks.pages, blocks.maxima, blocks.starts, blocks.offsets, blocks.weights, *blocks.unfolded())
 
 
 def open_segment(snapshot: Snapshot, info: SegmentInfo, dataset: Any, in_memory: bool) -> Segment:
@@ -60,7 +64,7 @@ def open_segment(snapshot: Snapshot, info: SegmentInfo, dataset: Any, in_memory:
         first += rows
     if in_memory:
         blocks = Blocks.from_arrow(dataset.to_table())
-        return Segment(info, dataset, live, blocks.tokens, blocks)
+        return Segment(info, dataset, live, blocks.tokens, as_lists(blocks))
     return Segment(info, dataset, live, dataset.to_table(columns=["token"])["token"].to_numpy(), None)
 
 
@@ -76,7 +80,7 @@ class InvertedIndex:
         """Holds segments in memory while they fit `memory` bytes."""
         opened = []
         for info, dataset in valid_segments(snapshot, name):
-            needed = 4 * info.postings
+            needed = 6 * info.postings
             fits = needed <= memory
             memory -= needed if fits else 0
             opened.append(open_segment(snapshot, info, dataset, fits))
@@ -86,7 +90,7 @@ class InvertedIndex:
 
     def promising(self, token_ids: Array, weights: Floats, n: int, allowed: Mask | None = None) -> IntArray:
         """Positions among which the n best covered rows are for certain, ascending."""
-        lists = [s.lists(token_ids) for s in self.segments]
+        lists = [s.ask(token_ids) for s in self.segments]
         error = max([_overshoot(*found, weights) for found in lists], default=0.0)
         heap, size = np.zeros(n, np.float32), 0
         mask = np.zeros(0, np.bool_) if allowed is None else allowed
@@ -95,7 +99,7 @@ class InvertedIndex:
             found, upper = np.empty(len(segment.live), np.int32), np.empty(len(segment.live), np.float32)
             size, count = search_segment(
                 Terms(lows, highs, weights),
-                Lists(b.pages, b.maxima, b.starts, b.offsets, b.weights),
+                b,
                 Live(segment.live, mask),
                 np.float32(error),
                 heap,
@@ -109,7 +113,7 @@ class InvertedIndex:
         return np.sort(np.concatenate(positions)[np.concatenate(bounds) >= bar]).astype(np.int64)
 
 
-def _overshoot(lows: IntArray, highs: IntArray, blocks: Blocks, weights: Floats) -> float:
+def _overshoot(lows: IntArray, highs: IntArray, lists: Lists, weights: Floats) -> float:
     """By how much a quantised score can be above the true one; a little more, for the rounding of float32 sums."""
-    largest = [blocks.maxima[a:b].max(initial=0) for a, b in zip(lows, highs, strict=True)]
+    largest = [lists.maxima[a:b].max(initial=0) for a, b in zip(lows, highs, strict=True)]
     return float(np.dot(largest, weights)) / LEVELS * 1.001 + 1e-6

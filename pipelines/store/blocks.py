@@ -27,6 +27,8 @@ HAS_NUMBA = numba is not None and not numba.config.DISABLE_JIT
 PAGE_BITS = 16
 PAGE = 1 << PAGE_BITS
 LEVELS = 255
+LONG = PAGE // 4
+"""From here on a block is faster to add up as one weight a row (16 rows in one instruction) than posting by posting."""
 BLOCK_SCHEMA = pa.schema(
     [
         pa.field("token", pa.uint32()),
@@ -101,6 +103,16 @@ class Blocks:
     @property
     def nbytes(self) -> int:
         return sum(a.nbytes for a in (self.tokens, self.pages, self.maxima, self.starts, self.offsets, self.weights))
+
+    def unfolded(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+        """Blocks of LONG postings or more as one weight a row: place of each block (-1: it is short), (k, PAGE)."""
+        long = np.flatnonzero(np.diff(self.starts) >= LONG)
+        places, rows = np.full(len(self.tokens), -1, np.int32), np.zeros((len(long), PAGE), np.uint8)
+        for place, block in enumerate(long):
+            part = slice(self.starts[block], self.starts[block + 1])
+            places[block] = place
+            rows[place, self.offsets[part]] = self.weights[part]
+        return places, rows
 
     @classmethod
     def of(cls, rows: SparseVectors) -> Blocks:

@@ -138,27 +138,43 @@ def test_half_a_segment_of_another_writer_is_not_used_twice(uri: str) -> None:
     same_answers(open_words(uri))
 
 
-def test_several_pages() -> None:
-    """70,000 rows are two pages."""
-    rows = random_rows(70_000, 2_000)
-    blocks = Blocks.of(rows)
-    assert set(blocks.pages.tolist()) == {0, 1}
-    from pipelines.retrieval.inverted import Segment
+def with_common_tokens(rows: SparseVectors, share: float) -> SparseVectors:
+    """Tokens 0 to 7 in that share of the rows, with small weights; other ids move up by 8."""
+    rng = np.random.default_rng(3)
+    common = rng.random((len(rows), 8)) < share
+    ids = [np.concatenate([np.flatnonzero(c), rows.row(i)[0] + 8]) for i, c in enumerate(common)]
+    weights = [np.concatenate([rng.random(c.sum()) * 0.2 + 1e-3, rows.row(i)[1]]) for i, c in enumerate(common)]
+    lengths = np.array([len(r) for r in ids])
+    return SparseVectors(
+        offsets_of(lengths), np.concatenate(ids).astype(np.uint32), np.concatenate(weights).astype(np.float32)
+    )
+
+
+@pytest.mark.parametrize("share", [0.02, 0.6])
+def test_nothing_among_the_best_is_left_out(share: float) -> None:
+    """70,000 rows are two pages; lists of common tokens are held as one weight a row and looked up, or added up."""
+    from pipelines.retrieval.inverted import Segment, as_lists
     from pipelines.store.postings import SegmentInfo
 
+    rows = with_common_tokens(random_rows(70_000, 2_000), share)
+    blocks = Blocks.of(rows)
+    lists = as_lists(blocks)
+    assert set(blocks.pages.tolist()) == {0, 1}
+    assert len(lists.unfolded) == (0 if share < 0.25 else 8)
     info = SegmentInfo("t", "words", ((0, 70_000),), len(blocks.weights), "")
-    index = InvertedIndex(
-        (Segment(info, None, np.arange(70_000, dtype=np.int32), blocks.tokens, blocks),), np.zeros(0, np.int64)
-    )
+    live = np.arange(70_000, dtype=np.int32)
+    index = InvertedIndex((Segment(info, None, live, blocks.tokens, lists),), np.zeros(0, np.int64))
+    allowed = np.random.default_rng(2).random(70_000) < 0.5
     rng = np.random.default_rng(1)
-    for _ in range(20):
-        query, weights = np.sort(rng.choice(2_000, 12, replace=False)), rng.gamma(2.0, 0.3, 12).astype(np.float32)
-        dense = np.zeros(2_000, np.float32)
+    for masked in (None, allowed) * 10:
+        query = np.concatenate([np.arange(8), np.sort(rng.choice(2_000, 8, replace=False)) + 8])
+        weights = rng.gamma(2.0, 0.3, 16).astype(np.float32)
+        dense = np.zeros(2_008, np.float32)
         dense[query] = weights
         products = np.append(rows.weights * dense[rows.token_ids], 0)
         dots = np.add.reduceat(products, rows.offsets[:-1]) * (np.diff(rows.offsets) > 0)
-        best = np.argsort(-dots)[:100]
-        assert set(best) <= set(index.promising(query, weights, 100)) | set(
-            np.flatnonzero(dots >= dots[best[-1]] - 1e-6)
-        )
-        assert len(index.promising(query, weights, 100)) < 1000
+        dots = dots if masked is None else np.where(masked, dots, 0)
+        bar = np.sort(dots)[-100]
+        promising = index.promising(query, weights, 100, masked)
+        assert set(np.flatnonzero(dots > bar + 1e-5)) <= set(promising)
+        assert 99 <= len(promising) < 3000
