@@ -7,9 +7,11 @@ misses, and what other factors would miss, is in benchmarks/RESULTS.md.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -54,12 +56,20 @@ class Union:
         """See `Index.candidates`."""
         wanted = tuple(searched)
         if not self._follows(wanted, exact):
-            tops = {c: self.channels[c].top(queries, n, where, exact) for c in wanted}
+            tops = self._tops(wanted, queries, n, where, exact)
             return [self.scored(queries, i, {c: t[i] for c, t in tops.items()}, sampled) for i in range(len(queries))]
         leading = tuple(c for c in wanted if c != "colbert") or tuple(c for c in self.channels if c != "colbert")
-        tops = {c: self.channels[c].top(queries, FOLLOWED * n, where, exact) for c in leading}
+        tops = self._tops(leading, queries, FOLLOWED * n, where, exact)
         found = [self.scored(queries, i, {c: t[i] for c, t in tops.items()}, sampled) for i in range(len(queries))]
         return [_followed(f, n) for f in found]
+
+    def _tops(
+        self, searched: tuple[Channel, ...], queries: Queries, n: int, where: Filter | None, exact: bool
+    ) -> dict[Channel, list[Ranking]]:
+        """Every channel's best, beside each other: Lance and the kernels leave the interpreter's lock."""
+        asked = {c: _pool().submit(self.channels[c].top, queries, n, where, exact) for c in searched[1:]}
+        first = {c: self.channels[c].top(queries, n, where, exact) for c in searched[:1]}
+        return {**first, **{c: answer.result() for c, answer in asked.items()}}
 
     def _follows(self, wanted: tuple[Channel, ...], exact: bool) -> bool:
         """Whether ColBERT ranks what others bring."""
@@ -91,6 +101,11 @@ class Union:
         wider = Ranking(np.concatenate([top.positions, found.positions, rows]), top.scores)
         whole = self.scored(queries, 0, {**found.tops, channel: wider}, found.sample is not None)
         return Candidates(whole.positions, whole.scores, found.tops, whole.sample)
+
+
+@lru_cache(maxsize=1)
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), "channels")
 
 
 def _followed(found: Candidates, n: int) -> Candidates:
