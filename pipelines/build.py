@@ -21,7 +21,7 @@ from pipelines.cluster import describe, on_worker, running
 from pipelines.config import BuildConfig, IndexConfig, plain
 from pipelines.driver import JobFailed, commit_all, prune, records
 from pipelines.interrupt import interruptible
-from pipelines.job import LIGHT, Job, embed
+from pipelines.job import LIGHT, Job, embed, most_actors
 from pipelines.monitor.runlog import RunLog
 from pipelines.monitor.summary import Summary
 from pipelines.reading.images import stored_fields, with_pictures
@@ -125,7 +125,8 @@ def graph(job: Job, work: list[dict[str, bytes]], documents: int) -> ray.data.Da
     """Shards -> documents -> chunks -> tokens -> outputs, one pool for each embedder -> fragments."""
     config, fields = job.config, job.fields
     per_row = row_bytes(job.target.identity, on_worker(sample, job.units, config, fields))
-    rows = block_rows(config, per_row)
+    whole = documents if config.chunk.mode == "whole" else None
+    rows = block_rows(config, per_row, whole, most_actors(job))
     reading = {"config": config, "fields": fields, "only": job.only}
     data = ray.data.from_items(work, override_num_blocks=len(work))
     data = data.map_batches(select_documents, batch_size=1, fn_kwargs=reading, **LIGHT)
@@ -135,7 +136,7 @@ def graph(job: Job, work: list[dict[str, bytes]], documents: int) -> ray.data.Da
     data = data.repartition(target_num_rows_per_block=rows, strict=True)
     for embedder in config.embedders:
         data = embed(data, job, embedder, rows, documents)
-    fragment = fragment_rows(config, per_row)
+    fragment = fragment_rows(config, per_row, rows)
     return data.map_batches(write_block, batch_size=fragment, fn_kwargs={"target": job.target}, **LIGHT)
 
 

@@ -72,6 +72,12 @@ def embed(
     )
 
 
+def most_actors(job: Job) -> int:
+    """Of the largest pool."""
+    share = 1 / len(job.config.embedders)
+    return max(pool_size(e.pool.spec(), ray.cluster_resources(), share) for e in job.config.embedders)
+
+
 def actors(job: Job, embedder: EmbedderConfig, rows: int, documents: int) -> int:
     """As many as the configuration and the cluster allow, but none that would find no block to work on."""
     config = job.config

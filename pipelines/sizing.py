@@ -19,6 +19,8 @@ from pipelines.store.schema import Identity
 POOLED = {"none": 1, "sequential2": 2, "sequential3": 3, "distinct": 1}
 PICTURE_ROWS = 256
 """Decoded pictures that travel together: 150 kB each."""
+BLOCKS_AN_ACTOR, LEAST_ROWS = 16, 128
+"""Blocks below the second number are not worth their way: texts of one length become rare in them."""
 SPARSE_BYTES = 8
 """A token id and a float32 weight."""
 
@@ -41,14 +43,18 @@ def row_bytes(identity: Identity, sample: pa.Table) -> float:
     return text + sum(sum(output_bytes(e, tokens).values()) for e in identity.embedders.values())
 
 
-def block_rows(config: BuildConfig, bytes_per_row: float) -> int:
-    """Rows that a model takes at once: the smallest pool's `batch_rows`, fewer where they would not fit a fragment."""
+def block_rows(config: BuildConfig, bytes_per_row: float, rows: int | None = None, actors: int = 1) -> int:
+    """Rows that a model takes at once: the smallest pool's `batch_rows`, fewer where they would not fit a fragment.
+
+    `rows` of the whole job, where known, are cut into some blocks for each of `actors`, so that none waits long for
+    another's last block: it matters where a job takes minutes.
+    """
     fits = max(1, int(config.index.fragment_bytes / max(1.0, bytes_per_row)))
     pictures = [] if config.input.pictures is None else [PICTURE_ROWS]
-    return min(fits, *(e.pool.batch_rows for e in config.embedders), *pictures)
+    even = [] if rows is None else [max(LEAST_ROWS, -(-rows // (actors * BLOCKS_AN_ACTOR)))]
+    return min(fits, *(e.pool.batch_rows for e in config.embedders), *pictures, *even)
 
 
-def fragment_rows(config: BuildConfig, bytes_per_row: float) -> int:
-    """Rows of a fragment: as many whole blocks as `index.fragment_bytes` holds, so that no block is cut."""
-    rows = block_rows(config, bytes_per_row)
-    return rows * max(1, int(config.index.fragment_bytes / max(1.0, bytes_per_row) / rows))
+def fragment_rows(config: BuildConfig, bytes_per_row: float, block: int) -> int:
+    """Rows of a fragment: as many whole blocks of `block` rows as `index.fragment_bytes` holds, so that none is cut."""
+    return block * max(1, int(config.index.fragment_bytes / max(1.0, bytes_per_row) / block))

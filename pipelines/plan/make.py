@@ -82,7 +82,7 @@ def make_plan(config: BuildConfig, pool: Pool = Pool(), sample_rows: int = SAMPL
 def _redo(config: BuildConfig, per_row: float, chunks: int, hours: float | None) -> float | None:
     if hours is None or not chunks:
         return None
-    rows = min(chunks, fragment_rows(config, per_row))
+    rows = min(chunks, fragment_rows(config, per_row, block_rows(config, per_row)))
     return rows / chunks * hours * 3600 + config.index.commit_seconds
 
 
