@@ -1,6 +1,6 @@
 """ColBERT codecs and poolings on judged queries: bytes a document, ms for 200 candidates, nDCG@10 and its loss.
 
-Every codec scores the same candidates: the union of the best 200 of each channel of an index that was built from the
+Every codec scores the same candidates: the union of the best of each channel of an index that was built from the
 collection. The documents among them are embedded again in float32, encoded by each codec and ranked by ColBERT alone,
 so that nothing but the codec differs. Run:
 
@@ -72,10 +72,11 @@ def main() -> None:
     parser.add_argument("queries")
     parser.add_argument("qrels")
     parser.add_argument("--queries", dest="limit", type=int, default=150)
+    parser.add_argument("--candidates", type=int, default=200, help="Of each channel.")
     arguments = parser.parse_args()
     index, qrels = open_index(arguments.index), read_qrels(arguments.qrels)
     kept = dict(list(judged(read_queries(arguments.queries), qrels).items())[: arguments.limit])
-    ranked = rank(index, kept, 200)
+    ranked = rank(index, kept, arguments.candidates)
     places = np.unique(np.concatenate([q.found.positions for q in ranked]))
     vectors, token_ids = embedded(index, places)
     reference = None
