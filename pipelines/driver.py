@@ -5,7 +5,8 @@ It is the only process that commits, and it never holds a document: a record say
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from typing import Any
 
 import ray
@@ -25,16 +26,19 @@ class JobFailed(WorkFailed):
     """The job stopped before its end; what was committed stays, and the same command goes on from there."""
 
 
-def records(fragments: ray.data.Dataset) -> Iterator[dict[str, Any]]:
-    """Rows of `writer.RECORD_SCHEMA`, as the workers finish them."""
+def records(fragments: ray.data.Dataset) -> Generator[dict[str, Any]]:
+    """Rows of `writer.RECORD_SCHEMA`, as the workers finish them.
+
+    Close it before Ray ends: what Ray Data has left to do is lost then, and it says so in a traceback.
+    """
     for block in fragments.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from block.to_pylist()
 
 
-def commit_all(finished: Iterator[dict[str, Any]], committer: Committer, census: Census, log: RunLog) -> None:
+def commit_all(finished: Generator[dict[str, Any]], committer: Committer, census: Census, log: RunLog) -> None:
     """Takes each record, commits when it is time, and once more at the end, also when interrupted."""
     progress = Progress(census.to_embed, enabled=log.config.ray.progress)
-    with interruptible():
+    with interruptible(), closing(finished):
         try:
             for record in finished:
                 committer.add(record)

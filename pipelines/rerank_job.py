@@ -11,7 +11,8 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -104,9 +105,10 @@ def rerank_run(config: RerankConfig) -> RerankSummary:
     snapshot = open_table(config.index, config.table, config.storage_options, partial.version)
     block, missing = plan_block(snapshot, {q: docs for q, docs in wanted.items() if q not in done}, texts)
     failed = []
-    for rows in _scored(config, partial, block):
-        failed += [f"{row['query_id']}: {row['error']}" for row in rows if row["error"] is not None]
-        done |= partial.append([row for row in rows if row["error"] is None])
+    with closing(_scored(config, partial, block)) as scored_rows:
+        for rows in scored_rows:
+            failed += [f"{row['query_id']}: {row['error']}" for row in rows if row["error"] is not None]
+            done |= partial.append([row for row in rows if row["error"] is None])
     write_run(config.output, ((query, done[query]) for query in wanted if query in done), config.tag)
     if not failed:
         partial.path.unlink()
@@ -191,7 +193,7 @@ def _best(documents: Sequence[str], scores: Any) -> dict[str, list[Any]]:
     return {"docs": list(best), "scores": list(best.values())}
 
 
-def _scored(config: RerankConfig, partial: Partial, block: pa.Table) -> Iterator[list[dict[str, Any]]]:
+def _scored(config: RerankConfig, partial: Partial, block: pa.Table) -> Generator[list[dict[str, Any]]]:
     """Batches of scored queries as they come."""
     if not len(block):
         return

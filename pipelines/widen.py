@@ -6,7 +6,8 @@ the new columns are computed and written. It runs before the rows are brought up
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
 from typing import Any
 
 import lance
@@ -72,10 +73,10 @@ def refuse_pictures(config: BuildConfig, missing: Mapping[str, tuple[Output, ...
 
 
 def fill(
-    finished: Iterator[Mapping[str, Any]], committer: ColumnCommitter, config: BuildConfig, rows: int | None = None
+    finished: Generator[Mapping[str, Any]], committer: ColumnCommitter, config: BuildConfig, rows: int | None = None
 ) -> None:
     progress = Progress(rows, enabled=config.ray.progress)
-    with interruptible():
+    with interruptible(), closing(finished):
         try:
             for record in finished:
                 committer.add(record)
