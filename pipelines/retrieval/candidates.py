@@ -25,7 +25,7 @@ from pipelines.store.vectors import VectorIndex, find_vector_index
 
 Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
-OVERSAMPLED = 3
+OVERSAMPLED = 2
 SCANNED_ROWS = 100_000
 """Up to here ColBERT finds its best rows by scoring all; above, it scores what the other channels bring."""
 QUERY_BLOCK = 2**26

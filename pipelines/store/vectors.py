@@ -22,8 +22,9 @@ NO_INDEX_BELOW = 100_000
 PARTITION_ROWS = 4096
 METRIC = "dot"
 PROBED = 0.04
-"""Share of the partitions that a search reads, at least MIN_PROBES of them."""
-MIN_PROBES = 16
+"""Share of the partitions that a search reads, at least MIN_PROBES of them: at a million rows 16 found 83% of the best
+200, 64 found 99%, and the search took half as long again."""
+MIN_PROBES = 64
 
 
 @dataclass(frozen=True, slots=True)
