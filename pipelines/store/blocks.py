@@ -77,6 +77,21 @@ def transpose(offsets: Any, token_ids: Any, starts: Any, rows: Any) -> None:
             rows[1, slot] = j
 
 
+def _plain_separate(data: Any, bounds: Any, starts: Any, offsets: Any, weights: Any) -> None:
+    counts = np.diff(starts)
+    offsets[:] = data[ranges(bounds[:-1], 2 * counts)]
+    weights[:] = data[ranges(bounds[:-1] + 2 * counts, counts)]
+
+
+@compiled_or(_plain_separate)
+def separate(data: Any, bounds: Any, starts: Any, offsets: Any, weights: Any) -> None:
+    """Blocks' bytes, offsets (two bytes each) before weights, to all offsets and all weights."""
+    for b in range(len(starts) - 1):
+        first, last, at = starts[b], starts[b + 1], bounds[b]
+        offsets[2 * first : 2 * last] = data[at : at + 2 * (last - first)]
+        weights[first:last] = data[at + 2 * (last - first) : at + 3 * (last - first)]
+
+
 def by_token(rows: SparseVectors) -> tuple[IntArray, IntArray, Floats]:
     """Rows turned around: starts (vocabulary + 1,) of each token's postings, their rows ascending, their weights."""
     vocabulary = int(rows.token_ids.max(initial=0)) + 1
@@ -164,12 +179,8 @@ class Blocks:
         _, offset_buffer, buffer = column.buffers()
         bounds = np.frombuffer(offset_buffer, np.int64)[column.offset : column.offset + len(column) + 1]
         data: Array = np.frombuffer(buffer or b"", np.uint8)
-        counts = np.diff(bounds) // 3
-        return cls(
-            table["token"].to_numpy(),
-            table["page"].to_numpy(),
-            table["maximum"].to_numpy(),
-            offsets_of(counts),
-            data[ranges(bounds[:-1], 2 * counts)].view("<u2"),
-            data[ranges(bounds[:-1] + 2 * counts, counts)],
-        )
+        starts = offsets_of(np.diff(bounds) // 3)
+        offsets, weights = np.empty(2 * starts[-1], np.uint8), np.empty(starts[-1], np.uint8)
+        separate(data, bounds, starts, offsets, weights)
+        tokens, pages, maxima = (table[name].to_numpy() for name in ("token", "page", "maximum"))
+        return cls(tokens, pages, maxima, starts, offsets.view("<u2"), weights)
