@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 from actors import EmbedderSpec, load_embedder
-from actors.describe import available_outputs, describe, hidden_size
+from actors.describe import ASSETS, available_outputs, describe, hidden_size
 from actors.folder import CheckpointError
 from actors.preparation import load_preparation
 from tests.checkpoints import KINDS, build
@@ -69,10 +70,8 @@ def test_damaged_weights_are_refused_before_anything_starts(tmp_path: Path) -> N
 def test_an_index_knows_which_lexical_head_this_program_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     preparation = load_preparation(EmbedderSpec(model="all-MiniLM-L6-v2"))
     before = describe(preparation)
-    folder = tmp_path / "all-MiniLM-L6-v2"
-    folder.mkdir()
+    folder = shutil.copytree(ASSETS / "all-MiniLM-L6-v2", tmp_path / "all-MiniLM-L6-v2")
     (folder / "sparse_linear.safetensors").write_bytes(b"another head")
     monkeypatch.setattr("actors.describe.ASSETS", tmp_path)
-    monkeypatch.setattr("actors.describe.head_width", lambda folder, name: None)
     after = describe(preparation)
     assert {key for key in before if before[key] != after[key]} == {"lexical_head"}
