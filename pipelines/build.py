@@ -18,6 +18,7 @@ import ray
 from pipelines.census.selection import Only
 from pipelines.census.take import Census, take_census
 from pipelines.cluster import describe, on_worker, running
+from pipelines.codebooks import codebooks
 from pipelines.config import BuildConfig, IndexConfig, plain
 from pipelines.driver import JobFailed, commit_all, prune, records
 from pipelines.interrupt import interruptible
@@ -25,7 +26,7 @@ from pipelines.job import LIGHT, Job, embed, most_actors
 from pipelines.monitor.runlog import RunLog
 from pipelines.monitor.summary import Summary
 from pipelines.reading.images import stored_fields, with_pictures
-from pipelines.reading.units import metadata_fields, plan_units, read_unit
+from pipelines.reading.units import Unit, metadata_fields, plan_units, read_unit
 from pipelines.sizing import block_rows, fragment_rows, row_bytes
 from pipelines.stages import chunk, sample, select_documents, tokenise
 from pipelines.store.commit import Committer, create_or_open
@@ -54,7 +55,7 @@ def build_index(config: BuildConfig, only: Only | None = None) -> Summary:
     fields = metadata_fields(config.input, units)
     with running(config.ray), interruptible():
         with log.phase("models"):
-            job = Job(config, units, fields, make_target(config, fields), only)
+            job = Job(config, units, fields, make_target(config, units, fields), only)
         with take_lease(job.target, config) as lease, log.reported(job.target):
             return run(job, lease, log)
 
@@ -146,12 +147,13 @@ def count(job: Job, version: int) -> Census:
     return take_census(job.units, read, partial(open_version, job.target, version))
 
 
-def make_target(config: BuildConfig, fields: list[pa.Field]) -> Target:
+def make_target(config: BuildConfig, units: list[Unit], fields: list[pa.Field]) -> Target:
     """Where the job writes, with the schema and identity that its embedders give."""
-    identity = identity_of(config, describe(config.embedders))
+    described, books = describe(config.embedders), codebooks(config, units)
+    identity = identity_of(config, described, books)
     return Target(
         config.index.uri,
-        documents_schema(identity, stored_fields(config.input, fields)),
+        documents_schema(identity, stored_fields(config.input, fields), books),
         config.index.table,
         plain(config.index.storage_options),
         config.job.id,

@@ -16,6 +16,7 @@ from pipelines.config import BuildConfig, EmbedderConfig
 from pipelines.monitor.metrics import named_actor
 from pipelines.reading.units import Unit
 from pipelines.stages import Finish
+from pipelines.store.pq import from_metadata
 from pipelines.store.schema import Target, output_field
 
 LIGHT: dict[str, Any] = {"num_cpus": 0.25, "batch_format": "pyarrow"}
@@ -58,7 +59,7 @@ def embed(
     spec = embedder.pool.spec()
     size = actors(job, embedder, rows, documents)
     typed = {} if spec.accelerator_type is None else {"accelerator_type": spec.accelerator_type}
-    finish = Finish(embedder)
+    finish = Finish(embedder, from_metadata(job.target.schema.metadata, embedder.name))
     arguments = (job.config.job.id, embedder.spec(), embedder.name, outputs, fields, finish, finish.on_device)
     return data.map_batches(
         named_actor(embedder.name),

@@ -25,7 +25,8 @@ from pipelines.census.selection import Only, select
 from pipelines.config import BuildConfig, EmbedderConfig
 from pipelines.reading.chunk import chunk_table
 from pipelines.reading.units import Unit, read_schema, read_unit
-from pipelines.store.codecs import encode_colbert
+from pipelines.store.codecs import encode_colbert, get_codec
+from pipelines.store.pq import Book
 
 BLOCK_ROWS = 1024
 SAMPLE_ROWS = 256
@@ -109,6 +110,8 @@ class Finish:
     """Turns what an embedder gives into the columns that its index keeps: dense dtype, ColBERT pooling and codec."""
 
     embedder: EmbedderConfig
+    book: Book | None = None
+    """Of the pq codec."""
 
     def __call__(self, batch: EmbeddingBatch, tokens: TokenBatch) -> dict[str, pa.Array]:
         codec = self.embedder.codec
@@ -134,4 +137,4 @@ class Finish:
             return vectors
         pooling = self.embedder.codec.colbert_pooling
         ids = np.delete(tokens.ids, tokens.offsets[:-1]) if pooling == "distinct" else None
-        return encode_colbert(vectors, self.embedder.colbert_codec, pooling, ids)
+        return encode_colbert(vectors, get_codec(self.embedder.colbert_codec, self.book), pooling, ids)

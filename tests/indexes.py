@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from actors.outputs import EmbeddingBatch, MultiVectors, SparseVectors, TokenBatch, offsets_of
-from pipelines.store.codecs import encode_colbert
+from pipelines.store import pq
+from pipelines.store.codecs import encode_colbert, get_codec
 from pipelines.store.schema import Identity, documents_schema
 
 DIM = 32
@@ -117,14 +118,15 @@ def documents(
     texts: Mapping[str, str], embedder: WordEmbedder, codec: str, pooling: str, metadata: Mapping[str, pa.Array]
 ) -> pa.Table:
     """Rows of a documents table; an id `parent#2` is chunk 2 of `parent`."""
-    schema = documents_schema(
-        identity_for(embedder, codec, pooling), [pa.field(name, column.type) for name, column in metadata.items()]
-    )
     ids, bodies = list(texts), list(texts.values())
     tokens = embedder.tokenise(bodies)
     batch = embedder.embed_tokens(tokens)
     kept = np.delete(tokens.ids, tokens.offsets[:-1])
-    coded = None if batch.colbert is None else encode_colbert(batch.colbert, codec, pooling, kept)
+    books = {"words": pq.train(batch.colbert.vectors)} if codec == "pq" and batch.colbert is not None else {}
+    fields = [pa.field(name, column.type) for name, column in metadata.items()]
+    schema = documents_schema(identity_for(embedder, codec, pooling), fields, books)
+    stored_as = get_codec(codec, books.get("words"))
+    coded = None if batch.colbert is None else encode_colbert(batch.colbert, stored_as, pooling, kept)
     batch = EmbeddingBatch(batch.dense, batch.sparse, coded, batch.n_tokens, batch.n_truncated)
     columns: dict[str, Any] = {
         "doc_id": [i.split("#")[0] for i in ids],

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from actors.outputs import IntArray, MultiVectors
 from pipelines.retrieval.kernels import segment_max
 from pipelines.store.blocks import HAS_NUMBA
-from pipelines.store.codecs import decode
+from pipelines.store.codecs import Codec, decode, get_codec
 
 if HAS_NUMBA:
     from pipelines.retrieval.bits import BitQuery
@@ -36,7 +36,7 @@ def normalised_weights(n: int, weights: Floats | None) -> Floats:
 def maxsim(
     query: Floats,
     documents: MultiVectors,
-    codec: str,
+    codec: str | Codec,
     weights: Floats | None = None,
     threads: int = 1,
     rows: IntArray | None = None,
@@ -49,7 +49,7 @@ def maxsim(
     shares = normalised_weights(len(query), weights)
     if not len(query) or not n:
         return np.zeros(n, np.float32)
-    bits = HAS_NUMBA and codec == "sign"
+    bits = HAS_NUMBA and get_codec(codec).name == "sign"
     if rows is not None and not (bits and documents.vectors.shape[1] % 8 == 0):
         documents, rows = documents.take(rows), None
     starts, ends = documents.offsets[:-1], documents.offsets[1:]
@@ -85,7 +85,7 @@ def row_blocks(lengths: IntArray, vectors: int | None) -> list[slice]:
     return [slice(int(a), int(b)) for a, b in pairwise(bounds)]
 
 
-def _decoded_scores(query: Floats, documents: MultiVectors, rows: slice, codec: str, shares: Floats) -> Floats:
+def _decoded_scores(query: Floats, documents: MultiVectors, rows: slice, codec: str | Codec, shares: Floats) -> Floats:
     bounds = documents.offsets[rows.start : rows.stop + 1]
     out = np.zeros(len(bounds) - 1, np.float32)
     products = query @ decode(documents.vectors[bounds[0] : bounds[-1]], codec, query.shape[1]).T
@@ -93,7 +93,7 @@ def _decoded_scores(query: Floats, documents: MultiVectors, rows: slice, codec: 
     return out
 
 
-def best_matches(query: Floats, document: MultiVectors, codec: str) -> tuple[Floats, npt.NDArray[np.int64]]:
+def best_matches(query: Floats, document: MultiVectors, codec: str | Codec) -> tuple[Floats, npt.NDArray[np.int64]]:
     """For one document (a MultiVectors of one row): each query vector's best product, and which vector gave it."""
     products = query @ decode(document.vectors, codec, query.shape[1]).T
     best = products.argmax(axis=1)

@@ -19,7 +19,8 @@ import pyarrow as pa
 from actors.outputs import Array, IntArray, MultiVectors, SparseVectors, matrix_from_arrow, offsets_of
 from actors.spec import Output
 from pipelines.retrieval.local import LocalColumn, field_ids, open_local
-from pipelines.store.codecs import CODECS, width
+from pipelines.store.codecs import Codec, get_codec, width
+from pipelines.store.pq import from_metadata
 from pipelines.store.table import Snapshot
 
 Data = Array | SparseVectors | MultiVectors
@@ -35,6 +36,7 @@ class Stored:
         self.snapshot = snapshot
         self.name = name
         self.embedder: Mapping[str, Any] = snapshot.identity.embedders[name]
+        self.codec: Codec = get_codec(self.embedder["colbert"], from_metadata(snapshot.schema.metadata, name))
         self.memory = memory
         self.local = local
         self.disk = disk
@@ -48,10 +50,6 @@ class Stored:
     @property
     def outputs(self) -> tuple[Output, ...]:
         return tuple(self.embedder["outputs"])
-
-    @property
-    def codec(self) -> str:
-        return str(self.embedder["colbert"])
 
     @property
     def colbert_dim(self) -> int:
@@ -128,7 +126,7 @@ class Stored:
             return matrix_from_arrow(column).astype(np.float32, copy=False)
         if output == "sparse":
             return SparseVectors.from_arrow(column)
-        code = None if CODECS[self.codec].is_float else width(self.codec, self.colbert_dim)
+        code = None if self.codec.is_float else width(self.codec, self.colbert_dim)
         return MultiVectors.from_arrow(column, code)
 
     def _load(self, output: Output) -> Data:

@@ -1,22 +1,24 @@
 """How ColBERT vectors are stored: a codec (bytes a vector) and a pooling (vectors a document).
 
-No codec is trained on the corpus. Levels follow from the dimension alone, because the vectors are unit vectors whose
-coordinates behave like N(0, 1/d) draws. That costs a little accuracy against codebooks fitted to one corpus, and buys a
-build without a training pass, workers that agree without talking to each other, and codes that stay readable when the
-corpus changes. Product quantisation needs that pass to be worth its name: without it, 24 bytes a vector lost as much as
-signs pooled by two, at a hundred times the scoring time, so there is none (benchmarks/RESULTS.md).
+All but one need no training. Their levels follow from the dimension alone, because the vectors are unit vectors whose
+coordinates behave like N(0, 1/d) draws; that costs a little accuracy against levels fitted to one corpus, and buys a
+build without a training pass and codes that mean the same everywhere. Product quantisation (`pq`) is worth its name
+only with a codebook that was trained: untrained, 24 bytes a vector lost as much as signs pooled by two. Figures:
+benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from actors.outputs import Array, IntArray, MultiVectors, offsets_of
+from pipelines.store import pq
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint8]
@@ -30,6 +32,7 @@ POOLINGS = ("none", "sequential2", "sequential3", "distinct")
 class Codec:
     """One way to store a float32 vector; `width` gives the bytes of one vector of `dim` dimensions."""
 
+    name: str
     encode: Callable[[Floats], Array]
     decode: Callable[[Array, int], Floats]
     width: Callable[[int], int]
@@ -76,8 +79,13 @@ def _decode_sign(codes: Array, dim: int) -> Floats:
     return positive.astype(np.float32) * (2 * scale) - scale
 
 
+def _untrained(*_: Any) -> Array:
+    raise ValueError("the pq codec needs the codebook of its index: get_codec('pq', codebook)")
+
+
 def _float_codec(dtype: type[np.float16] | type[np.float32]) -> Codec:
     return Codec(
+        dtype.__name__,
         encode=lambda vectors: vectors.astype(dtype),
         decode=lambda codes, _dim: codes.astype(np.float32),
         width=lambda dim: dim * np.dtype(dtype).itemsize,
@@ -88,30 +96,36 @@ def _float_codec(dtype: type[np.float16] | type[np.float32]) -> Codec:
 CODECS: dict[str, Codec] = {
     "float32": _float_codec(np.float32),
     "float16": _float_codec(np.float16),
-    "int8": Codec(_encode_int8, _decode_int8, lambda dim: dim + 2),
-    "bits2": Codec(_encode_bits2, _decode_bits2, lambda dim: -(-dim // 4)),
-    "sign": Codec(_encode_sign, _decode_sign, lambda dim: -(-dim // 8)),
+    "int8": Codec("int8", _encode_int8, _decode_int8, lambda dim: dim + 2),
+    "bits2": Codec("bits2", _encode_bits2, _decode_bits2, lambda dim: -(-dim // 4)),
+    "sign": Codec("sign", _encode_sign, _decode_sign, lambda dim: -(-dim // 8)),
+    "pq": Codec("pq", _untrained, _untrained, pq.parts),
 }
 
 
-def get_codec(name: str) -> Codec:
-    """The codec of that name; ValueError lists the names there are."""
-    if name not in CODECS:
-        raise ValueError(f"unknown ColBERT codec {name!r}; there are {', '.join(CODECS)}")
-    return CODECS[name]
+def get_codec(codec: str | Codec, book: pq.Book | None = None) -> Codec:
+    """The codec of that name (a Codec is its own), `pq` with its codebook; ValueError lists the names there are."""
+    if isinstance(codec, Codec):
+        return codec
+    if codec not in CODECS:
+        raise ValueError(f"unknown ColBERT codec {codec!r}; there are {', '.join(CODECS)}")
+    if book is None or codec != "pq":
+        return CODECS[codec]
+    centroids = book.astype(np.float32)
+    return Codec("pq", partial(pq.encode, book=centroids), partial(pq.decode, book=centroids), pq.parts)
 
 
-def encode(vectors: Array, codec: str) -> Array:
+def encode(vectors: Array, codec: str | Codec) -> Array:
     """Unit vectors (m, d), float32 or float16, to what is stored: uint8 (m, width) or, for float codecs, (m, d)."""
     return get_codec(codec).encode(np.asarray(vectors, np.float32))
 
 
-def decode(codes: Array, codec: str, dim: int) -> Floats:
+def decode(codes: Array, codec: str | Codec, dim: int) -> Floats:
     """What is stored, (m, width), to float32 (m, dim)."""
     return get_codec(codec).decode(codes, dim)
 
 
-def width(codec: str, dim: int) -> int:
+def width(codec: str | Codec, dim: int) -> int:
     """Bytes of one stored vector of `dim` dimensions."""
     return get_codec(codec).width(dim)
 
@@ -158,7 +172,7 @@ def pool(vectors: MultiVectors, pooling: str, token_ids: npt.NDArray[Any] | None
 
 
 def encode_colbert(
-    vectors: MultiVectors, codec: str, pooling: str = "none", token_ids: npt.NDArray[Any] | None = None
+    vectors: MultiVectors, codec: str | Codec, pooling: str = "none", token_ids: npt.NDArray[Any] | None = None
 ) -> MultiVectors:
     """Pools, then encodes: the ColBERT output of an embedder to what the table stores."""
     pooled = pool(vectors, pooling, token_ids)

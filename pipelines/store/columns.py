@@ -241,5 +241,5 @@ def finish_columns(target: Target, fields: Sequence[pa.Field]) -> None:
         raise RuntimeError(
             f"{target.documents_uri}: {len(left)} fragments have no data for the new columns: {left[:5]}"
         )
-    identity = {key.decode(): value.decode() for key, value in target.identity.to_metadata().items()}
-    dataset.update_schema_metadata({**identity, FILLING_KEY.decode(): None})
+    metadata = {key.decode(): value.decode() for key, value in target.schema.metadata.items()}
+    dataset.update_schema_metadata({**metadata, FILLING_KEY.decode(): None})

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.config import BuildConfig, ConfigError
+from pipelines.store import pq
 
 FORMAT_VERSION = 1
 IDENTITY_KEY = b"tridex.identity"
@@ -126,10 +127,13 @@ def _leaves(identity: Identity) -> Iterator[tuple[str, Any]]:
             yield f"embedders.{name}.{key}", sorted(value) if isinstance(value, (list, tuple)) else value
 
 
-def identity_of(config: BuildConfig, embedders: Mapping[str, Mapping[str, Any]]) -> Identity:
+def identity_of(
+    config: BuildConfig, embedders: Mapping[str, Mapping[str, Any]], books: Mapping[str, pq.Book] | None = None
+) -> Identity:
     """Identity of the index that `config` builds; `embedders` maps each name to its `Embedder.identity()`.
 
-    The outputs are those in the config, or the identity's own `outputs` where the config leaves them open.
+    books: codebooks by the embedder's name, where ColBERT vectors are product-quantised. The outputs are those in the
+    config, or the identity's own `outputs` where the config leaves them open.
     """
     chunk: dict[str, Any] = {"mode": config.chunk.mode}
     if config.chunk.mode == "tokens":
@@ -141,6 +145,7 @@ def identity_of(config: BuildConfig, embedders: Mapping[str, Mapping[str, Any]])
             "dense": e.codec.dense,
             "colbert": e.colbert_codec,
             "colbert_pooling": e.codec.colbert_pooling,
+            **({"codebook": pq.fingerprint(books[e.name])} if books and e.name in books else {}),
         }
         for e in config.embedders
     }
@@ -164,15 +169,21 @@ def output_fields(identity: Identity) -> list[pa.Field]:
     return [output_field(name, e, o) for name, e in identity.embedders.items() for o in e["outputs"]]
 
 
-def documents_schema(identity: Identity, metadata_fields: Sequence[pa.Field] = ()) -> pa.Schema:
-    """Schema of the `documents` table, identity in its metadata; ConfigError names a metadata column that collides."""
+def documents_schema(
+    identity: Identity, metadata_fields: Sequence[pa.Field] = (), books: Mapping[str, pq.Book] | None = None
+) -> pa.Schema:
+    """Schema of the `documents` table, identity and codebooks in its metadata.
+
+    ConfigError names a metadata column that collides.
+    """
     outputs = output_fields(identity)
     taken = {*SYSTEM_COLUMNS, *(f.name for f in outputs)}
     for column in metadata_fields:
         if column.name in taken:
             raise ConfigError(f"input.columns.metadata: {column.name!r} is a column that the index itself makes")
         taken.add(column.name)
-    return pa.schema([*_HEAD, *metadata_fields, *_TAIL, *outputs], metadata=identity.to_metadata())
+    metadata = {**identity.to_metadata(), **pq.to_metadata(books or {})}
+    return pa.schema([*_HEAD, *metadata_fields, *_TAIL, *outputs], metadata=metadata)
 
 
 def quarantine_schema() -> pa.Schema:

@@ -12,7 +12,8 @@ import pytest
 
 from pipelines.retrieval import candidates
 from pipelines.retrieval.query import Index, open_index
-from pipelines.store.codecs import decode
+from pipelines.store import pq
+from pipelines.store.codecs import decode, encode, get_codec
 from pipelines.store.vectors import update_vector_indexes
 from tests.indexes import WordEmbedder, corpus, documents, make_index
 
@@ -30,9 +31,8 @@ def reference(channel: str, query: str = QUERY, codec: str = "float32") -> np.nd
     if channel == "sparse":
         weights = dict(zip(*q.sparse.row(0), strict=True))
         return np.array([sum(weights.get(t, 0) * w for t, w in zip(*d.sparse.row(i), strict=True)) for i in range(400)])
-    from pipelines.store.codecs import encode
-
-    rows = [decode(encode(d.colbert.row(i), codec), codec, 32) for i in range(400)]
+    stored_as = get_codec(codec, pq.train(d.colbert.vectors) if codec == "pq" else None)
+    rows = [decode(encode(d.colbert.row(i), stored_as), stored_as, 32) for i in range(400)]
     return np.array([(q.colbert.vectors @ row.T).max(axis=1).mean() for row in rows])
 
 
@@ -47,7 +47,7 @@ def test_a_channel_gives_the_exact_best(index: Index, channel: str) -> None:
         assert set(hit.scores) == {"dense", "sparse", "colbert", "bm25"}
 
 
-@pytest.mark.parametrize("codec", ["float16", "int8", "bits2", "sign"])
+@pytest.mark.parametrize("codec", ["float16", "int8", "bits2", "sign", "pq"])
 def test_colbert_scores_what_the_codec_stored(tmp_path: Path, codec: str) -> None:
     index = open_index(make_index(tmp_path, corpus(), codec=codec, full_text=False), embedder=WordEmbedder())
     expected = reference("colbert", codec=codec)
@@ -210,7 +210,7 @@ def test_a_vector_index_is_asked_with_its_own_metric_and_refined_exactly(tmp_pat
 def test_on_a_large_table_colbert_ranks_what_the_others_bring(
     index: Index, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(candidates, "SCANNED_ROWS", 100)
+    monkeypatch.setattr(candidates, "SCANNED_BYTES", 100)
     large = open_index(uri, embedder=WordEmbedder())
     found = large.search(QUERY, k=10, mode="colbert")
     brought = {p for c in ("dense", "sparse", "bm25") for p in large.search(QUERY, k=200, mode=c).ids}

@@ -18,7 +18,7 @@ def unit(n: int, dim: int, seed: int = 0) -> np.ndarray:
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("codec", codecs.CODECS)
+@pytest.mark.parametrize("codec", [name for name in codecs.CODECS if name != "pq"])
 @pytest.mark.parametrize("dim", [384, 96, 21])
 def test_width_and_shape(codec: str, dim: int) -> None:
     stored = codecs.encode(unit(7, dim), codec)
