@@ -319,7 +319,7 @@ def main() -> None:
     index = open_index(given.index, memory=given.memory, local=given.local)
     queries = index.encode(read_queries(given.questions, given.queries))
     start = time.perf_counter()
-    print(index, index.stored.warm(), f"read or copied in {time.perf_counter() - start:.1f} s")
+    print(index, index.warm(), f"read or copied in {time.perf_counter() - start:.1f} s")
     hybrid(index, one(queries, 0))
     whole = stages(index, queries, given.queries)
     print(f"memory: {memory()}")

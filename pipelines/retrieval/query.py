@@ -72,6 +72,10 @@ class Index(Opened):
             made["bm25"] = FullText(self.snapshot)
         return made
 
+    def warm(self) -> dict[Output, str]:
+        """Reads or copies now what searches would read or copy first; says where each output is held then."""
+        return self.stored.warm()
+
     @cached_property
     def union(self) -> Union:
         """Finds and scores candidates."""

@@ -1,7 +1,7 @@
 """Candidates of a query: the union of what its channels find, each row with every channel's exact score.
 
-ColBERT has no index of its own. On a table of up to SCANNED_ROWS rows it scores all of them; above, its best rows are
-looked for among the best of the other channels, which bring FOLLOWED times as many rows for its sake. What that
+ColBERT has no index of its own. On a small table (`candidates.SCANNED_BYTES`) it scores every row; above, its best rows
+are looked for among the best of the other channels, which bring FOLLOWED times as many rows for its sake. What that
 misses, and what other factors would miss, is in benchmarks/RESULTS.md.
 """
 

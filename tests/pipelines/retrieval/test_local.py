@@ -31,7 +31,7 @@ def same_answers(uri: str, folder: Path) -> Index:
         assert [(h.chunk_id, h.score, dict(h.scores)) for h in ours] == [
             (h.chunk_id, h.score, dict(h.scores)) for h in theirs
         ]
-    assert copied.stored.warm() == dict.fromkeys(("dense", "sparse", "colbert"), "local")
+    assert copied.warm() == dict.fromkeys(("dense", "sparse", "colbert"), "local")
     return copied
 
 
@@ -97,7 +97,7 @@ def test_what_the_disk_limit_does_not_allow_is_read_from_the_table(uri: str, tmp
 def test_rows_taken_from_a_copy_are_those_of_the_table(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(candidates, "SCANNED_ROWS", 0)
+    monkeypatch.setattr(candidates, "SCANNED_BYTES", 0)
     index, positions = opened(uri, tmp_path / "copy"), np.array([399, 0, 105, 105, 7])
     stored = open_index(uri, embedder=WordEmbedder(), memory=0).stored
     assert np.array_equal(index.stored.take("dense", positions), stored.take("dense", positions))
