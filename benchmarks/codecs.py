@@ -2,7 +2,7 @@
 
 Every codec scores the same candidates: the union of the best of each channel of an index that was built from the
 collection. The documents among them are embedded again in float32, encoded by each codec and ranked by ColBERT alone,
-so that nothing but the codec differs. Run:
+so that nothing but the codec differs. The codebook of `pq` is trained on 32,768 of their vectors. Run:
 
     python benchmarks/codecs.py INDEX QUERIES QRELS [--queries 150]
 """
@@ -23,12 +23,13 @@ from pipelines.evaluation.runs import Judged, rank
 from pipelines.retrieval import open_index
 from pipelines.retrieval.maxsim import maxsim
 from pipelines.retrieval.query import Index
-from pipelines.store.codecs import encode_colbert, width
+from pipelines.store import pq
+from pipelines.store.codecs import Codec, encode_colbert, get_codec, width
 
 CASES = [
     ("float16", "none"), ("int8", "none"), ("bits2", "none"), ("sign", "none"),
     ("float16", "sequential2"), ("float16", "distinct"), ("sign", "sequential2"), ("sign", "sequential3"),
-    ("sign", "distinct"),
+    ("sign", "distinct"), ("pq", "none"),
 ]  # fmt: skip
 
 
@@ -44,7 +45,7 @@ def embedded(index: Index, positions: IntArray) -> tuple[MultiVectors, IntArray]
     return vectors, np.concatenate(ids).astype(np.int64)
 
 
-def milliseconds(index: Index, stored: MultiVectors, codec: str, repeats: int = 30) -> float:
+def milliseconds(index: Index, stored: MultiVectors, codec: Codec, repeats: int = 30) -> float:
     """Best of several, one thread: a query of 16 vectors against 200 documents."""
     query = index.encode(["what is the effect of the temperature on the growth of the cells"]).colbert(0)[0][:16]
     rows = stored.take(np.arange(min(200, len(stored))))
@@ -56,7 +57,7 @@ def milliseconds(index: Index, stored: MultiVectors, codec: str, repeats: int = 
     return min(times) * 1e3
 
 
-def scores_of(index: Index, ranked: Sequence[Judged], places: IntArray, stored: MultiVectors, codec: str) -> dict:
+def scores_of(index: Index, ranked: Sequence[Judged], places: IntArray, stored: MultiVectors, codec: Codec) -> dict:
     queries = index.encode([q.text for q in ranked])
     run = {}
     for i, query in enumerate(ranked):
@@ -85,13 +86,16 @@ def main() -> None:
         f"{'codec':9} {'pooling':12} {'nDCG@10':>8} {'loss':>8} {'p':>6} {'bytes/vector':>13} "
         f"{'KiB/doc':>8} {'ms/200':>7}"
     )
-    for codec, pooling in CASES:
+    sample = np.random.default_rng(0).permutation(len(vectors.vectors))[:32_768]
+    book = pq.train(vectors.vectors[sample])
+    for name, pooling in CASES:
+        codec = get_codec(name, book)
         stored = encode_colbert(vectors, codec, pooling, token_ids)
         values = per_query(scores_of(index, ranked, places, stored, codec), qrels, list(kept))["nDCG@10"]
         reference = values if reference is None else reference
         size = width(codec, vectors.vectors.shape[1])
         print(
-            f"{codec:9} {pooling:12} {values.mean():8.4f} {reference.mean() - values.mean():+8.4f} "
+            f"{name:9} {pooling:12} {values.mean():8.4f} {reference.mean() - values.mean():+8.4f} "
             f"{paired_p(reference, values):6.3f} {size:13} {size * len(stored.vectors) / len(stored) / 1024:8.2f} "
             f"{milliseconds(index, stored, codec):7.2f}",
             flush=True,
