@@ -1,7 +1,7 @@
 """ColBERT scores: the mean over query vectors of the best product with a document's vectors, as the codec stores them.
 
-The query stays in float. One-bit codes are scored in integers first (`bits`), exactly; all other codecs are decoded in
-blocks that fit the cache and multiplied by BLAS.
+The query stays in float. One-bit codes are scored in integers first (`bits`), exactly, product-quantised ones by
+looking products up (`lookup`); all other codecs are decoded in blocks that fit the cache and multiplied by BLAS.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pipelines.store.codecs import Codec, decode, get_codec
 
 if HAS_NUMBA:
     from pipelines.retrieval.bits import BitQuery
+    from pipelines.retrieval.lookup import TableQuery
 
 Floats = npt.NDArray[np.float32]
 BLOCK_VECTORS = 4096
@@ -49,13 +50,12 @@ def maxsim(
     shares = normalised_weights(len(query), weights)
     if not len(query) or not n:
         return np.zeros(n, np.float32)
-    bits = HAS_NUMBA and get_codec(codec).name == "sign"
-    if rows is not None and not (bits and documents.vectors.shape[1] % 8 == 0):
+    prepared = _prepared(query, get_codec(codec))
+    if rows is not None and (prepared is None or documents.vectors.shape[1] % 8):  # codes in whole words stay in place
         documents, rows = documents.take(rows), None
     starts, ends = documents.offsets[:-1], documents.offsets[1:]
     if rows is not None:
         starts, ends = starts[rows], ends[rows]
-    prepared = BitQuery(query) if bits else None
 
     def score(part: slice) -> Floats:
         if prepared is not None:
@@ -67,6 +67,13 @@ def maxsim(
     if threads == 1 or len(parts) == 1:
         return np.concatenate([score(p) for p in parts])
     return np.concatenate(list(_pool(threads).map(score, parts)))
+
+
+def _prepared(query: Floats, codec: Codec) -> BitQuery | TableQuery | None:
+    """The query as a kernel takes it that scores codes without decoding them; None where there is none."""
+    if HAS_NUMBA and codec.name == "sign":
+        return BitQuery(query)
+    return TableQuery(query, codec.book) if HAS_NUMBA and codec.book is not None else None
 
 
 @lru_cache(maxsize=1)

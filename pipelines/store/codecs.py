@@ -38,6 +38,8 @@ class Codec:
     width: Callable[[int], int]
     is_float: bool = False
     """Stored as `list<fixed_size_list<float>>`, not as bytes."""
+    book: Floats | None = None
+    """The centroids of `pq`."""
 
 
 def _encode_int8(vectors: Floats) -> Codes:
@@ -112,7 +114,7 @@ def get_codec(codec: str | Codec, book: pq.Book | None = None) -> Codec:
     if book is None or codec != "pq":
         return CODECS[codec]
     centroids = book.astype(np.float32)
-    return Codec("pq", partial(pq.encode, book=centroids), partial(pq.decode, book=centroids), pq.parts)
+    return Codec("pq", partial(pq.encode, book=centroids), partial(pq.decode, book=centroids), pq.parts, book=centroids)
 
 
 def encode(vectors: Array, codec: str | Codec) -> Array:
