@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -27,8 +29,7 @@ def test_scores_are_those_of_decoded_vectors(dim: int, queries: int, threads: in
     weights = np.random.default_rng(2).random(queries).astype(np.float32)
     products = query @ codecs.decode(documents.vectors, codec, dim).T
     expected = [
-        (products[:, a:b].max(1) @ weights / weights.sum()) if b > a else 0.0
-        for a, b in zip(offsets[:-1], offsets[1:], strict=True)
+        (products[:, a:b].max(1) @ weights / weights.sum()) if b > a else 0.0 for a, b in itertools.pairwise(offsets)
     ]
     np.testing.assert_allclose(maxsim(query, documents, codec, weights, threads), expected, atol=1e-5)
     rows = np.array([6, 1, 3])
