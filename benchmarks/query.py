@@ -97,7 +97,7 @@ def timed(name: str, n: int, run: Callable[[int], Any], reference: float | None 
 
 
 def hybrid(index: Index, query: Queries) -> Array:
-    (found,) = index.candidates(query, CHANNELS, N)
+    (found,) = index.candidates(query, CHANNELS, N, rule=RULE)
     places, _ = top_n(fuse(found.scores, RULE).astype(np.float32), K)
     return found.positions[places]
 
@@ -139,18 +139,25 @@ def recall(index: Index, queries: Queries, n: int) -> None:
 
 def stages(index: Index, queries: Queries, n: int) -> float:
     """Every stage of the hybrid, then the whole, with and without texts."""
-    wide = N if index.channels["colbert"].scans else N * union.FOLLOWED  # type: ignore[attr-defined]
+    scans = index.channels["colbert"].scans  # type: ignore[attr-defined]
+    wide = {c: N if scans else N * union.FOLLOWED[c] for c in ("dense", "sparse")}
     singles = [one(queries, i) for i in range(n)]
-    found = [index.candidates(q, CHANNELS, N)[0].positions for q in singles]
-    print(f"{np.mean([len(f) for f in found]):.0f} candidates a query, {n} queries")
+    brought = [index.candidates(q, CHANNELS, N)[0].positions for q in singles]
+    found = [index.candidates(q, CHANNELS, N, rule=RULE)[0].positions for q in singles]
+    sizes = (np.mean([len(f) for f in rows]) for rows in (brought, found))
+    print("{:.0f} candidates a query, {:.0f} of them scored exactly".format(*sizes))
     print(f"{'one query at a time':44}   ratio       p50      p95      p99   cpu p50  queries/s")
     whole = timed("three-channel hybrid, best 100", n, lambda i: hybrid(index, singles[i]))
     for channel in ("dense", "sparse"):
         search = index.channels[channel]
-        timed(f"  {channel}: best {wide}", n, lambda i, s=search: s.top(singles[i], wide, None), whole)
+        size = wide[channel]
+        timed(f"  {channel}: best {size}", n, lambda i, s=search, w=size: s.top(singles[i], w, None), whole)
     for channel in CHANNELS:
         search = index.channels[channel]
-        timed(f"  {channel}: exact scores", n, lambda i, s=search: s.scores(singles[i], 0, found[i]), whole)
+        rows = found if channel == "colbert" else brought
+        timed(f"  {channel}: exact scores", n, lambda i, s=search, r=rows: s.scores(singles[i], 0, r[i]), whole)
+    colbert = index.channels["colbert"]
+    timed("  colbert: rough scores", n, lambda i: colbert.rough(singles[i], 0, brought[i]), whole)  # type: ignore[attr-defined]
     request = index.request(K, fusion=RULE.fusion, weights=RULE.weights, candidates=N)
     timed("hybrid with texts of the best 100", n, lambda i: index._answer(singles[i], request), whole)
     for threads in (1, 2, 4):

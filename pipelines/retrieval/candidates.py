@@ -19,7 +19,7 @@ from pipelines.retrieval.inverted import InvertedIndex
 from pipelines.retrieval.kernels import accumulate, dense_dots, sparse_dots, top_n
 from pipelines.retrieval.maxsim import maxsim
 from pipelines.retrieval.stored import Stored
-from pipelines.store.blocks import by_token
+from pipelines.store.blocks import HAS_NUMBA, by_token
 from pipelines.store.table import Snapshot, sql_in
 from pipelines.store.vectors import VectorIndex, find_vector_index
 
@@ -284,9 +284,22 @@ class Colbert:
         assert isinstance(data, MultiVectors)
         return self._maxsim(queries, i, data, rows)
 
-    def _maxsim(self, queries: Queries, i: int, data: MultiVectors, rows: IntArray | None = None) -> Floats:
+    @property
+    def has_rough(self) -> bool:
+        """Whether scores that are a little wrong come cheaper than exact ones."""
+        return HAS_NUMBA and self.stored.codec.name == "sign"
+
+    def rough(self, queries: Queries, i: int, positions: IntArray) -> Floats:
+        """About `scores`, for choosing the rows that are worth exact ones."""
+        data, rows = self.stored.rows("colbert", positions)
+        assert isinstance(data, MultiVectors)
+        return self._maxsim(queries, i, data, rows, rough=True)
+
+    def _maxsim(
+        self, queries: Queries, i: int, data: MultiVectors, rows: IntArray | None = None, rough: bool = False
+    ) -> Floats:
         vectors, weights = queries.colbert(i)
-        return maxsim(vectors, data, self.stored.codec, weights, self.threads, rows)
+        return maxsim(vectors, data, self.stored.codec, weights, self.threads, rows, rough)
 
 
 @dataclass(frozen=True)

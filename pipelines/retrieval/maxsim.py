@@ -19,7 +19,7 @@ from pipelines.store.blocks import HAS_NUMBA
 from pipelines.store.codecs import Codec, decode, get_codec
 
 if HAS_NUMBA:
-    from pipelines.retrieval.bits import BitQuery
+    from pipelines.retrieval.bits import BitQuery, SignQuery
     from pipelines.retrieval.lookup import TableQuery
 
 Floats = npt.NDArray[np.float32]
@@ -41,16 +41,17 @@ def maxsim(
     weights: Floats | None = None,
     threads: int = 1,
     rows: IntArray | None = None,
+    rough: bool = False,
 ) -> Floats:
     """Scores of all documents, or of these rows of them: float32 (n,); a document without vectors scores 0.
 
-    query: (m, dim); weights: (m,) or None, made to sum to 1.
+    query: (m, dim); weights: (m,) or None, made to sum to 1. rough: signs are compared with the query's signs.
     """
     n = len(documents) if rows is None else len(rows)
     shares = normalised_weights(len(query), weights)
     if not len(query) or not n:
         return np.zeros(n, np.float32)
-    prepared = _prepared(query, get_codec(codec))
+    prepared = _prepared(query, get_codec(codec), rough)
     if rows is not None and (prepared is None or documents.vectors.shape[1] % 8):  # codes in whole words stay in place
         documents, rows = documents.take(rows), None
     starts, ends = documents.offsets[:-1], documents.offsets[1:]
@@ -62,17 +63,18 @@ def maxsim(
             return prepared.scores(documents.vectors, starts[part], ends[part], shares)
         return _decoded_scores(query, documents, part, codec, shares)
 
-    one_thread = prepared is not None and threads == 1
-    parts = row_blocks(ends - starts, None if one_thread else BLOCK_VECTORS)
+    lengths = ends - starts
+    size = max(BLOCK_VECTORS, int(lengths.sum()) // threads + 1) if prepared is not None else BLOCK_VECTORS
+    parts = row_blocks(lengths, size)
     if threads == 1 or len(parts) == 1:
         return np.concatenate([score(p) for p in parts])
     return np.concatenate(list(_pool(threads).map(score, parts)))
 
 
-def _prepared(query: Floats, codec: Codec) -> BitQuery | TableQuery | None:
+def _prepared(query: Floats, codec: Codec, rough: bool) -> BitQuery | SignQuery | TableQuery | None:
     """The query as a kernel takes it that scores codes without decoding them; None where there is none."""
     if HAS_NUMBA and codec.name == "sign":
-        return BitQuery(query)
+        return SignQuery(query) if rough else BitQuery(query)
     return TableQuery(query, codec.book) if HAS_NUMBA and codec.book is not None else None
 
 

@@ -209,13 +209,15 @@ class Index(Opened):
         where: Filter | None = None,
         exact: bool = False,
         sampled: bool = False,
+        rule: fusing.Rule | None = None,
     ) -> list[Candidates]:
         """The union of the n best of each searched channel, scored exactly by every channel of the index.
 
         On a large table ColBERT brings no rows of its own unless `exact`: it ranks what the others bring, which then is
-        more (`pipelines.retrieval.union`). `sampled` scores the index's sample of rows beside them, for z-scores.
+        more (`pipelines.retrieval.union`). `sampled` scores the index's sample of rows beside them, for z-scores. rule:
+        the fusion to come, where only its best rows are wanted.
         """
-        return self.union.find(queries, searched, n, where, exact, sampled)
+        return self.union.find(queries, searched, n, where, exact, sampled, rule)
 
     def explain(self, query: str, id: str, **options: Any) -> Explanation:
         """Why a row has the score that `search(query, **options)` gives it: the parts, down to single tokens.
@@ -244,7 +246,8 @@ class Index(Opened):
     def _found(self, queries: Queries, request: Request) -> list[Candidates]:
         sampled = request.effective_rule.fusion == "zscore"
         where, exact = request.where, request.exact
-        return self.candidates(queries, request.searched, request.candidates, where, exact, sampled)
+        rule = request.effective_rule
+        return self.candidates(queries, request.searched, request.candidates, where, exact, sampled, rule)
 
     def _answer(self, queries: Queries, request: Request) -> list[Hits]:
         if request.mode == "hybrid":

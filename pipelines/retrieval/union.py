@@ -1,8 +1,9 @@
 """Candidates of a query: the union of what its channels find, each row with every channel's exact score.
 
 ColBERT has no index of its own. On a small table (`candidates.SCANNED_BYTES`) it scores every row; above, its best rows
-are looked for among the best of the other channels, which bring FOLLOWED times as many rows for its sake. What that
-misses, and what other factors would miss, is in benchmarks/RESULTS.md.
+are looked for among the best of the other channels, which bring FOLLOWED times as many rows for its sake. Where the
+fusion is known, those rows are first scored roughly, and only the best KEPT times n of them exactly. What that misses,
+and what other factors would miss, is in benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ import numpy as np
 from actors.outputs import IntArray
 from pipelines.config import Channel
 from pipelines.retrieval.candidates import ChannelSearch, Colbert, Filter, Floats, Queries, Ranking
+from pipelines.retrieval.fusion import Rule, fuse
 from pipelines.retrieval.kernels import top_n
 
 SAMPLED = 256
 """Rows that z-scores are measured against."""
-FOLLOWED = 4
+FOLLOWED: Mapping[Channel, int] = {"dense": 4, "sparse": 8, "bm25": 4}
+"""A long list costs little where the sparse index brings it."""
+KEPT = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,23 +56,31 @@ class Union:
         where: Filter | None = None,
         exact: bool = False,
         sampled: bool = False,
+        rule: Rule | None = None,
     ) -> list[Candidates]:
         """See `Index.candidates`."""
         wanted = tuple(searched)
         if not self._follows(wanted, exact):
-            tops = self._tops(wanted, queries, n, where, exact)
+            tops = self._tops(wanted, queries, dict.fromkeys(wanted, n), where, exact)
             return [self.scored(queries, i, {c: t[i] for c, t in tops.items()}, sampled) for i in range(len(queries))]
         leading = tuple(c for c in wanted if c != "colbert") or tuple(c for c in self.channels if c != "colbert")
-        tops = self._tops(leading, queries, FOLLOWED * n, where, exact)
-        found = [self.scored(queries, i, {c: t[i] for c, t in tops.items()}, sampled) for i in range(len(queries))]
-        return [_followed(f, n) for f in found]
+        tops = self._tops(leading, queries, {c: FOLLOWED[c] * n for c in leading}, where, exact)
+        return [
+            self._followed(queries, i, {c: t[i] for c, t in tops.items()}, n, sampled, rule)
+            for i in range(len(queries))
+        ]
 
     def _tops(
-        self, searched: tuple[Channel, ...], queries: Queries, n: int, where: Filter | None, exact: bool
+        self,
+        searched: tuple[Channel, ...],
+        queries: Queries,
+        n: Mapping[Channel, int],
+        where: Filter | None,
+        exact: bool,
     ) -> dict[Channel, list[Ranking]]:
         """Every channel's best, beside each other: Lance and the kernels leave the interpreter's lock."""
-        asked = {c: _pool().submit(self.channels[c].top, queries, n, where, exact) for c in searched[1:]}
-        first = {c: self.channels[c].top(queries, n, where, exact) for c in searched[:1]}
+        asked = {c: _pool().submit(self.channels[c].top, queries, n[c], where, exact) for c in searched[1:]}
+        first = {c: self.channels[c].top(queries, n[c], where, exact) for c in searched[:1]}
         return {**first, **{c: answer.result() for c, answer in asked.items()}}
 
     def _follows(self, wanted: tuple[Channel, ...], exact: bool) -> bool:
@@ -76,6 +88,32 @@ class Union:
         colbert = self.channels.get("colbert")
         others = self.channels.keys() - {"colbert"}
         return "colbert" in wanted and isinstance(colbert, Colbert) and not (colbert.scans or exact) and bool(others)
+
+    def _followed(
+        self, queries: Queries, i: int, tops: Mapping[Channel, Ranking], n: int, sampled: bool, rule: Rule | None
+    ) -> Candidates:
+        """Rows that other channels brought, and ColBERT's ranking of them as its own; each channel keeps n."""
+        brought = np.unique(np.concatenate([top.positions for top in tops.values()]))
+        kept = brought if rule is None else self._promising(queries, i, brought, KEPT * n, rule)
+        found = self.scored(queries, i, {"colbert": Ranking(kept, np.zeros(0, np.float32))}, sampled)
+        places, best = top_n(found.scores["colbert"], n)
+        cut = {c: Ranking(top.positions[:n], top.scores[:n]) for c, top in tops.items()}
+        cut["colbert"] = Ranking(found.positions[places], best)
+        return Candidates(found.positions, found.scores, cut, found.sample)
+
+    def _promising(self, queries: Queries, i: int, rows: IntArray, n: int, rule: Rule) -> IntArray:
+        """The n best of some rows by the fusion, with ColBERT's rough scores."""
+        colbert = self.channels["colbert"]
+        if len(rows) <= n or not (isinstance(colbert, Colbert) and colbert.has_rough):
+            return rows
+        sampled = rule.fusion == "zscore"
+        everything = np.concatenate([rows, self.sample]) if sampled else rows
+        used: list[Channel] = [c for c, weight in rule.weights.items() if weight > 0 and c != "colbert"]
+        scores = {c: self.channels[c].scores(queries, i, everything) for c in used}
+        scores["colbert"] = colbert.rough(queries, i, everything)
+        sample = {c: s[len(rows) :] for c, s in scores.items()} if sampled else None
+        fused = fuse({c: s[: len(rows)] for c, s in scores.items()}, rule, sample)
+        return rows[np.sort(top_n(fused.astype(np.float32), n)[0])]
 
     def scored(self, queries: Queries, i: int, tops: Mapping[Channel, Ranking], sampled: bool = False) -> Candidates:
         """The union of some rankings of query i; `sampled` scores the index's sample beside it."""
@@ -106,11 +144,3 @@ class Union:
 @lru_cache(maxsize=1)
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), "channels")
-
-
-def _followed(found: Candidates, n: int) -> Candidates:
-    """Adds what ColBERT makes of the rows that other channels brought, as its own ranking; each channel keeps n."""
-    places, best = top_n(found.scores["colbert"], n)
-    tops = {c: Ranking(top.positions[:n], top.scores[:n]) for c, top in found.tops.items()}
-    tops["colbert"] = Ranking(found.positions[places], best)
-    return Candidates(found.positions, found.scores, tops, found.sample)

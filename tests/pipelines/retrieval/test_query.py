@@ -217,3 +217,21 @@ def test_on_a_large_table_colbert_ranks_what_the_others_bring(
     assert set(found.ids) <= brought
     assert large.search(QUERY, k=10, mode="colbert", exact=True).ids == index.search(QUERY, k=10, mode="colbert").ids
     assert len(large.search(QUERY, k=10)) == 10
+
+
+@pytest.mark.parametrize("fusion", ["weighted", "zscore"])
+def test_rough_scores_choose_rows_and_exact_ones_rank_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fusion: str
+) -> None:
+    uri = make_index(tmp_path, corpus(), codec="sign", full_text=False)
+    weights = {"dense": 1.0, "sparse": 0.3, "colbert": 1.0}
+    expected = open_index(uri, embedder=WordEmbedder()).search(
+        QUERY, k=10, fusion=fusion, weights=weights, candidates=400
+    )
+    monkeypatch.setattr(candidates, "SCANNED_BYTES", 0)
+    large = open_index(uri, embedder=WordEmbedder())
+    request = large.request(10, fusion=fusion, weights=weights, candidates=25)
+    (found,) = large._found(large.encode([QUERY]), request)
+    assert len(found.positions) == 25
+    hits = large.search(QUERY, k=10, fusion=fusion, weights=weights, candidates=25)
+    assert [h.score for h in hits] == pytest.approx([h.score for h in expected], rel=1e-5)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.outputs import MultiVectors
-from pipelines.retrieval.bits import BitQuery
+from pipelines.retrieval.bits import BitQuery, SignQuery
 from pipelines.retrieval.vnni import has_vnni
 from pipelines.store import codecs
 
@@ -123,3 +123,17 @@ def test_both_bit_kernels_give_what_decoding_gives(dim: int, queries: int, vnni:
     np.testing.assert_allclose(scores, np.array(best) @ weights, rtol=1e-4, atol=1e-6)
     if vnni:
         assert np.array_equal(scores, BitQuery(query, False).scores(codes, starts, ends, weights))
+
+
+@pytest.mark.parametrize("queries", [1, 8, 21])
+@pytest.mark.parametrize("dim", [384, 21])
+def test_rough_scores_are_those_of_the_querys_signs(dim: int, queries: int) -> None:
+    query, codes = unit(queries, dim), codecs.encode(unit(300, dim, 2), "sign")
+    ends = np.sort(np.random.default_rng(1).integers(0, 300, 20))
+    starts = np.concatenate([[0], ends[:-1]])
+    weights = np.random.default_rng(2).random(queries).astype(np.float32)
+    signs = np.where(query > 0, 1, -1) * np.abs(query).mean(axis=1, keepdims=True)
+    products = signs @ codecs.decode(codes, "sign", dim).T
+    best = [products[:, a:b].max(axis=1) if b > a else np.zeros(queries) for a, b in zip(starts, ends, strict=True)]
+    scores = SignQuery(query).scores(codes, starts, ends, weights)
+    np.testing.assert_allclose(scores, np.array(best) @ weights, rtol=1e-4, atol=1e-5)
