@@ -140,7 +140,7 @@ def recall(index: Index, queries: Queries, n: int) -> None:
 def stages(index: Index, queries: Queries, n: int) -> float:
     """Every stage of the hybrid, then the whole, with and without texts."""
     scans = index.channels["colbert"].scans  # type: ignore[attr-defined]
-    wide = {c: N if scans else N * union.FOLLOWED[c] for c in ("dense", "sparse")}
+    wide = {c: N if scans else N * union.followed(c, RULE) for c in ("dense", "sparse")}
     singles = [one(queries, i) for i in range(n)]
     brought = [index.candidates(q, CHANNELS, N)[0].positions for q in singles]
     found = [index.candidates(q, CHANNELS, N, rule=RULE)[0].positions for q in singles]

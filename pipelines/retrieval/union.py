@@ -24,9 +24,16 @@ from pipelines.retrieval.kernels import top_n
 
 SAMPLED = 256
 """Rows that z-scores are measured against."""
-FOLLOWED: Mapping[Channel, int] = {"dense": 4, "sparse": 8, "bm25": 4}
-"""A long list costs little where the sparse index brings it."""
+FOLLOWED: Mapping[Channel, int] = {"dense": 2, "sparse": 4, "bm25": 2}
+"""A long list costs little where the sparse index brings it. Twice as much where ColBERT has most of the weight: its
+best rows then lie deeper in the other channels' lists."""
 KEPT = 1
+
+
+def followed(channel: Channel, rule: Rule | None) -> int:
+    """How many times n rows a channel brings for ColBERT's sake; most where the fusion is not known."""
+    light = rule is not None and 2 * rule.weights.get("colbert", 0) <= sum(rule.weights.values())
+    return FOLLOWED[channel] * (1 if light else 2)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,7 +71,7 @@ class Union:
             tops = self._tops(wanted, queries, dict.fromkeys(wanted, n), where, exact)
             return [self.scored(queries, i, {c: t[i] for c, t in tops.items()}, sampled) for i in range(len(queries))]
         leading = tuple(c for c in wanted if c != "colbert") or tuple(c for c in self.channels if c != "colbert")
-        tops = self._tops(leading, queries, {c: FOLLOWED[c] * n for c in leading}, where, exact)
+        tops = self._tops(leading, queries, {c: followed(c, rule) * n for c in leading}, where, exact)
         return [
             self._followed(queries, i, {c: t[i] for c, t in tops.items()}, n, sampled, rule)
             for i in range(len(queries))
