@@ -159,12 +159,23 @@ def join_parts(
     if len(parts) == 1 and parts[0]["rows"] == physical_rows:
         return str(parts[0]["fragment"])
     parts = sorted(parts, key=lambda part: int(part["offsets"][0]))
-    for before, after in itertools.pairwise(parts):
-        if after["offsets"][0] <= before["offsets"][-1]:
-            raise ValueError(f"fragment {after['id']}: its parts overlap at row {after['offsets'][0]}")
+    offsets = np.concatenate([np.asarray(part["offsets"], np.int64) for part in parts])
+    if len(np.unique(offsets)) < len(offsets):
+        raise ValueError(f"fragment {parts[0]['id']}: its parts overlap")
     schema = pa.schema(list(fields))
-    batches = _spread(parts, physical_rows, target, schema)
+    in_turn = all(a["offsets"][-1] < b["offsets"][0] for a, b in itertools.pairwise(parts))
+    batches = (_spread if in_turn else _shuffled)(parts, physical_rows, target, schema)
     return _write(pa.RecordBatchReader.from_batches(schema, batches), physical_rows, target)
+
+
+def _shuffled(
+    parts: Sequence[Mapping[str, Any]], physical_rows: int, target: Target, schema: pa.Schema
+) -> Iterator[pa.RecordBatch]:
+    """As `_spread`, for parts whose rows interleave: blocks joined pieces from all over the fragment. All in memory."""
+    rows = pa.concat_tables([conform(_read(part, target), schema) for part in parts])
+    where = np.full(physical_rows, -1, np.int64)
+    where[np.concatenate([np.asarray(part["offsets"], np.int64) for part in parts])] = np.arange(len(rows))
+    yield from rows.take(pa.array(where, mask=where < 0)).combine_chunks().to_batches()
 
 
 @dataclass(slots=True)
