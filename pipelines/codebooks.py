@@ -1,7 +1,8 @@
 """The codebooks of a job's `pq` columns: those of the index, or trained on the first texts where there is none yet.
 
-Training looks at a sample that is spread over the input, on a worker, before anything is written. Two jobs that start
-the same index at once may train twice; the table that is made first decides, and the other job is refused.
+Training looks at texts drawn from all over the input, on a worker, before anything is written: the first texts of a
+corpus are often about one thing. It costs the reading of some hundred thousand rows. Two jobs that start the same index
+at once may train twice; the table that is made first decides, and the other job is refused.
 """
 
 from __future__ import annotations
@@ -9,18 +10,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 import ray
 
 from pipelines.cluster import on_worker
 from pipelines.config import BuildConfig, ConfigError, plain
-from pipelines.reading.units import Unit
+from pipelines.reading.units import Unit, metadata_fields, read_schema, read_unit
+from pipelines.stages import chunk, good_rows, tokenise
 from pipelines.store import pq
 from pipelines.store.datasets import open_dataset
 from pipelines.store.schema import table_uri
 
-SAMPLE_TEXTS = 512
-SAMPLE_VECTORS = 32_768
-"""128 for each of 256 centroids."""
+BATCH_ROWS = 1024
+SAMPLE_UNITS, UNIT_ROWS = 16, 16_384
+SAMPLE_TEXTS, SAMPLE_TOKENS = 2048, 131_072
+SAMPLE_VECTORS = 65_536
+"""256 for each centroid."""
 
 
 def codebooks(config: BuildConfig, units: Sequence[Unit]) -> dict[str, pq.Book]:
@@ -51,15 +56,39 @@ def train_codebook(config: BuildConfig, units: Sequence[Unit], i: int) -> pq.Boo
     """
     from actors.blocks import tokens_of
     from actors.registry import load_embedder
-    from pipelines.plan.sample import take_sample
     from pipelines.store.codecs import pool
 
     embedder = config.embedders[i]
-    tokens, _ = tokens_of(take_sample(units, config, SAMPLE_TEXTS).chunks, embedder.name)
-    tokens = tokens.take(np.arange(min(len(tokens), SAMPLE_TEXTS)))
+    tokens, _ = tokens_of(drawn(config, units), embedder.name)
+    tokens = tokens.take(np.flatnonzero(tokens.lengths.cumsum() <= max(SAMPLE_TOKENS, tokens.lengths[:1].sum())))
     found = load_embedder(embedder.spec()).embed_tokens(tokens, ["colbert"]).colbert
     assert found is not None
     ids = np.delete(tokens.ids, tokens.offsets[:-1])
     vectors = pool(found, embedder.codec.colbert_pooling, ids).vectors
     chosen = np.random.default_rng(0).permutation(len(vectors))[:SAMPLE_VECTORS]
     return pq.train(vectors[np.sort(chosen)])
+
+
+def drawn(config: BuildConfig, units: Sequence[Unit]) -> pa.Table:
+    """Up to SAMPLE_TEXTS documents in random order, chunked and tokenised: an equal share of units from all over."""
+    fields = metadata_fields(config.input, units)
+    places = np.linspace(0, len(units) - 1, min(SAMPLE_UNITS, len(units))).round().astype(int)
+    rng = np.random.default_rng(0)
+    tables = [read_schema(fields).empty_table()]
+    for unit in (units[i] for i in places):
+        rows = _good(unit, config, fields)
+        chosen = rng.permutation(len(rows))[: -(-SAMPLE_TEXTS // len(places))]
+        tables.append(rows.take(pa.array(np.sort(chosen))))
+    documents = pa.concat_tables(tables)
+    return tokenise(chunk(documents.take(pa.array(rng.permutation(len(documents)))), config), config.embedders)
+
+
+def _good(unit: Unit, config: BuildConfig, fields: Sequence[pa.Field]) -> pa.Table:
+    """The rows that can be used among the first UNIT_ROWS of a unit."""
+    tables, seen = [read_schema(fields).empty_table()], 0
+    for block in read_unit(unit, config.input, BATCH_ROWS, fields):
+        tables.append(block.take(pa.array(good_rows(block))))
+        seen += len(block)
+        if seen >= UNIT_ROWS:
+            break
+    return pa.concat_tables(tables)
