@@ -29,7 +29,8 @@ def test_the_toy_run_prints_one_table(bench: object, capsys: pytest.CaptureFixtu
     assert "worst cosine to fp32: dense 0.99" in printed
     rows = [line.split("|")[1:-1] for line in printed.splitlines() if line.startswith("| ")]
     assert [row[0].strip() for row in rows] == [
-        "encoder", "tridex bf16, budget 512", "tridex bf16, budget 2048", "FlagEmbedding's loop, torch.float32",
+        "encoder", "tridex bf16, budget 512", "tridex bf16, budget 2048", "tridex bf16, budget 512, ColBERT as signs",
+        "FlagEmbedding's loop, torch.float32",
     ]  # fmt: skip
 
 
