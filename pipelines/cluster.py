@@ -93,6 +93,17 @@ def on_worker(function: Callable[..., T], *arguments: Any) -> T:
     return result
 
 
+@contextmanager
+def blamed_on(setting: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Errors of these kinds that a worker raised as ConfigError, behind the setting at fault; others as they are."""
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, kinds):
+            raise ConfigError(f"{setting}: {error.cause}") from error
+        raise
+
+
 def describe(embedders: Sequence[EmbedderConfig]) -> dict[str, dict[str, Any]]:
     """Identity and outputs of each embedder by name, from a worker: the driver's machine need not hold the models.
 
@@ -101,12 +112,8 @@ def describe(embedders: Sequence[EmbedderConfig]) -> dict[str, dict[str, Any]]:
     asked = {e.name: ray.remote(num_cpus=0.25)(_describe).remote(e.spec()) for e in embedders}
     found: dict[str, dict[str, Any]] = {}
     for i, embedder in enumerate(embedders):
-        try:
+        with blamed_on(f"embedders.{i} ({embedder.model})", ValueError):
             found[embedder.name] = ray.get(asked[embedder.name])
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, ValueError):
-                raise ConfigError(f"embedders.{i} ({embedder.model}): {error.cause}") from error
-            raise
     return found
 
 

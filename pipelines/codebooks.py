@@ -1,4 +1,4 @@
-"""The codebooks of a job's `pq` columns: those of the index, or trained on the first texts where there is none yet.
+"""The codebooks of a job's `pq` columns: those of the index, or new ones where there are none yet.
 
 Training looks at texts drawn from all over the input, on a worker, before anything is written: the first texts of a
 corpus are often about one thing. It costs the reading of some hundred thousand rows. Two jobs that start the same index
@@ -11,11 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-import ray
 
-from pipelines.cluster import on_worker
-from pipelines.config import BuildConfig, ConfigError, plain
-from pipelines.reading.units import Unit, metadata_fields, read_schema, read_unit
+from pipelines.cluster import blamed_on, on_worker
+from pipelines.config import BuildConfig, EmbedderConfig, plain
+from pipelines.reading.units import Unit, metadata_fields, read_schema, read_unit, spread
 from pipelines.stages import chunk, good_rows, tokenise
 from pipelines.store import pq
 from pipelines.store.datasets import open_dataset
@@ -30,23 +29,21 @@ SAMPLE_VECTORS = 65_536
 
 def codebooks(config: BuildConfig, units: Sequence[Unit]) -> dict[str, pq.Book]:
     """The codebook of each embedder that stores `pq` codes, by its name."""
+    wanted = {i: e.name for i, e in enumerate(config.embedders) if e.colbert_codec == "pq"}
+    if not wanted:
+        return {}
     dataset = open_dataset(table_uri(config.index.uri, config.index.table), plain(config.index.storage_options))
     metadata = None if dataset is None else dataset.schema.metadata
     books: dict[str, pq.Book] = {}
-    for i, embedder in enumerate(config.embedders):
-        if embedder.colbert_codec == "pq":
-            there = pq.from_metadata(metadata, embedder.name)
-            books[embedder.name] = _trained(config, units, i) if there is None else there
+    for i, name in wanted.items():
+        there = pq.from_metadata(metadata, name)
+        books[name] = _trained(config, units, i) if there is None else there
     return books
 
 
 def _trained(config: BuildConfig, units: Sequence[Unit], i: int) -> pq.Book:
-    try:
+    with blamed_on(f"embedders.{i}.codec.colbert", ValueError):
         return on_worker(train_codebook, config, units, i)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ValueError):
-            raise ConfigError(f"embedders.{i}.codec.colbert: {error.cause}") from error
-        raise
 
 
 def train_codebook(config: BuildConfig, units: Sequence[Unit], i: int) -> pq.Book:
@@ -59,7 +56,7 @@ def train_codebook(config: BuildConfig, units: Sequence[Unit], i: int) -> pq.Boo
     from pipelines.store.codecs import pool
 
     embedder = config.embedders[i]
-    tokens, _ = tokens_of(drawn(config, units), embedder.name)
+    tokens, _ = tokens_of(drawn(config, units, embedder), embedder.name)
     tokens = tokens.take(np.flatnonzero(tokens.lengths.cumsum() <= max(SAMPLE_TOKENS, tokens.lengths[:1].sum())))
     found = load_embedder(embedder.spec()).embed_tokens(tokens, ["colbert"]).colbert
     assert found is not None
@@ -69,18 +66,18 @@ def train_codebook(config: BuildConfig, units: Sequence[Unit], i: int) -> pq.Boo
     return pq.train(vectors[np.sort(chosen)])
 
 
-def drawn(config: BuildConfig, units: Sequence[Unit]) -> pa.Table:
+def drawn(config: BuildConfig, units: Sequence[Unit], embedder: EmbedderConfig) -> pa.Table:
     """Up to SAMPLE_TEXTS documents in random order, chunked and tokenised: an equal share of units from all over."""
     fields = metadata_fields(config.input, units)
-    places = np.linspace(0, len(units) - 1, min(SAMPLE_UNITS, len(units))).round().astype(int)
+    chosen_units = spread(units, SAMPLE_UNITS)
     rng = np.random.default_rng(0)
     tables = [read_schema(fields).empty_table()]
-    for unit in (units[i] for i in places):
+    for unit in chosen_units:
         rows = _good(unit, config, fields)
-        chosen = rng.permutation(len(rows))[: -(-SAMPLE_TEXTS // len(places))]
+        chosen = rng.permutation(len(rows))[: -(-SAMPLE_TEXTS // len(chosen_units))]
         tables.append(rows.take(pa.array(np.sort(chosen))))
     documents = pa.concat_tables(tables)
-    return tokenise(chunk(documents.take(pa.array(rng.permutation(len(documents)))), config), config.embedders)
+    return tokenise(chunk(documents.take(pa.array(rng.permutation(len(documents)))), config), (embedder,))
 
 
 def _good(unit: Unit, config: BuildConfig, fields: Sequence[pa.Field]) -> pa.Table:

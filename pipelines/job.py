@@ -75,15 +75,18 @@ def embed(
 
 def most_actors(job: Job) -> int:
     """Of the largest pool."""
-    share = 1 / len(job.config.embedders)
-    return max(pool_size(e.pool.spec(), ray.cluster_resources(), share) for e in job.config.embedders)
+    return max(_fits(job, embedder) for embedder in job.config.embedders)
+
+
+def _fits(job: Job, embedder: EmbedderConfig) -> int:
+    """Actors of a pool that the cluster has room for, beside the job's other pools."""
+    return pool_size(embedder.pool.spec(), ray.cluster_resources(), 1 / len(job.config.embedders))
 
 
 def actors(job: Job, embedder: EmbedderConfig, rows: int, documents: int) -> int:
     """As many as the configuration and the cluster allow, but none that would find no block to work on."""
-    config = job.config
-    size = pool_size(embedder.pool.spec(), ray.cluster_resources(), 1 / len(config.embedders))
-    blocks = -(-documents // rows) if config.chunk.mode == "whole" else size
+    size = _fits(job, embedder)
+    blocks = -(-documents // rows) if job.config.chunk.mode == "whole" else size
     return max(1, min(size, blocks))
 
 

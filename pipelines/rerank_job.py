@@ -27,7 +27,7 @@ from ray.data import ActorPoolStrategy
 from actors.isolate import isolate
 from actors.outputs import IntArray
 from actors.pool import pool_size
-from pipelines.cluster import running
+from pipelines.cluster import blamed_on, on_worker, running
 from pipelines.config import ComputeConfig, ConfigError, Model, PoolConfig, RayConfig
 from pipelines.evaluation.qrels import read_queries
 from pipelines.interrupt import interruptible
@@ -224,13 +224,8 @@ def _fingerprint(config: RerankConfig) -> str:
 
     ConfigError, before any actor starts, where it cannot find the model or its files.
     """
-    try:
-        found: str = ray.get(ray.remote(num_cpus=0.25)(_open_model).remote(config))
-        return found
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, (ValueError, TypeError)):
-            raise ConfigError(f"model: {error.cause}") from error
-        raise
+    with blamed_on("model", ValueError, TypeError):
+        return on_worker(_open_model, config)
 
 
 def _open_model(config: RerankConfig) -> str:

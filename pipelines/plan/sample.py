@@ -22,7 +22,7 @@ from actors.outputs import IntArray
 from actors.preparation import Preparation
 from actors.registry import load_embedder
 from pipelines.config import BuildConfig, EmbedderConfig
-from pipelines.reading.units import Unit, metadata_fields, read_schema, read_unit
+from pipelines.reading.units import Unit, metadata_fields, read_schema, read_unit, spread
 from pipelines.stages import chunk, good_rows, tokenise
 
 SAMPLE_UNITS = 16
@@ -65,11 +65,11 @@ class Sample:
 def take_sample(units: Sequence[Unit], config: BuildConfig, n_rows: int) -> Sample:
     """About `n_rows` rows, the first of up to 16 units spread over the input, and the number of rows of all units."""
     fields = metadata_fields(config.input, units)
-    places = np.linspace(0, len(units) - 1, min(SAMPLE_UNITS, len(units))).round().astype(int)
-    share = -(-n_rows // max(1, len(places)))
+    chosen = spread(units, SAMPLE_UNITS)
+    share = -(-n_rows // max(1, len(chosen)))
     tables: list[pa.Table] = [read_schema(fields).empty_table()]
     counted: list[tuple[int, int]] = []
-    for unit in (units[i] for i in places):
+    for unit in chosen:
         seen = 0
         for block in read_unit(unit, config.input, share, fields):
             tables.append(block.slice(0, max(0, share - seen)))

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from pipelines.config import Columns, ConfigError, InputConfig
@@ -270,6 +271,12 @@ def _file(uri: str, config: InputConfig) -> File:
     fs, path = filesystem(uri, config.storage_options)
     info = fs.get_file_info(path)
     return File(fs, path, uri, info.size or 0, version_of(info), options=config.storage_options)
+
+
+def spread(units: Sequence[Unit], most: int) -> list[Unit]:
+    """At most so many units, at even distances over the whole input."""
+    places = np.linspace(0, len(units) - 1, min(most, len(units))).round().astype(int)
+    return [units[i] for i in places]
 
 
 def read_unit(

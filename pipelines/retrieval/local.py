@@ -78,7 +78,7 @@ def _updated(
         place.mkdir()
         copied = {}
     missing = [key for key in wanted if key not in copied]
-    if missing and room is not None and _bytes_of(snapshot, column) * (len(missing) / len(wanted)) > room:
+    if missing and room is not None and bytes_of(snapshot, column) * (len(missing) / len(wanted)) > room:
         return None
     for key in missing:
         _append(place, snapshot, column, read, key, wanted[key], copied)
@@ -95,17 +95,18 @@ def _fragments(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def _bytes_of(snapshot: Snapshot, column: str) -> int:
+def bytes_of(snapshot: Snapshot, column: str) -> int:
+    """What the column takes in the table's files."""
     field = next(f for f in snapshot.dataset.lance_schema.fields() if f.name() == column)
     sizes = {f.id: f.bytes_on_disk for f in snapshot.dataset.stats.data_stats().fields}
-    return sum(sizes.get(i, 0) for i in field_ids(field))
+    return sum(sizes.get(i, 0) for i in _field_ids(field))
 
 
-def field_ids(field: Any) -> Iterator[int]:
+def _field_ids(field: Any) -> Iterator[int]:
     """A Lance field and all below it."""
     yield field.id()
     for child in field.children():
-        yield from field_ids(child)
+        yield from _field_ids(child)
 
 
 def _manifest(place: Path) -> dict[str, int]:

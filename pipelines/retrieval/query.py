@@ -244,9 +244,8 @@ class Index(Opened):
         return delete(self, ids)
 
     def _found(self, queries: Queries, request: Request) -> list[Candidates]:
-        sampled = request.effective_rule.fusion == "zscore"
-        where, exact = request.where, request.exact
-        rule = request.effective_rule
+        rule, where, exact = request.effective_rule, request.where, request.exact
+        sampled = rule.fusion == "zscore"
         return self.candidates(queries, request.searched, request.candidates, where, exact, sampled, rule)
 
     def _answer(self, queries: Queries, request: Request) -> list[Hits]:

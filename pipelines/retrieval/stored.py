@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from actors.outputs import Array, IntArray, MultiVectors, SparseVectors, matrix_from_arrow, offsets_of
 from actors.spec import Output
-from pipelines.retrieval.local import LocalColumn, field_ids, open_local
+from pipelines.retrieval.local import LocalColumn, bytes_of, open_local
 from pipelines.store.codecs import Codec, get_codec, width
 from pipelines.store.pq import from_metadata
 from pipelines.store.table import Snapshot
@@ -62,9 +62,7 @@ class Stored:
         """About how many bytes the column takes in memory."""
         if output == "dense":
             return len(self) * int(self.embedder["dim"]) * 4
-        field = next(f for f in self.snapshot.dataset.lance_schema.fields() if f.name() == self.column(output))
-        sizes = {f.id: f.bytes_on_disk for f in self.snapshot.dataset.stats.data_stats().fields}
-        return sum(sizes.get(i, 0) for i in field_ids(field))
+        return bytes_of(self.snapshot, self.column(output))
 
     def whole(self, output: Output) -> Data | None:
         """The whole column in the order of positions; None if neither memory nor disk may hold it."""

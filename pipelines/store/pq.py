@@ -1,6 +1,6 @@
 """Product quantisation of ColBERT vectors: one byte for each 16 dimensions, the number of a trained centroid.
 
-The centroids are k-means' on vectors of the first texts that an index is built from (Jegou et al. 2011, without a
+The centroids are k-means' on vectors of the texts that an index is begun with (Jegou et al. 2011, without a
 rotation), so a build has a training pass of some seconds, and the codebook belongs to the index: it lies in the schema
 metadata of its table, where one commit makes both, and its hash is in the identity. That costs each version of the
 table 260 kB at 384 dimensions and 700 kB at 1,024; what it buys is vectors a 32nd of float16's size.
