@@ -80,6 +80,20 @@ def attend(query: Tensor, key: Tensor, value: Tensor, segments: Segments, rule: 
     return out
 
 
+def attend_firsts(query: Tensor, key: Tensor, value: Tensor, segments: Segments, rule: Rule) -> Tensor:
+    """The first token of each text attends to all of its text, in the query's dtype, whatever the keys' is.
+
+    query: (n, H, d), one for each text; key, value: (T, H, d); returns (n, H, d).
+    """
+    out, done = torch.empty_like(query), 0
+    for start, texts, length in segments.runs:
+        k, v = (_windows(x, start, texts, length, length).to(query.dtype) for x in (key, value))
+        rows = slice(done, done + texts)
+        out[rows] = sdpa(query[rows, :, None], k, v, scale=rule.scale)[:, :, 0]
+        done += texts
+    return out
+
+
 def _keys_read(query: Tensor, last: int, length: int) -> int:
     """How many keys the texts of a run read: on a CPU the length rounded up to whole vectors, where tokens follow.
 

@@ -2,7 +2,8 @@
 
 Packing without padding leaves only one reason to sort: texts of equal length stand side by side, so attention runs on
 them as one block. Longest first means that the pass that needs most memory comes first. The price is that a text's
-vector comes back out of order; `inverse` puts it right.
+vector comes back out of order; `inverse` puts it right. Batches are of nearly one size: filled to the brim, they would
+leave a remainder of any size at the end of every block, and oneDNN keeps kernels for every size that it has met.
 """
 
 from __future__ import annotations
@@ -17,19 +18,28 @@ from actors.outputs import IntArray
 def plan(lengths: IntArray, budget: int) -> list[IntArray]:
     """Row numbers of each batch, longest text first; every row is in exactly one batch.
 
-    lengths: int (n,), in tokens. A batch holds at most `budget` tokens; a text longer than that stands alone.
+    lengths: int (n,), in tokens. A batch holds at most `budget` tokens; a text longer than half of that stands alone.
     """
     if budget < 1:
         raise ValueError(f"budget must be at least 1 token, got {budget}")
     lengths = np.asarray(lengths, dtype=np.int64)
     order = np.argsort(-lengths, kind="stable")
+    alone = int(np.searchsorted(-lengths[order], -(budget // 2)))
+    return [*order[:alone, None], *_even(order[alone:], lengths, budget)]
+
+
+def _even(order: IntArray, lengths: IntArray, budget: int) -> list[IntArray]:
+    """As few batches of nearly equal size as hold to the budget."""
+    if not len(order):
+        return []
     ends = np.cumsum(lengths[order])
-    batches, start, spent = [], 0, 0
-    while start < len(order):
-        stop = max(start + 1, int(np.searchsorted(ends, spent + budget, side="right")))
-        batches.append(order[start:stop])
-        start, spent = stop, int(ends[stop - 1])
-    return batches
+    batches = max(1, -(-int(ends[-1]) // budget))
+    while True:
+        cuts = np.searchsorted(ends, ends[-1] * np.arange(1, batches) // batches, side="right")
+        parts = np.split(order, np.unique(cuts[cuts > 0]))
+        if all(lengths[part].sum() <= budget for part in parts):
+            return parts
+        batches += 1
 
 
 def inverse(batches: Sequence[IntArray]) -> IntArray:

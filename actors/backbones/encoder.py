@@ -87,7 +87,7 @@ class PackedEncoder:
         self.kinds = table.token_type_embeddings.weight
         self.norm = _norm(table.LayerNorm)
         self.packed: bool = model.device.type == "cpu" and torch._C._has_mkldnn and not compiled
-        self.layers = [_layer(layer, config.hidden_act, self.packed) for layer in model.encoder.layer]
+        self.layers = [read_layer(layer, config.hidden_act, self.packed) for layer in model.encoder.layer]
         self.after_attention = torch.compile(_after_attention, dynamic=True) if compiled else _after_attention
         self.device: torch.device = model.device
 
@@ -147,19 +147,19 @@ def _after_attention(layer: Layer, mixed: Tensor, x: Tensor) -> Tensor:
     return layer.output_norm(layer.down(layer.up(x)).add_(x))
 
 
-def _linear(*modules: nn.Linear, activation: str | None = None, packed: bool) -> Linear:
+def join(*modules: nn.Linear, activation: str | None = None, packed: bool) -> Linear:
     """Several layers with one input as one layer."""
     weights, biases = [m.weight.detach() for m in modules], [m.bias.detach() for m in modules]
     return Linear(torch.cat(weights), torch.cat(biases), activation, packed=packed)
 
 
-def _layer(module: Any, activation: str, packed: bool) -> Layer:
+def read_layer(module: Any, activation: str, packed: bool) -> Layer:
     attention = module.attention
     return Layer(
-        qkv=_linear(attention.self.query, attention.self.key, attention.self.value, packed=packed),
-        out=_linear(attention.output.dense, packed=packed),
+        qkv=join(attention.self.query, attention.self.key, attention.self.value, packed=packed),
+        out=join(attention.output.dense, packed=packed),
         attention_norm=_norm(attention.output.LayerNorm),
-        up=_linear(module.intermediate.dense, activation=activation, packed=packed),
-        down=_linear(module.output.dense, packed=packed),
+        up=join(module.intermediate.dense, activation=activation, packed=packed),
+        down=join(module.output.dense, packed=packed),
         output_norm=_norm(module.output.LayerNorm),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from transformers import (
 
 from actors.backbone import Backbone, load_backbone
 from actors.backbones.encoder import PackedEncoder
+from actors.backbones.first import FirstTokenEncoder
 from actors.backbones.hf import PackedTransformer, PaddedTransformer
 from actors.compute import resolve
 from actors.outputs import IntArray, offsets_of
@@ -135,6 +137,26 @@ def test_token_types_reach_bert(folders: dict[str, Path]) -> None:
     backbone = backbone_of(folders["bert"])
     assert isinstance(backbone, PackedEncoder)
     torch.testing.assert_close(backbone.forward(ids, offsets, kinds), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["bert", "xlm-roberta", "bert-relu"])
+def test_first_states_are_the_first_rows_of_the_whole_forward(folders: dict[str, Path], name: str) -> None:
+    ids, offsets = torch.randint(3, 200, (int(LENGTHS.sum()),)), offsets_of(LENGTHS)
+    expected = backbone_of(folders[name]).forward(ids, offsets)[offsets[:-1]]
+    model = AutoModel.from_pretrained(folders[name], add_pooling_layer=False).eval()
+    found = FirstTokenEncoder(model, torch.float32).first_states(ids, offsets)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_the_first_row_loses_less_to_bf16_than_the_others() -> None:
+    torch.manual_seed(0)
+    model = AutoModel.from_config(BertConfig(**SHAPE | {"initializer_range": 0.05}), add_pooling_layer=False).eval()
+    ids, offsets = torch.randint(3, 200, (640,)), offsets_of(np.full(10, 64))
+    exact = FirstTokenEncoder(copy.deepcopy(model), torch.float32).first_states(ids, offsets)
+    encoder = FirstTokenEncoder(model, torch.bfloat16)
+    error = (encoder.first_states(ids, offsets) - exact).norm()
+    encoder.firsts = []
+    assert 0 < error < 0.5 * (encoder.first_states(ids, offsets) - exact).norm()
 
 
 @pytest.mark.parametrize("name", ["bert", "qwen3", "mpnet"])

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -27,11 +25,23 @@ def test_the_budget_holds_and_only_a_longer_text_breaks_it_alone(lengths: IntArr
 
 
 @given(LENGTHS, BUDGETS)
-def test_longest_first_and_no_batch_could_take_the_next_text(lengths: IntArray, budget: int) -> None:
-    batches = plan(lengths, budget)
-    assert (np.diff(lengths[np.concatenate([np.zeros(0, np.int64), *batches])]) <= 0).all()
-    for batch, after in pairwise(batches):
-        assert lengths[batch].sum() + lengths[after[0]] > budget
+def test_the_longest_come_first(lengths: IntArray, budget: int) -> None:
+    rows = np.concatenate([np.zeros(0, np.int64), *plan(lengths, budget)])
+    assert (np.diff(lengths[rows]) <= 0).all()
+
+
+@given(LENGTHS, BUDGETS)
+def test_batches_of_several_texts_differ_by_less_than_two_texts(lengths: IntArray, budget: int) -> None:
+    short = lengths[lengths <= budget // 2]
+    sizes = [short[batch].sum() for batch in plan(short, budget)]
+    assert max(sizes, default=0) - min(sizes, default=0) <= 2 * short.max(initial=0)
+
+
+@given(LENGTHS, BUDGETS)
+def test_what_fits_into_one_pass_is_one_pass(lengths: IntArray, budget: int) -> None:
+    short = lengths[lengths <= budget // 2]
+    if short.sum() <= budget:
+        assert len(plan(short, budget)) == min(1, len(short))
 
 
 @given(LENGTHS, BUDGETS)

@@ -31,7 +31,7 @@ def test_every_row_is_computed_once_and_answers_match_their_batch(threads: int) 
 
 
 def test_a_call_may_ask_for_smaller_batches_but_not_for_larger_ones() -> None:
-    assert max(lanes().run(LENGTHS, lambda rows: len(rows), 10)[1]) == 2
+    assert max(lanes().run(LENGTHS, lambda rows: len(rows), 60)[1]) == 4
     assert len(lanes().run(LENGTHS, lambda rows: len(rows), 1000)[0]) == len(lanes().run(LENGTHS, len)[0])
 
 
