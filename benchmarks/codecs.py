@@ -2,7 +2,7 @@
 
 Every codec scores the same candidates: the union of the best of each channel of an index that was built from the
 collection. The documents among them are embedded again in float32, encoded by each codec and ranked by ColBERT alone,
-so that nothing but the codec differs. The codebook of `pq` is trained on 32,768 of their vectors. Run:
+so that nothing but the codec differs. `pq` and `sign_half` are trained on 32,768 of their vectors. Run:
 
     python benchmarks/codecs.py INDEX QUERIES QRELS [--queries 150]
 """
@@ -23,13 +23,13 @@ from pipelines.evaluation.runs import Judged, rank
 from pipelines.retrieval import open_index
 from pipelines.retrieval.maxsim import maxsim
 from pipelines.retrieval.query import Index
-from pipelines.store import pq
+from pipelines.store.books import TRAINERS
 from pipelines.store.codecs import Codec, encode_colbert, get_codec, width
 
 CASES = [
     ("float16", "none"), ("int8", "none"), ("bits2", "none"), ("sign", "none"),
     ("float16", "sequential2"), ("float16", "distinct"), ("sign", "sequential2"), ("sign", "sequential3"),
-    ("sign", "distinct"), ("pq", "none"),
+    ("sign", "distinct"), ("sign_half", "none"), ("pq", "none"),
 ]  # fmt: skip
 
 
@@ -87,9 +87,8 @@ def main() -> None:
         f"{'KiB/doc':>8} {'ms/200':>7}"
     )
     sample = np.random.default_rng(0).permutation(len(vectors.vectors))[:32_768]
-    book = pq.train(vectors.vectors[sample])
     for name, pooling in CASES:
-        codec = get_codec(name, book)
+        codec = get_codec(name, TRAINERS[name](vectors.vectors[sample]) if name in TRAINERS else None)
         stored = encode_colbert(vectors, codec, pooling, token_ids)
         values = per_query(scores_of(index, ranked, places, stored, codec), qrels, list(kept))["nDCG@10"]
         reference = values if reference is None else reference

@@ -1,4 +1,4 @@
-"""The codebooks of a job's `pq` columns: those of the index, or new ones where there are none yet.
+"""What the trained codecs of a job have learnt: the books of the index, or new ones where there are none yet.
 
 Training looks at texts drawn from all over the input, on a worker, before anything is written: the first texts of a
 corpus are often about one thing. It costs the reading of some hundred thousand rows. Two jobs that start the same index
@@ -16,7 +16,7 @@ from pipelines.cluster import blamed_on, on_worker
 from pipelines.config import BuildConfig, EmbedderConfig, plain
 from pipelines.reading.units import Unit, metadata_fields, read_schema, read_unit, spread
 from pipelines.stages import chunk, good_rows, tokenise
-from pipelines.store import pq
+from pipelines.store.books import TRAINERS, Book, from_metadata
 from pipelines.store.datasets import open_dataset
 from pipelines.store.schema import table_uri
 
@@ -27,27 +27,27 @@ SAMPLE_VECTORS = 65_536
 """256 for each centroid."""
 
 
-def codebooks(config: BuildConfig, units: Sequence[Unit]) -> dict[str, pq.Book]:
-    """The codebook of each embedder that stores `pq` codes, by its name."""
-    wanted = {i: e.name for i, e in enumerate(config.embedders) if e.colbert_codec == "pq"}
+def codebooks(config: BuildConfig, units: Sequence[Unit]) -> dict[str, Book]:
+    """The book of each embedder whose ColBERT codec is trained, by its name."""
+    wanted = {i: e.name for i, e in enumerate(config.embedders) if e.colbert_codec in TRAINERS}
     if not wanted:
         return {}
     dataset = open_dataset(table_uri(config.index.uri, config.index.table), plain(config.index.storage_options))
     metadata = None if dataset is None else dataset.schema.metadata
-    books: dict[str, pq.Book] = {}
+    books: dict[str, Book] = {}
     for i, name in wanted.items():
-        there = pq.from_metadata(metadata, name)
+        there = from_metadata(metadata, name)
         books[name] = _trained(config, units, i) if there is None else there
     return books
 
 
-def _trained(config: BuildConfig, units: Sequence[Unit], i: int) -> pq.Book:
+def _trained(config: BuildConfig, units: Sequence[Unit], i: int) -> Book:
     with blamed_on(f"embedders.{i}.codec.colbert", ValueError):
         return on_worker(train_codebook, config, units, i)
 
 
-def train_codebook(config: BuildConfig, units: Sequence[Unit], i: int) -> pq.Book:
-    """Runs on a worker: embeds a sample of the input and learns the centroids of its ColBERT vectors, pooled as stored.
+def train_codebook(config: BuildConfig, units: Sequence[Unit], i: int) -> Book:
+    """Runs on a worker: embeds a sample of the input and trains the codec on its ColBERT vectors, pooled as stored.
 
     ValueError where the sample holds no text, or the model gives no ColBERT vectors.
     """
@@ -63,7 +63,7 @@ def train_codebook(config: BuildConfig, units: Sequence[Unit], i: int) -> pq.Boo
     ids = np.delete(tokens.ids, tokens.offsets[:-1])
     vectors = pool(found, embedder.codec.colbert_pooling, ids).vectors
     chosen = np.random.default_rng(0).permutation(len(vectors))[:SAMPLE_VECTORS]
-    return pq.train(vectors[np.sort(chosen)])
+    return TRAINERS[embedder.colbert_codec](vectors[np.sort(chosen)])
 
 
 def drawn(config: BuildConfig, units: Sequence[Unit], embedder: EmbedderConfig) -> pa.Table:

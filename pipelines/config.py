@@ -20,7 +20,7 @@ DEFAULT_MODEL = "all-MiniLM-L6-v2"
 TEXT_BESIDE_PICTURE = 256
 """Tokens of a text where nothing else is said: with a picture's 196 or 256 patches it fits both published models."""
 
-ColbertCodec = Literal["float16", "float32", "int8", "bits2", "sign", "pq"]
+ColbertCodec = Literal["float16", "float32", "int8", "bits2", "sign", "sign_half", "pq"]
 ColbertPooling = Literal["none", "sequential2", "sequential3", "distinct"]
 Channel = Literal["dense", "sparse", "colbert", "bm25"]
 Fusion = Literal["zscore", "weighted", "rrf", "dbsf"]

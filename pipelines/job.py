@@ -16,7 +16,7 @@ from pipelines.config import BuildConfig, EmbedderConfig
 from pipelines.monitor.metrics import named_actor
 from pipelines.reading.units import Unit
 from pipelines.stages import Finish
-from pipelines.store.pq import from_metadata
+from pipelines.store.books import from_metadata
 from pipelines.store.schema import Target, output_field
 
 LIGHT: dict[str, Any] = {"num_cpus": 0.25, "batch_format": "pyarrow"}

@@ -25,8 +25,8 @@ from pipelines.census.selection import Only, select
 from pipelines.config import BuildConfig, EmbedderConfig
 from pipelines.reading.chunk import chunk_table
 from pipelines.reading.units import Unit, read_schema, read_unit
+from pipelines.store.books import Book
 from pipelines.store.codecs import encode_colbert, get_codec
-from pipelines.store.pq import Book
 
 BLOCK_ROWS = 1024
 SAMPLE_ROWS = 256
@@ -111,7 +111,7 @@ class Finish:
 
     embedder: EmbedderConfig
     book: Book | None = None
-    """Of the pq codec."""
+    """Of a trained codec."""
 
     def __call__(self, batch: EmbeddingBatch, tokens: TokenBatch) -> dict[str, pa.Array]:
         codec = self.embedder.codec

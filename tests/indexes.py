@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.outputs import EmbeddingBatch, MultiVectors, SparseVectors, TokenBatch, offsets_of
-from pipelines.store import pq
+from pipelines.store.books import TRAINERS
 from pipelines.store.codecs import encode_colbert, get_codec
 from pipelines.store.schema import Identity, documents_schema
 
@@ -122,7 +122,7 @@ def documents(
     tokens = embedder.tokenise(bodies)
     batch = embedder.embed_tokens(tokens)
     kept = np.delete(tokens.ids, tokens.offsets[:-1])
-    books = {"words": pq.train(batch.colbert.vectors)} if codec == "pq" and batch.colbert is not None else {}
+    books = {"words": TRAINERS[codec](batch.colbert.vectors)} if codec in TRAINERS and batch.colbert is not None else {}
     fields = [pa.field(name, column.type) for name, column in metadata.items()]
     schema = documents_schema(identity_for(embedder, codec, pooling), fields, books)
     stored_as = get_codec(codec, books.get("words"))

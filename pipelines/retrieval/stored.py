@@ -19,8 +19,8 @@ import pyarrow as pa
 from actors.outputs import Array, IntArray, MultiVectors, SparseVectors, matrix_from_arrow, offsets_of
 from actors.spec import Output
 from pipelines.retrieval.local import LocalColumn, bytes_of, open_local
+from pipelines.store.books import from_metadata
 from pipelines.store.codecs import Codec, get_codec, width
-from pipelines.store.pq import from_metadata
 from pipelines.store.table import Snapshot
 
 Data = Array | SparseVectors | MultiVectors

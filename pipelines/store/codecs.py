@@ -1,16 +1,16 @@
 """How ColBERT vectors are stored: a codec (bytes a vector) and a pooling (vectors a document).
 
-All but one need no training. Their levels follow from the dimension alone, because the vectors are unit vectors whose
+Most need no training. Their levels follow from the dimension alone, because the vectors are unit vectors whose
 coordinates behave like N(0, 1/d) draws; that costs a little accuracy against levels fitted to one corpus, and buys a
-build without a training pass and codes that mean the same everywhere. Product quantisation (`pq`) is worth its name
-only with a codebook that was trained: untrained, 24 bytes a vector lost as much as signs pooled by two. Figures:
-benchmarks/RESULTS.md.
+build without a training pass and codes that mean the same everywhere. Two need one, and what they learn belongs to the
+index (`pipelines.store.books`): product quantisation (`pq`) and signs of half the dimensions (`sign_half`), 32 times
+smaller than float16. What each loses: benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.outputs import Array, IntArray, MultiVectors, offsets_of
-from pipelines.store import pq
+from pipelines.store import halves, pq
+from pipelines.store.books import TRAINERS, Book
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint8]
@@ -40,6 +41,13 @@ class Codec:
     """Stored as `list<fixed_size_list<float>>`, not as bytes."""
     book: Floats | None = None
     """The centroids of `pq`."""
+    dims: IntArray | None = None
+    """The dimensions that `sign_half` keeps."""
+
+    @property
+    def is_signs(self) -> bool:
+        """One bit for each dimension that is kept."""
+        return self.name in ("sign", "sign_half")
 
 
 def _encode_int8(vectors: Floats) -> Codes:
@@ -82,7 +90,7 @@ def _decode_sign(codes: Array, dim: int) -> Floats:
 
 
 def _untrained(*_: Any) -> Array:
-    raise ValueError("the pq codec needs the codebook of its index: get_codec('pq', codebook)")
+    raise ValueError("the pq and sign_half codecs need the book of their index: get_codec(codec, book)")
 
 
 def _float_codec(dtype: type[np.float16] | type[np.float32]) -> Codec:
@@ -102,19 +110,23 @@ CODECS: dict[str, Codec] = {
     "bits2": Codec("bits2", _encode_bits2, _decode_bits2, lambda dim: -(-dim // 4)),
     "sign": Codec("sign", _encode_sign, _decode_sign, lambda dim: -(-dim // 8)),
     "pq": Codec("pq", _untrained, _untrained, pq.parts),
+    "sign_half": Codec("sign_half", _untrained, _untrained, lambda dim: halves.kept(dim) // 8),
 }
 
 
-def get_codec(codec: str | Codec, book: pq.Book | None = None) -> Codec:
-    """The codec of that name (a Codec is its own), `pq` with its codebook; ValueError lists the names there are."""
+def get_codec(codec: str | Codec, book: Book | None = None) -> Codec:
+    """The codec of that name (a Codec is its own), a trained one with its book; ValueError lists the names."""
     if isinstance(codec, Codec):
         return codec
     if codec not in CODECS:
         raise ValueError(f"unknown ColBERT codec {codec!r}; there are {', '.join(CODECS)}")
-    if book is None or codec != "pq":
-        return CODECS[codec]
-    centroids = book.astype(np.float32)
-    return Codec("pq", partial(pq.encode, book=centroids), partial(pq.decode, book=centroids), pq.parts, book=centroids)
+    return CODECS[codec] if book is None or codec not in TRAINERS else _trained(codec, book.astype(np.float32))
+
+
+def _trained(codec: str, book: Floats) -> Codec:
+    module = pq if codec == "pq" else halves
+    made = replace(CODECS[codec], encode=partial(module.encode, book=book), decode=partial(module.decode, book=book))
+    return replace(made, book=book) if codec == "pq" else replace(made, dims=halves.dimensions(book))
 
 
 def encode(vectors: Array, codec: str | Codec) -> Array:

@@ -1,16 +1,11 @@
 """Product quantisation of ColBERT vectors: one byte for each 16 dimensions, the number of a trained centroid.
 
 The centroids are k-means' on vectors of the texts that an index is begun with (Jegou et al. 2011, without a
-rotation), so a build has a training pass of some seconds, and the codebook belongs to the index: it lies in the schema
-metadata of its table, where one commit makes both, and its hash is in the identity. That costs each version of the
-table 260 kB at 384 dimensions and 700 kB at 1,024; what it buys is vectors a 32nd of float16's size.
+rotation), so a build has a training pass of some seconds, and the codebook belongs to the index
+(`pipelines.store.books`). What it buys is vectors a 32nd of float16's size.
 """
 
 from __future__ import annotations
-
-import base64
-import hashlib
-from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +21,6 @@ DIMS = 16
 CENTROIDS = 256
 ROUNDS = 12
 BLOCK_VECTORS = 4096
-KEY = "tridex.codebook."
 
 
 def parts(dim: int) -> int:
@@ -80,18 +74,3 @@ def _kmeans(vectors: Floats, rng: np.random.Generator) -> Floats:
         centroids = vectors[rng.integers(0, len(vectors), CENTROIDS)]
         centroids[used] = np.add.reduceat(vectors[order], starts, axis=0) / counts[:, None].astype(np.float32)
     return centroids
-
-
-def fingerprint(book: Book) -> str:
-    return hashlib.sha256(book.tobytes()).hexdigest()
-
-
-def to_metadata(books: Mapping[str, Book]) -> dict[bytes, bytes]:
-    """Schema metadata that carry the codebook of each embedder."""
-    return {f"{KEY}{name}".encode(): base64.b64encode(book.tobytes()) for name, book in books.items()}
-
-
-def from_metadata(metadata: Mapping[bytes, bytes] | None, name: str) -> Book | None:
-    """The codebook of embedder `name`; None where its codec has none."""
-    text = (metadata or {}).get(f"{KEY}{name}".encode())
-    return None if text is None else np.frombuffer(base64.b64decode(text), np.float16).reshape(-1, CENTROIDS, DIMS)

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.config import BuildConfig, ConfigError
-from pipelines.store import pq
+from pipelines.store import books as trained
 
 FORMAT_VERSION = 1
 IDENTITY_KEY = b"tridex.identity"
@@ -128,11 +128,11 @@ def _leaves(identity: Identity) -> Iterator[tuple[str, Any]]:
 
 
 def identity_of(
-    config: BuildConfig, embedders: Mapping[str, Mapping[str, Any]], books: Mapping[str, pq.Book] | None = None
+    config: BuildConfig, embedders: Mapping[str, Mapping[str, Any]], books: Mapping[str, trained.Book] | None = None
 ) -> Identity:
     """Identity of the index that `config` builds; `embedders` maps each name to its `Embedder.identity()`.
 
-    books: codebooks by the embedder's name, where ColBERT vectors are product-quantised. The outputs are those in the
+    books: what trained ColBERT codecs have learnt, by the embedder's name. The outputs are those in the
     config, or the identity's own `outputs` where the config leaves them open.
     """
     chunk: dict[str, Any] = {"mode": config.chunk.mode}
@@ -145,7 +145,7 @@ def identity_of(
             "dense": e.codec.dense,
             "colbert": e.colbert_codec,
             "colbert_pooling": e.codec.colbert_pooling,
-            **({"codebook": pq.fingerprint(books[e.name])} if books and e.name in books else {}),
+            **({"codebook": trained.fingerprint(books[e.name])} if books and e.name in books else {}),
         }
         for e in config.embedders
     }
@@ -170,7 +170,7 @@ def output_fields(identity: Identity) -> list[pa.Field]:
 
 
 def documents_schema(
-    identity: Identity, metadata_fields: Sequence[pa.Field] = (), books: Mapping[str, pq.Book] | None = None
+    identity: Identity, metadata_fields: Sequence[pa.Field] = (), books: Mapping[str, trained.Book] | None = None
 ) -> pa.Schema:
     """Schema of the `documents` table, identity and codebooks in its metadata.
 
@@ -182,7 +182,7 @@ def documents_schema(
         if column.name in taken:
             raise ConfigError(f"input.columns.metadata: {column.name!r} is a column that the index itself makes")
         taken.add(column.name)
-    metadata = {**identity.to_metadata(), **pq.to_metadata(books or {})}
+    metadata = {**identity.to_metadata(), **trained.to_metadata(books or {})}
     return pa.schema([*_HEAD, *metadata_fields, *_TAIL, *outputs], metadata=metadata)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.retrieval import candidates
 from pipelines.retrieval.query import Index, open_index
-from pipelines.store import pq
+from pipelines.store.books import TRAINERS
 from pipelines.store.codecs import decode, encode, get_codec
 from pipelines.store.vectors import update_vector_indexes
 from tests.indexes import WordEmbedder, corpus, documents, make_index
@@ -31,7 +31,7 @@ def reference(channel: str, query: str = QUERY, codec: str = "float32") -> np.nd
     if channel == "sparse":
         weights = dict(zip(*q.sparse.row(0), strict=True))
         return np.array([sum(weights.get(t, 0) * w for t, w in zip(*d.sparse.row(i), strict=True)) for i in range(400)])
-    stored_as = get_codec(codec, pq.train(d.colbert.vectors) if codec == "pq" else None)
+    stored_as = get_codec(codec, TRAINERS[codec](d.colbert.vectors) if codec in TRAINERS else None)
     rows = [decode(encode(d.colbert.row(i), stored_as), stored_as, 32) for i in range(400)]
     return np.array([(q.colbert.vectors @ row.T).max(axis=1).mean() for row in rows])
 
@@ -47,7 +47,7 @@ def test_a_channel_gives_the_exact_best(index: Index, channel: str) -> None:
         assert set(hit.scores) == {"dense", "sparse", "colbert", "bm25"}
 
 
-@pytest.mark.parametrize("codec", ["float16", "int8", "bits2", "sign", "pq"])
+@pytest.mark.parametrize("codec", ["float16", "int8", "bits2", "sign", "sign_half", "pq"])
 def test_colbert_scores_what_the_codec_stored(tmp_path: Path, codec: str) -> None:
     index = open_index(make_index(tmp_path, corpus(), codec=codec, full_text=False), embedder=WordEmbedder())
     expected = reference("colbert", codec=codec)

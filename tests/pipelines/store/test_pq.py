@@ -54,19 +54,3 @@ def test_training_is_reproducible_and_takes_few_vectors() -> None:
     np.testing.assert_allclose(codecs.decode(codecs.encode(x[:5], codec), codec, 32), x[:5], atol=0.4)
     with pytest.raises(ValueError, match="trained on the first texts, and there is none"):
         pq.train(np.zeros((0, 32), np.float32))
-
-
-def test_a_codebook_survives_the_metadata_of_a_schema() -> None:
-    book = pq.train(clusters(300, 40))
-    metadata = pq.to_metadata({"m": book})
-    back = pq.from_metadata(metadata, "m")
-    assert back is not None
-    assert np.array_equal(back, book)
-    assert pq.fingerprint(back) == pq.fingerprint(book)
-    assert pq.from_metadata(metadata, "other") is None
-    assert pq.from_metadata(None, "m") is None
-
-
-def test_without_its_codebook_nothing_is_decoded() -> None:
-    with pytest.raises(ValueError, match="needs the codebook of its index"):
-        codecs.decode(np.zeros((1, 2), np.uint8), "pq", 32)
