@@ -42,9 +42,9 @@ def device_names(devices: Devices) -> list[str]:
     """FlagEmbedding's `devices` as torch names; None: every accelerator, else the CPU. ValueError names a bad one."""
     if devices is None:
         return _all_accelerators() or ["cpu"]
-    listed = [devices] if isinstance(devices, (str, int)) else list(devices)
-    if not listed:
-        raise ValueError("devices is an empty list: name at least one device")
+    listed = [devices] if isinstance(devices, (str, int)) else devices
+    if not isinstance(listed, Sequence) or not listed:
+        raise ValueError(f"devices must be a name, a number, or a list of either with at least one, got {devices!r}")
     return [_device_name(device) for device in listed]
 
 
@@ -57,7 +57,7 @@ def _all_accelerators() -> list[str]:
 
 def _device_name(device: object) -> str:
     if isinstance(device, bool) or not isinstance(device, (str, int)):
-        raise ValueError(f"devices must hold names or numbers, got {device!r}")
+        raise ValueError(f"devices must be names or numbers, got {device!r}")
     name = f"cuda:{device}" if isinstance(device, int) else device
     try:
         parsed = torch.device(name)

@@ -5,6 +5,7 @@
 Bare: as many processes of one thread as there are cores, each embedding its share of the texts, nothing stored. Job:
 `tridex build` on a local Ray over the same files. Both are timed from the first text to the last: the start of
 processes, of Ray and of the models is left out (for the job, up to the first fragment, whose rows are left out too).
+Give as many files, of one size, as the cores can share evenly: a process takes whole files.
 Ray runs workers at nice 15, which is switched off, or whatever else the machine does would slow the job alone.
 """
 

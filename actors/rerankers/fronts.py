@@ -12,15 +12,14 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-import torch
 
+from actors.devices import Devices, device_names
 from actors.prompts import PLAIN
 from actors.rerankers.engine import Reranker, RerankOptions, Scorer, Scores, score_lists
 from actors.rerankers.loading import Checkpoint, open_checkpoint
 from actors.rerankers.pairs import checked_pairs
 from actors.spec import ComputeSpec, DType
 
-Devices = str | int | list[str] | list[int] | None
 OPTIONS = frozenset(field.name for field in fields(RerankOptions))
 NO_EFFECT = frozenset({"use_dataloader", "num_workers"})
 """Arguments of upstream's compute_score that choose how it pads; there is nothing to pad here."""
@@ -114,12 +113,3 @@ def precision(use_fp16: bool, use_bf16: bool, device: str) -> DType:
         return "bf16"
     return "fp16" if use_fp16 and not device.startswith("cpu") else "fp32"
 
-
-def device_names(devices: Devices) -> list[str]:
-    """Upstream's `devices` as torch names; None is every CUDA device, or the CPU. ValueError for an empty list."""
-    if devices is None:
-        return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
-    listed = devices if isinstance(devices, list) else [devices]
-    if not listed or not all(isinstance(device, (str, int)) for device in listed):
-        raise ValueError(f"devices must be a name, a number, or a list of either with at least one, got {devices!r}")
-    return [f"cuda:{device}" if isinstance(device, int) else device for device in listed]

@@ -131,7 +131,7 @@ def test_names_of_devices() -> None:
 @pytest.mark.parametrize(
     ("devices", "message"),
     [
-        ([], "empty list"),
+        ([], "at least one, got"),
         ("gpu:0", "unknown device 'gpu:0'"),
         (99, "'cuda:99' is not there"),
         (["cpu", 1.5], "names or numbers, got 1.5"),
