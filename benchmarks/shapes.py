@@ -65,7 +65,10 @@ def corpus(name: str) -> list[str]:
     if name == "scifact":
         lines = (DATA / "retrieval" / "scifact" / "corpus.jsonl").read_text().splitlines()
         return [f"{row['title']} {row['text']}" for row in map(json.loads, lines)]
-    tables = [pq.read_table(path) for path in sorted((DATA / "corpora" / "linux-doc").glob("*.parquet"))]
+    paths = sorted((DATA / "corpora" / "linux-doc").glob("*.parquet"))
+    if not paths:
+        raise FileNotFoundError(f"no Parquet files in {DATA / 'corpora' / 'linux-doc'}; set TRIDEX_DATA")
+    tables = [pq.read_table(path) for path in paths]
     return [f"{row['title']} {row['text']}" for table in tables for row in table.to_pylist()]
 
 

@@ -112,4 +112,3 @@ def precision(use_fp16: bool, use_bf16: bool, device: str) -> DType:
     if use_bf16:
         return "bf16"
     return "fp16" if use_fp16 and not device.startswith("cpu") else "fp32"
-

@@ -101,14 +101,16 @@ class Union:
     ) -> Candidates:
         """Rows that other channels brought, and ColBERT's ranking of them as its own; each channel keeps n."""
         brought = np.unique(np.concatenate([top.positions for top in tops.values()]))
-        kept = brought if rule is None else self._promising(queries, i, brought, KEPT * n, rule)
+        kept = brought if rule is None else self._promising(queries, i, brought, tops, KEPT * n, rule)
         found = self.scored(queries, i, {"colbert": Ranking(kept, np.zeros(0, np.float32))}, sampled)
         places, best = top_n(found.scores["colbert"], n)
         cut = {c: Ranking(top.positions[:n], top.scores[:n]) for c, top in tops.items()}
         cut["colbert"] = Ranking(found.positions[places], best)
         return Candidates(found.positions, found.scores, cut, found.sample)
 
-    def _promising(self, queries: Queries, i: int, rows: IntArray, n: int, rule: Rule) -> IntArray:
+    def _promising(
+        self, queries: Queries, i: int, rows: IntArray, tops: Mapping[Channel, Ranking], n: int, rule: Rule
+    ) -> IntArray:
         """The n best of some rows by the fusion, with ColBERT's rough scores."""
         colbert = self.channels["colbert"]
         if len(rows) <= n or not (isinstance(colbert, Colbert) and colbert.has_rough):
@@ -116,11 +118,25 @@ class Union:
         sampled = rule.fusion == "zscore"
         everything = np.concatenate([rows, self.sample]) if sampled else rows
         used: list[Channel] = [c for c, weight in rule.weights.items() if weight > 0 and c != "colbert"]
-        scores = {c: self.channels[c].scores(queries, i, everything) for c in used}
-        scores["colbert"] = colbert.rough(queries, i, everything)
+        asked = {c: _pool().submit(self._filled, c, queries, i, everything, tops.get(c)) for c in used}
+        rough = colbert.rough(queries, i, everything)
+        scores = {"colbert": rough, **{c: answer.result() for c, answer in asked.items()}}
         sample = {c: s[len(rows) :] for c, s in scores.items()} if sampled else None
         fused = fuse({c: s[: len(rows)] for c, s in scores.items()}, rule, sample)
         return rows[np.sort(top_n(fused.astype(np.float32), n)[0])]
+
+    def _filled(self, channel: Channel, queries: Queries, i: int, rows: IntArray, known: Ranking | None) -> Floats:
+        """A channel's scores of some rows; those of its own ranking are not computed again."""
+        if known is None:
+            return self.channels[channel].scores(queries, i, rows)
+        scores = np.empty(len(rows), np.float32)
+        order = np.argsort(known.positions)
+        ascending = known.positions[order]
+        places = np.minimum(np.searchsorted(ascending, rows), max(len(order) - 1, 0))
+        there = ascending[places] == rows if len(order) else np.zeros(len(rows), bool)
+        scores[there] = known.scores[order][places[there]]
+        scores[~there] = self.channels[channel].scores(queries, i, rows[~there])
+        return scores
 
     def scored(self, queries: Queries, i: int, tops: Mapping[Channel, Ranking], sampled: bool = False) -> Candidates:
         """The union of some rankings of query i; `sampled` scores the index's sample beside it."""
