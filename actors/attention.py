@@ -1,9 +1,9 @@
 """Attention over texts that lie one after the other in one (tokens, heads, dim) tensor, with no padding between them.
 
-On a GPU one variable-length flash call takes all texts. On a CPU each run of equal lengths is one
-scaled_dot_product_attention call on strided views, which copies nothing on the way in: measured against one masked
-call over a padded batch this is 6 times faster, against a block-diagonal mask 20 times. The price is one kernel
-launch for every distinct length, which `actors.batching.plan` keeps small by sorting.
+On a GPU one variable-length flash call takes all texts, and on a CPU with AMX `actors.amx` takes them in bf16.
+Elsewhere each run of equal lengths is one scaled_dot_product_attention call on strided views, which copies nothing on
+the way in: measured against one masked call over a padded batch this is 6 times faster, against a block-diagonal mask
+20 times. The price is one kernel launch for every distinct length, which `actors.batching.plan` keeps small by sorting.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from actors.outputs import IntArray
 
 LANES = 16
 """float32 numbers in one AVX-512 register."""
+LEAST_TILED = 512
+"""Tokens in a call from which AMX tiles are used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, segments: Segments, rule: 
     flash = _flash() if _flash_takes(query, rule) else None
     if flash is not None:
         return flash(query, key, value, segments, rule)
+    tiles = _tiles() if _tiles_take(query, key, rule) else None
+    if tiles is not None:
+        return tiles(query, key, value, segments.offsets, rule.scale)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     out[segments.offsets[-1] :] = 0
     for start, texts, length in segments.runs:
@@ -148,6 +153,23 @@ def visible(length: int, rule: Rule, device: torch.device) -> Tensor:
     ahead = place[None, :] - place[:, None]
     seen = ahead <= 0 if rule.causal else torch.ones_like(ahead, dtype=torch.bool)
     return seen if rule.window is None else seen & (ahead.abs() < rule.window)
+
+
+def _tiles_take(query: Tensor, key: Tensor, rule: Rule) -> bool:
+    """Whether AMX tiles may answer; short calls, a query's say, are not worth compiling their kernels for."""
+    plain = rule == Rule(rule.scale) and query.shape == key.shape and query.stride(2) == 1
+    large = query.dtype == torch.bfloat16 and query.device.type == "cpu" and len(query) >= LEAST_TILED
+    return plain and large and query.shape[2] in (32, 64)
+
+
+@functools.cache
+def _tiles() -> Callable[[Tensor, Tensor, Tensor, IntArray, float], Tensor] | None:
+    """`actors.amx.attend` where numba and the processor can run it."""
+    try:
+        from actors import amx
+    except ImportError:
+        return None
+    return amx.attend if amx.available() else None
 
 
 def _flash_takes(query: Tensor, rule: Rule) -> bool:

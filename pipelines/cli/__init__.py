@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from pipelines.cli import jobs, models, searching
@@ -12,5 +13,6 @@ __all__ = ["app", "jobs", "main", "models", "searching"]
 
 def main() -> None:
     """Entry point of the console script."""
+    os.environ.setdefault("LANCE_LOG", "error")  # its warnings say that a table is not there yet
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a terminal in the C locale
     app()

@@ -103,7 +103,7 @@ class Hits(Sequence[Hit]):
         return pd.DataFrame(rows, columns=list(rows[0]) if rows else ["rank", "doc_id", "chunk_id", "score", "text"])
 
     def __repr__(self) -> str:
-        lines = [f"{len(self)} hits for {self.query!r} ({self.mode})"]
+        lines = [f"{len(self)} hit{'s' * (len(self) != 1)} for {self.query!r} ({self.mode})"]
         for rank, hit in enumerate(self.hits, start=1):
             channels = "  ".join(f"{name} {score:.3f}" for name, score in hit.scores.items())
             lines.append(f"{rank:3}. {hit.score:8.4f}  {hit.chunk_id}  [{channels}]  {shorten(hit.text, 80)}")

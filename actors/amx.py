@@ -1,0 +1,371 @@
+"""Attention in AMX tiles: bf16 on processors that have them, one text and one head at a time, everything in L2.
+
+torch's CPU kernel leaves the tiles unused for heads of 32 or 64 dimensions, which is what BGE's encoders have. Here 16
+queries meet all keys of their text in tiles, and come out as columns: the maximum and the sum of softmax then go down
+the columns, and nothing is ever added across a register. 2 ** x is a cubic whose error is a twentieth of bf16's. The
+weights go into the second product as they lie. Figures: benchmarks/RESULTS.md. The price is LLVM written by hand, since
+numba knows neither tiles nor bf16, and some seconds of compiling on a machine's first use.
+
+A tile is 16 rows of 64 bytes. The left side of a product has 32 bf16 in a row. The right side lies in pairs: row k
+holds, for each of 16 columns, numbers 2k and 2k + 1. Tiles 0 to 3 add up, 4 and 5 hold right sides, 6 and 7 left ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
+from itertools import pairwise
+from typing import Any
+
+import llvmlite.binding  # type: ignore[import-untyped]
+import numba
+import numpy as np
+import torch
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+from torch import Tensor
+
+from actors.outputs import IntArray
+
+SIDE, STEP, TILE = 16, 32, 1024
+"""Rows of a tile; numbers in one; bytes."""
+CONFIG = np.zeros(64, np.uint8)
+"""Eight tiles of 16 rows and 64 bytes: palette 1, then bytes of a row (uint16 each), then rows."""
+CONFIG[0], CONFIG[16:32:2], CONFIG[48:56] = 1, 64, SIDE
+EXP2 = (5.517101e-2, 2.426112e-1, 6.9326108e-1, 9.9992807e-1)
+"""2 ** f for f from -1/2 to 1/2 within a share of 7.5e-5, highest power first; fitted to the largest error."""
+LOG2_E = 1.4426950408889634
+_I8, _I16, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+_SHORTS, _INTS, _FLOATS = (ir.VectorType(kind, SIDE) for kind in (_I16, _I32, _F32))
+_BYTES = _I8.as_pointer()
+Builder = Any
+
+
+@lru_cache(maxsize=1)
+def available() -> bool:
+    """Whether this processor and this process may use the tiles."""
+    features = llvmlite.binding.get_host_cpu_features()
+    there = all(features.get(name, False) for name in ("amx-tile", "amx-bf16", "avx512f"))
+    return bool(there and not numba.config.DISABLE_JIT and torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx())
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, offsets: IntArray, scale: float) -> Tensor:
+    """Each text attends to itself. bf16 (T, H, d) each, d contiguous and 32 or 64; returns that shape, contiguous.
+
+    offsets: int64 (n + 1,). Rows past the last text come back as zeros.
+    """
+    out = torch.empty(query.shape, dtype=query.dtype)
+    out[offsets[-1] :] = 0
+    views = [x.view(torch.int16).numpy() for x in (query, key, value, out)]
+    work = partial(_attend_texts, *views, CONFIG, np.float32(scale * LOG2_E))
+    threads = min(torch.get_num_threads(), len(offsets) - 1)
+    if threads <= 1:
+        work(offsets)
+        return out
+    cuts = np.unique(np.searchsorted(offsets, offsets[-1] * np.arange(threads + 1) // threads))
+    list(_pool(threads).map(work, [offsets[a : b + 1] for a, b in pairwise(cuts)]))
+    return out
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "attention")
+
+
+def _i64(value: int) -> Any:
+    return ir.Constant(_I64, value)
+
+
+def _all(kind: Any, value: float) -> Any:
+    return ir.Constant(kind, [value] * SIDE)
+
+
+def _tile(builder: Builder, name: str, *arguments: Any) -> None:
+    """An instruction on tiles; Python ints are tile numbers."""
+    values = [ir.Constant(_I8, a) if isinstance(a, int) else a for a in arguments]
+    kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
+    builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{name}"), values)
+
+
+def _call(builder: Builder, name: str, result: Any, *values: Any) -> Any:
+    kind = ir.FunctionType(result, [value.type for value in values])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), values)
+
+
+def _start(context: Any, builder: Builder, signature: Any, arguments: Any, i: int) -> Any:
+    """Where argument i, an array, begins."""
+    return builder.bitcast(context.make_array(signature.args[i])(context, builder, arguments[i]).data, _BYTES)
+
+
+def _row(context: Any, builder: Builder, signature: Any, arguments: Any) -> tuple[Any, Any]:
+    """Where [t, h] of argument 0 begins, t and h being arguments 1 and 2; and bytes from one t to the next."""
+    array = context.make_array(signature.args[0])(context, builder, arguments[0])
+    strides = cgutils.unpack_tuple(builder, array.strides)
+    place = builder.add(builder.mul(arguments[1], strides[0]), builder.mul(arguments[2], strides[1]))
+    return builder.gep(builder.bitcast(array.data, _BYTES), [place]), strides[0]
+
+
+def _at(builder: Builder, base: Any, *terms: tuple[Any, Any], kind: Any = None) -> Any:
+    """`base` and as many bytes further as the products of the terms say, as a pointer to `kind`."""
+    for a, b in terms:
+        base = builder.gep(base, [builder.mul(*(_i64(x) if isinstance(x, int) else x for x in (a, b)))])
+    return base if kind is None else builder.bitcast(base, kind.as_pointer())
+
+
+def _least(builder: Builder, a: Any, b: Any) -> Any:
+    return builder.select(builder.icmp_signed("<", a, b), a, b)
+
+
+def _splat(builder: Builder, value: Any) -> Any:
+    undefined = ir.Constant(_FLOATS, ir.Undefined)
+    first = builder.insert_element(undefined, value, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(first, undefined, _all(_INTS, 0))
+
+
+def _raised(builder: Builder, x: Any) -> Any:
+    """float32 whose upper 16 bits are their bf16, halves rounded up; as int32."""
+    return builder.add(builder.bitcast(x, _INTS), _all(_INTS, 0x8000))
+
+
+def _transposed(builder: Builder, rows: list[Any]) -> list[Any]:
+    """16 vectors of 16 int32, rows for columns, in four rounds: neighbours swap single numbers, then pairs, ..."""
+    for step in (1, 2, 4, 8):
+        low = ir.Constant(_INTS, [j if not j & step else 16 + (j ^ step) for j in range(SIDE)])
+        high = ir.Constant(_INTS, [j | step if not j & step else 16 + j for j in range(SIDE)])
+        for i in (i for i in range(SIDE) if not i & step):
+            a, b = rows[i], rows[i | step]
+            rows[i], rows[i | step] = builder.shuffle_vector(a, b, low), builder.shuffle_vector(a, b, high)
+    return rows
+
+
+def _exp2(builder: Builder, x: Any) -> Any:
+    """2 ** x for float32 of at most 0, or hardly more; vscalefps makes the whole power, and 0 of very small ones."""
+    whole = _call(builder, "llvm.rint.v16f32", _FLOATS, x)
+    rest, power = builder.fsub(x, whole), _all(_FLOATS, EXP2[0])
+    for coefficient in EXP2[1:]:
+        power = _call(builder, "llvm.fma.v16f32", _FLOATS, power, rest, _all(_FLOATS, coefficient))
+    every, rounding = ir.Constant(_I16, -1), ir.Constant(_I32, 4)
+    return _call(builder, "llvm.x86.avx512.mask.scalef.ps.512", _FLOATS, power, whole, power, every, rounding)
+
+
+def _configure(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
+    config, saved = (_start(context, builder, signature, arguments, i) for i in (0, 1))
+    _tile(builder, "sttilecfg", saved)
+    _tile(builder, "ldtilecfg", config)
+    return context.get_dummy_value()
+
+
+def _restore(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
+    saved = _start(context, builder, signature, arguments, 0)
+    with builder.if_else(builder.icmp_signed("!=", builder.load(saved), ir.Constant(_I8, 0))) as (there, none):
+        with there:
+            _tile(builder, "ldtilecfg", saved)
+        with none:
+            _tile(builder, "tilerelease")
+    return context.get_dummy_value()
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def configure(_context: Any, config: Any, saved: Any) -> Any:
+    """Takes the tiles. `saved`, (64,) uint8, remembers who had them: oneDNN need not look whether it still has."""
+    return types.void(config, saved), _configure
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def restore(_context: Any, saved: Any) -> Any:
+    """Gives the tiles back."""
+    return types.void(saved), _restore
+
+
+def _pack_keys(depth: int) -> Callable[..., Any]:
+    def build(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
+        base, stride = _row(context, builder, signature, arguments)
+        out, last = _start(context, builder, signature, arguments, 5), arguments[4]
+        with cgutils.for_range(builder, arguments[3]) as loop:
+            source = _at(builder, base, (_least(builder, loop.index, last), stride))
+            for c in range(depth):
+                key = builder.load(_at(builder, source, (64, c), kind=_INTS), align=2)
+                builder.store(key, _at(builder, out, (loop.index, 64 * depth), (64, c), kind=_INTS), align=4)
+        return context.get_dummy_value()
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def pack(_context: Any, keys: Any, t: Any, h: Any, n: Any, last: Any, out: Any) -> Any:
+        """n keys from t on, side by side; from the `last` on it is repeated."""
+        return types.void(keys, t, h, n, last, out), build
+
+    return pack  # type: ignore[no-any-return]
+
+
+def _pack_values(depth: int) -> Callable[..., Any]:
+    pairs = ir.Constant(ir.VectorType(_I32, STEP), [x for j in range(SIDE) for x in (j, SIDE + j)])
+
+    def build(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
+        base, stride = _row(context, builder, signature, arguments)
+        out, last = _start(context, builder, signature, arguments, 5), arguments[4]
+        with cgutils.for_range(builder, arguments[3]) as loop:
+            first = builder.mul(loop.index, _i64(STEP))
+            rows = [
+                _at(builder, base, (_least(builder, builder.add(first, _i64(j)), last), stride)) for j in range(STEP)
+            ]
+            for i in range(2 * depth):
+                values = [builder.load(_at(builder, row, (32, i), kind=_SHORTS), align=2) for row in rows]
+                both = [builder.shuffle_vector(values[j], values[j + 1], pairs) for j in range(0, STEP, 2)]
+                tile = _at(builder, out, (loop.index, 2 * depth * TILE), (i, TILE))
+                for k, row in enumerate(_transposed(builder, [builder.bitcast(pair, _INTS) for pair in both])):
+                    builder.store(row, _at(builder, tile, (64, k), kind=_INTS), align=4)
+        return context.get_dummy_value()
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def pack(_context: Any, values: Any, t: Any, h: Any, steps: Any, last: Any, out: Any) -> Any:
+        """Values from t on, transposed: for every 32 of them a tile for each 16 dimensions."""
+        return types.void(values, t, h, steps, last, out), build
+
+    return pack  # type: ignore[no-any-return]
+
+
+def _pack_queries(builder: Builder, base: Any, stride: Any, rows: Any, depth: int, out: Any) -> None:
+    """16 queries as columns, in pairs of dimensions; where there are fewer, the last one is repeated."""
+    last = builder.sub(rows, _i64(1))
+    for c in range(depth):
+        places = [_least(builder, _i64(n), last) for n in range(SIDE)]
+        queries = [builder.load(_at(builder, base, (t, stride), (64, c), kind=_INTS), align=2) for t in places]
+        for k, row in enumerate(_transposed(builder, queries)):
+            builder.store(row, _at(builder, out, (c, TILE), (64, k), kind=_INTS), align=4)
+
+
+def _score(builder: Builder, queries: Any, keys: Any, steps: Any, depth: int, scores: Any) -> None:
+    """scores (32 x steps, 16) float32: keys down, queries across."""
+    for c in range(depth):
+        _tile(builder, "tileloadd64", 4 + c, _at(builder, queries, (c, TILE)), _i64(64))
+    with cgutils.for_range(builder, steps) as loop:
+        for u in range(2):
+            block = builder.add(builder.mul(loop.index, _i64(2)), _i64(u))
+            _tile(builder, "tilezero", u)
+            for c in range(depth):
+                left = _at(builder, keys, (block, depth * TILE), (64, c))
+                _tile(builder, "tileloadd64", 6 + u, left, _i64(64 * depth))
+                _tile(builder, "tdpbf16ps", u, 6 + u, 4 + c)
+            _tile(builder, "tilestored64", u, _at(builder, scores, (block, TILE)), _i64(64))
+
+
+def _soften(builder: Builder, scores: Any, length: Any, steps: Any, scale: Any, weights: Any) -> Any:
+    """weights, two keys in each number: 2 ** ((scores - their maximum) * scale). Returns one over their sums."""
+    top = cgutils.alloca_once_value(builder, builder.load(_at(builder, scores, kind=_FLOATS), align=4))
+    with cgutils.for_range(builder, length) as loop:
+        x, best = builder.load(_at(builder, scores, (loop.index, 64), kind=_FLOATS), align=4), builder.load(top)
+        builder.store(builder.select(builder.fcmp_ordered(">", x, best), x, best), top)
+    lowered = builder.fneg(builder.fmul(builder.load(top), scale))
+    total = cgutils.alloca_once_value(builder, _all(_FLOATS, 0.0))
+
+    def power(t: Any) -> Any:
+        x = builder.load(_at(builder, scores, (t, 64), kind=_FLOATS), align=4)
+        e = _exp2(builder, _call(builder, "llvm.fma.v16f32", _FLOATS, x, scale, lowered))
+        builder.store(builder.fadd(builder.load(total), e), total)
+        return _raised(builder, e)
+
+    def keep(pair: Any, even: Any, odd: Any) -> None:
+        upper = builder.and_(odd, _all(_INTS, -0x10000))
+        both = builder.or_(builder.lshr(even, _all(_INTS, 16)), upper)
+        builder.store(both, _at(builder, weights, (pair, 64), kind=_INTS), align=4)
+
+    whole = builder.sdiv(length, _i64(2))
+    with cgutils.for_range(builder, whole) as loop:
+        even = builder.mul(loop.index, _i64(2))
+        keep(loop.index, power(even), power(builder.add(even, _i64(1))))
+    with builder.if_then(builder.icmp_signed("!=", builder.mul(whole, _i64(2)), length)):
+        keep(whole, power(builder.sub(length, _i64(1))), _all(_INTS, 0))
+    half_up = builder.sdiv(builder.add(length, _i64(1)), _i64(2))
+    with cgutils.for_range(builder, builder.mul(steps, _i64(SIDE)), start=half_up) as loop:
+        builder.store(_all(_INTS, 0), _at(builder, weights, (loop.index, 64), kind=_INTS), align=4)
+    return builder.fdiv(_all(_FLOATS, 1.0), builder.load(total))
+
+
+def _mix(builder: Builder, weights: Any, values: Any, steps: Any, depth: int, mixed: Any) -> None:
+    """mixed (d, 16) float32: dimensions down, queries across."""
+    columns = 2 * depth
+    for i in range(columns):
+        _tile(builder, "tilezero", i)
+    with cgutils.for_range(builder, steps) as loop:
+        _tile(builder, "tileloadd64", 4, _at(builder, weights, (loop.index, TILE)), _i64(64))
+        for i in range(columns):
+            left = _at(builder, values, (loop.index, columns * TILE), (i, TILE))
+            _tile(builder, "tileloadd64", 6 + i % 2, left, _i64(64))
+            _tile(builder, "tdpbf16ps", i, 6 + i % 2, 4)
+    for i in range(columns):
+        _tile(builder, "tilestored64", i, _at(builder, mixed, (i, TILE)), _i64(64))
+
+
+def _write(builder: Builder, mixed: Any, shares: Any, base: Any, stride: Any, rows: Any, depth: int) -> None:
+    """Mixed values times shares as bf16, queries down again, for the first `rows` of them."""
+    for i in range(2 * depth):
+        columns = [builder.load(_at(builder, mixed, (i, TILE), (64, k), kind=_FLOATS), align=4) for k in range(SIDE)]
+        raised = [_raised(builder, builder.fmul(column, shares)) for column in columns]
+        for n, row in enumerate(_transposed(builder, raised)):
+            rounded = builder.trunc(builder.lshr(row, _all(_INTS, 16)), _SHORTS)
+            with builder.if_then(builder.icmp_signed("<", _i64(n), rows)):
+                builder.store(rounded, _at(builder, base, (n, stride), (32, i), kind=_SHORTS), align=2)
+
+
+def _attend_block(depth: int) -> Callable[..., Any]:
+    def build(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
+        query, stride = _row(context, builder, signature, arguments)
+        out, out_stride = _row(context, builder, signature.replace(args=signature.args[3:]), arguments[3:])
+        rows, length, scale = arguments[6:9]
+        keys, values, queries, scores, weights, mixed = (
+            _start(context, builder, signature, arguments, i) for i in range(9, 15)
+        )
+        steps = builder.sdiv(builder.add(length, _i64(STEP - 1)), _i64(STEP))
+        _pack_queries(builder, query, stride, rows, depth, queries)
+        _score(builder, queries, keys, steps, depth, scores)
+        shares = _soften(builder, scores, length, steps, _splat(builder, scale), weights)
+        _mix(builder, weights, values, steps, depth, mixed)
+        _write(builder, mixed, shares, out, out_stride, rows, depth)
+        return context.get_dummy_value()
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def block(
+        _context: Any, query: Any, t: Any, h: Any, out: Any, to: Any, head: Any, rows: Any, length: Any, scale: Any,
+        keys: Any, values: Any, queries: Any, scores: Any, weights: Any, mixed: Any,
+    ) -> Any:  # fmt: skip
+        """out[to : to + rows, head]: what queries [t : t + rows, h] get from the packed keys and values of a text."""
+        places = (query, t, h, out, to, head, rows, length, scale)
+        return types.void(*places, keys, values, queries, scores, weights, mixed), build
+
+    return block  # type: ignore[no-any-return]
+
+
+keys_32, keys_64 = _pack_keys(1), _pack_keys(2)
+values_32, values_64 = _pack_values(1), _pack_values(2)
+block_32, block_64 = _attend_block(1), _attend_block(2)
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False)  # type: ignore[untyped-decorator]
+def _attend_texts(query: Any, key: Any, value: Any, out: Any, config: Any, scale: Any, offsets: Any) -> None:
+    """Texts from offsets[i] to offsets[i + 1] of (T, H, d) bf16, held as int16."""
+    _, heads, dim = out.shape
+    most = (np.diff(offsets).max() + STEP - 1) // STEP
+    keys, values = np.empty(most * STEP * dim, np.int16), np.empty(most * STEP * dim, np.int16)
+    queries, weights = np.empty(SIDE * dim, np.int16), np.empty(most * STEP * SIDE, np.int16)
+    scores, mixed = np.empty(most * STEP * SIDE, np.float32), np.empty(dim * SIDE, np.float32)
+    saved = np.zeros(64, np.uint8)
+    configure(config, saved)
+    for i in range(len(offsets) - 1):
+        start, end = offsets[i], offsets[i + 1]
+        length, last = end - start, end - start - 1
+        steps = (length + STEP - 1) // STEP
+        for h in range(heads):
+            if dim == 32:
+                keys_32(key, start, h, steps * STEP, last, keys)
+                values_32(value, start, h, steps, last, values)
+                for t in range(start, end, SIDE):
+                    rows = min(SIDE, end - t)
+                    block_32(query, t, h, out, t, h, rows, length, scale, keys, values, queries, scores, weights, mixed)
+            else:
+                keys_64(key, start, h, steps * STEP, last, keys)
+                values_64(value, start, h, steps, last, values)
+                for t in range(start, end, SIDE):
+                    rows = min(SIDE, end - t)
+                    block_64(query, t, h, out, t, h, rows, length, scale, keys, values, queries, scores, weights, mixed)
+    restore(saved)
