@@ -48,7 +48,8 @@ def available() -> bool:
     """Whether this processor and this process may use the tiles."""
     features = llvmlite.binding.get_host_cpu_features()
     there = all(features.get(name, False) for name in ("amx-tile", "amx-bf16", "avx512f"))
-    return bool(there and not numba.config.DISABLE_JIT and torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx())
+    allowed = getattr(torch.cpu, "_init_amx", lambda: False)  # asks the kernel, once for the process
+    return bool(there and not numba.config.DISABLE_JIT and torch.cpu._is_amx_tile_supported() and allowed())
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, offsets: IntArray, scale: float) -> Tensor:

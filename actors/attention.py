@@ -167,7 +167,7 @@ def _tiles() -> Callable[[Tensor, Tensor, Tensor, IntArray, float], Tensor] | No
     """`actors.amx.attend` where numba and the processor can run it."""
     try:
         from actors import amx
-    except ImportError:
+    except (ImportError, RuntimeError):  # no numba, or no folder where it may keep what it compiles
         return None
     return amx.attend if amx.available() else None
 
