@@ -251,13 +251,25 @@ def _score(builder: Builder, queries: Any, keys: Any, steps: Any, depth: int, sc
             _tile(builder, "tilestored64", u, _at(builder, scores, (block, TILE)), _i64(64))
 
 
+def _highest(builder: Builder, scores: Any, steps: Any) -> Any:
+    """The largest score of each query, four keys at a time: a maximum waits four cycles for the one before it."""
+    first = builder.load(_at(builder, scores, kind=_FLOATS), align=4)
+    tops = [cgutils.alloca_once_value(builder, first) for _ in range(4)]
+
+    def larger(x: Any, y: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">", x, y), x, y)
+
+    with cgutils.for_range(builder, builder.mul(steps, _i64(STEP // 4))) as loop:
+        for j, top in enumerate(tops):
+            x = builder.load(_at(builder, scores, (loop.index, 4 * 64), (64, j), kind=_FLOATS), align=4)
+            builder.store(larger(x, builder.load(top)), top)
+    a, b, c, d = map(builder.load, tops)
+    return larger(larger(a, b), larger(c, d))
+
+
 def _soften(builder: Builder, scores: Any, length: Any, steps: Any, scale: Any, weights: Any) -> Any:
     """weights, two keys in each number: 2 ** ((scores - their maximum) * scale). Returns one over their sums."""
-    top = cgutils.alloca_once_value(builder, builder.load(_at(builder, scores, kind=_FLOATS), align=4))
-    with cgutils.for_range(builder, length) as loop:
-        x, best = builder.load(_at(builder, scores, (loop.index, 64), kind=_FLOATS), align=4), builder.load(top)
-        builder.store(builder.select(builder.fcmp_ordered(">", x, best), x, best), top)
-    lowered = builder.fneg(builder.fmul(builder.load(top), scale))
+    lowered = builder.fneg(builder.fmul(_highest(builder, scores, steps), scale))
     total = cgutils.alloca_once_value(builder, _all(_FLOATS, 0.0))
 
     def power(t: Any) -> Any:
