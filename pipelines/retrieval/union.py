@@ -24,16 +24,17 @@ from pipelines.retrieval.kernels import top_n
 
 SAMPLED = 256
 """Rows that z-scores are measured against."""
-FOLLOWED: Mapping[Channel, int] = {"dense": 2, "sparse": 4, "bm25": 2}
-"""A long list costs little where the sparse index brings it. Twice as much where ColBERT has most of the weight: its
-best rows then lie deeper in the other channels' lists."""
+FOLLOWED: Mapping[Channel, int] = {"dense": 1, "sparse": 3, "bm25": 2}
+FOLLOWED_FAR: Mapping[Channel, int] = {"dense": 4, "sparse": 8, "bm25": 4}
+"""The second where ColBERT has most of the weight: its best rows then lie deeper in the other channels' lists. A long
+list costs little where the sparse index brings it."""
 KEPT = 1
 
 
 def followed(channel: Channel, rule: Rule | None) -> int:
     """How many times n rows a channel brings for ColBERT's sake; most where the fusion is not known."""
     light = rule is not None and 2 * rule.weights.get("colbert", 0) <= sum(rule.weights.values())
-    return FOLLOWED[channel] * (1 if light else 2)
+    return (FOLLOWED if light else FOLLOWED_FAR)[channel]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
