@@ -12,7 +12,6 @@ holds, for each of 16 columns, numbers 2k and 2k + 1. Tiles 0 to 3 add up, 4 and
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -27,6 +26,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from actors.llvm import F32, I8, I16, I32, Builder, call, i64, splat
 from actors.outputs import IntArray
 
 SIDE, STEP, TILE = 16, 32, 1024
@@ -37,10 +37,8 @@ CONFIG[0], CONFIG[16:32:2], CONFIG[48:56] = 1, 64, SIDE
 EXP2 = (5.517101e-2, 2.426112e-1, 6.9326108e-1, 9.9992807e-1)
 """2 ** f for f from -1/2 to 1/2 within a share of 7.5e-5, highest power first; fitted to the largest error."""
 LOG2_E = 1.4426950408889634
-_I8, _I16, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
-_SHORTS, _INTS, _FLOATS = (ir.VectorType(kind, SIDE) for kind in (_I16, _I32, _F32))
-_BYTES = _I8.as_pointer()
-Builder = Any
+_SHORTS, _INTS, _FLOATS = (ir.VectorType(kind, SIDE) for kind in (I16, I32, F32))
+_BYTES = I8.as_pointer()
 
 
 @lru_cache(maxsize=1)
@@ -60,7 +58,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, offsets: IntArray, scale: 
     out = torch.empty(query.shape, dtype=query.dtype)
     out[offsets[-1] :] = 0
     views = [x.view(torch.int16).numpy() for x in (query, key, value, out)]
-    work = partial(_attend_texts, *views, CONFIG, np.float32(scale * LOG2_E))
+    tiles = (0,) * (query.shape[-1] // STEP)  # its length is a type: a size of head is compiled when it is met
+    work = partial(_attend_texts, *views, CONFIG, np.float32(scale * LOG2_E), tiles)
     threads = min(torch.get_num_threads(), len(offsets) - 1)
     if threads <= 1:
         work(offsets)
@@ -75,24 +74,15 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "attention")
 
 
-def _i64(value: int) -> Any:
-    return ir.Constant(_I64, value)
-
-
 def _all(kind: Any, value: float) -> Any:
     return ir.Constant(kind, [value] * SIDE)
 
 
 def _tile(builder: Builder, name: str, *arguments: Any) -> None:
     """An instruction on tiles; Python ints are tile numbers."""
-    values = [ir.Constant(_I8, a) if isinstance(a, int) else a for a in arguments]
+    values = [ir.Constant(I8, a) if isinstance(a, int) else a for a in arguments]
     kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
     builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{name}"), values)
-
-
-def _call(builder: Builder, name: str, result: Any, *values: Any) -> Any:
-    kind = ir.FunctionType(result, [value.type for value in values])
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), values)
 
 
 def _start(context: Any, builder: Builder, signature: Any, arguments: Any, i: int) -> Any:
@@ -100,29 +90,23 @@ def _start(context: Any, builder: Builder, signature: Any, arguments: Any, i: in
     return builder.bitcast(context.make_array(signature.args[i])(context, builder, arguments[i]).data, _BYTES)
 
 
-def _row(context: Any, builder: Builder, signature: Any, arguments: Any) -> tuple[Any, Any]:
-    """Where [t, h] of argument 0 begins, t and h being arguments 1 and 2; and bytes from one t to the next."""
-    array = context.make_array(signature.args[0])(context, builder, arguments[0])
+def _row(context: Any, builder: Builder, signature: Any, arguments: Any, i: int = 0) -> tuple[Any, Any]:
+    """Where [t, h] of argument i begins, t and h being the last two; and bytes from one t to the next."""
+    array = context.make_array(signature.args[i])(context, builder, arguments[i])
     strides = cgutils.unpack_tuple(builder, array.strides)
-    place = builder.add(builder.mul(arguments[1], strides[0]), builder.mul(arguments[2], strides[1]))
+    place = builder.add(builder.mul(arguments[-2], strides[0]), builder.mul(arguments[-1], strides[1]))
     return builder.gep(builder.bitcast(array.data, _BYTES), [place]), strides[0]
 
 
 def _at(builder: Builder, base: Any, *terms: tuple[Any, Any], kind: Any = None) -> Any:
     """`base` and as many bytes further as the products of the terms say, as a pointer to `kind`."""
     for a, b in terms:
-        base = builder.gep(base, [builder.mul(*(_i64(x) if isinstance(x, int) else x for x in (a, b)))])
+        base = builder.gep(base, [builder.mul(*(i64(x) if isinstance(x, int) else x for x in (a, b)))])
     return base if kind is None else builder.bitcast(base, kind.as_pointer())
 
 
 def _least(builder: Builder, a: Any, b: Any) -> Any:
     return builder.select(builder.icmp_signed("<", a, b), a, b)
-
-
-def _splat(builder: Builder, value: Any) -> Any:
-    undefined = ir.Constant(_FLOATS, ir.Undefined)
-    first = builder.insert_element(undefined, value, ir.Constant(_I32, 0))
-    return builder.shuffle_vector(first, undefined, _all(_INTS, 0))
 
 
 def _raised(builder: Builder, x: Any) -> Any:
@@ -143,12 +127,12 @@ def _transposed(builder: Builder, rows: list[Any]) -> list[Any]:
 
 def _exp2(builder: Builder, x: Any) -> Any:
     """2 ** x for float32 of at most 0, or hardly more; vscalefps makes the whole power, and 0 of very small ones."""
-    whole = _call(builder, "llvm.rint.v16f32", _FLOATS, x)
+    whole = call(builder, "llvm.rint.v16f32", _FLOATS, x)
     rest, power = builder.fsub(x, whole), _all(_FLOATS, EXP2[0])
     for coefficient in EXP2[1:]:
-        power = _call(builder, "llvm.fma.v16f32", _FLOATS, power, rest, _all(_FLOATS, coefficient))
-    every, rounding = ir.Constant(_I16, -1), ir.Constant(_I32, 4)
-    return _call(builder, "llvm.x86.avx512.mask.scalef.ps.512", _FLOATS, power, whole, power, every, rounding)
+        power = call(builder, "llvm.fma.v16f32", _FLOATS, power, rest, _all(_FLOATS, coefficient))
+    every, rounding = ir.Constant(I16, -1), ir.Constant(I32, 4)
+    return call(builder, "llvm.x86.avx512.mask.scalef.ps.512", _FLOATS, power, whole, power, every, rounding)
 
 
 def _configure(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
@@ -160,7 +144,7 @@ def _configure(context: Any, builder: Builder, signature: Any, arguments: Any) -
 
 def _restore(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
     saved = _start(context, builder, signature, arguments, 0)
-    with builder.if_else(builder.icmp_signed("!=", builder.load(saved), ir.Constant(_I8, 0))) as (there, none):
+    with builder.if_else(builder.icmp_signed("!=", builder.load(saved), ir.Constant(I8, 0))) as (there, none):
         with there:
             _tile(builder, "ldtilecfg", saved)
         with none:
@@ -180,57 +164,55 @@ def restore(_context: Any, saved: Any) -> Any:
     return types.void(saved), _restore
 
 
-def _pack_keys(depth: int) -> Callable[..., Any]:
-    def build(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
-        base, stride = _row(context, builder, signature, arguments)
-        out, last = _start(context, builder, signature, arguments, 5), arguments[4]
-        with cgutils.for_range(builder, arguments[3]) as loop:
-            source = _at(builder, base, (_least(builder, loop.index, last), stride))
-            for c in range(depth):
-                key = builder.load(_at(builder, source, (64, c), kind=_INTS), align=2)
-                builder.store(key, _at(builder, out, (loop.index, 64 * depth), (64, c), kind=_INTS), align=4)
-        return context.get_dummy_value()
-
-    @intrinsic  # type: ignore[untyped-decorator]
-    def pack(_context: Any, keys: Any, t: Any, h: Any, n: Any, last: Any, out: Any) -> Any:
-        """n keys from t on, side by side; from the `last` on it is repeated."""
-        return types.void(keys, t, h, n, last, out), build
-
-    return pack  # type: ignore[no-any-return]
+def _depth(signature: Any) -> int:
+    """Tiles side by side in a head: the length of the tuple before t and h, which is a type and so known here."""
+    return int(signature.args[-3].count)
 
 
-def _pack_values(depth: int) -> Callable[..., Any]:
-    pairs = ir.Constant(ir.VectorType(_I32, STEP), [x for j in range(SIDE) for x in (j, SIDE + j)])
+def _pack_keys(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
+    depth, (base, stride) = _depth(signature), _row(context, builder, signature, arguments)
+    out = _start(context, builder, signature, arguments, 1)
+    with cgutils.for_range(builder, arguments[2]) as loop:
+        source = _at(builder, base, (_least(builder, loop.index, arguments[3]), stride))
+        for c in range(depth):
+            key = builder.load(_at(builder, source, (64, c), kind=_INTS), align=2)
+            builder.store(key, _at(builder, out, (loop.index, 64 * depth), (64, c), kind=_INTS), align=4)
+    return context.get_dummy_value()
 
-    def build(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
-        base, stride = _row(context, builder, signature, arguments)
-        out, last = _start(context, builder, signature, arguments, 5), arguments[4]
-        with cgutils.for_range(builder, arguments[3]) as loop:
-            first = builder.mul(loop.index, _i64(STEP))
-            rows = [
-                _at(builder, base, (_least(builder, builder.add(first, _i64(j)), last), stride)) for j in range(STEP)
-            ]
-            for i in range(2 * depth):
-                values = [builder.load(_at(builder, row, (32, i), kind=_SHORTS), align=2) for row in rows]
-                both = [builder.shuffle_vector(values[j], values[j + 1], pairs) for j in range(0, STEP, 2)]
-                tile = _at(builder, out, (loop.index, 2 * depth * TILE), (i, TILE))
-                for k, row in enumerate(_transposed(builder, [builder.bitcast(pair, _INTS) for pair in both])):
-                    builder.store(row, _at(builder, tile, (64, k), kind=_INTS), align=4)
-        return context.get_dummy_value()
 
-    @intrinsic  # type: ignore[untyped-decorator]
-    def pack(_context: Any, values: Any, t: Any, h: Any, steps: Any, last: Any, out: Any) -> Any:
-        """Values from t on, transposed: for every 32 of them a tile for each 16 dimensions."""
-        return types.void(values, t, h, steps, last, out), build
+@intrinsic  # type: ignore[untyped-decorator]
+def pack_keys(_context: Any, keys: Any, out: Any, n: Any, last: Any, tiles: Any, t: Any, h: Any) -> Any:
+    """n keys from [t, h] on, side by side; from the `last` on it is repeated."""
+    return types.void(keys, out, n, last, tiles, t, h), _pack_keys
 
-    return pack  # type: ignore[no-any-return]
+
+def _pack_values(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
+    columns, (base, stride) = 2 * _depth(signature), _row(context, builder, signature, arguments)
+    out, last = _start(context, builder, signature, arguments, 1), arguments[3]
+    pairs = ir.Constant(ir.VectorType(I32, STEP), [x for j in range(SIDE) for x in (j, SIDE + j)])
+    with cgutils.for_range(builder, arguments[2]) as loop:
+        first = builder.mul(loop.index, i64(STEP))
+        rows = [_at(builder, base, (_least(builder, builder.add(first, i64(j)), last), stride)) for j in range(STEP)]
+        for i in range(columns):
+            values = [builder.load(_at(builder, row, (32, i), kind=_SHORTS), align=2) for row in rows]
+            both = [builder.shuffle_vector(values[j], values[j + 1], pairs) for j in range(0, STEP, 2)]
+            tile = _at(builder, out, (loop.index, columns * TILE), (i, TILE))
+            for k, row in enumerate(_transposed(builder, [builder.bitcast(pair, _INTS) for pair in both])):
+                builder.store(row, _at(builder, tile, (64, k), kind=_INTS), align=4)
+    return context.get_dummy_value()
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def pack_values(_context: Any, values: Any, out: Any, steps: Any, last: Any, tiles: Any, t: Any, h: Any) -> Any:
+    """Values from [t, h] on, transposed: for every 32 of them a tile for each 16 dimensions."""
+    return types.void(values, out, steps, last, tiles, t, h), _pack_values
 
 
 def _pack_queries(builder: Builder, base: Any, stride: Any, rows: Any, depth: int, out: Any) -> None:
     """16 queries as columns, in pairs of dimensions; where there are fewer, the last one is repeated."""
-    last = builder.sub(rows, _i64(1))
+    last = builder.sub(rows, i64(1))
     for c in range(depth):
-        places = [_least(builder, _i64(n), last) for n in range(SIDE)]
+        places = [_least(builder, i64(n), last) for n in range(SIDE)]
         queries = [builder.load(_at(builder, base, (t, stride), (64, c), kind=_INTS), align=2) for t in places]
         for k, row in enumerate(_transposed(builder, queries)):
             builder.store(row, _at(builder, out, (c, TILE), (64, k), kind=_INTS), align=4)
@@ -239,16 +221,16 @@ def _pack_queries(builder: Builder, base: Any, stride: Any, rows: Any, depth: in
 def _score(builder: Builder, queries: Any, keys: Any, steps: Any, depth: int, scores: Any) -> None:
     """scores (32 x steps, 16) float32: keys down, queries across."""
     for c in range(depth):
-        _tile(builder, "tileloadd64", 4 + c, _at(builder, queries, (c, TILE)), _i64(64))
+        _tile(builder, "tileloadd64", 4 + c, _at(builder, queries, (c, TILE)), i64(64))
     with cgutils.for_range(builder, steps) as loop:
         for u in range(2):
-            block = builder.add(builder.mul(loop.index, _i64(2)), _i64(u))
+            block = builder.add(builder.mul(loop.index, i64(2)), i64(u))
             _tile(builder, "tilezero", u)
             for c in range(depth):
                 left = _at(builder, keys, (block, depth * TILE), (64, c))
-                _tile(builder, "tileloadd64", 6 + u, left, _i64(64 * depth))
+                _tile(builder, "tileloadd64", 6 + u, left, i64(64 * depth))
                 _tile(builder, "tdpbf16ps", u, 6 + u, 4 + c)
-            _tile(builder, "tilestored64", u, _at(builder, scores, (block, TILE)), _i64(64))
+            _tile(builder, "tilestored64", u, _at(builder, scores, (block, TILE)), i64(64))
 
 
 def _highest(builder: Builder, scores: Any, steps: Any) -> Any:
@@ -259,7 +241,7 @@ def _highest(builder: Builder, scores: Any, steps: Any) -> Any:
     def larger(x: Any, y: Any) -> Any:
         return builder.select(builder.fcmp_ordered(">", x, y), x, y)
 
-    with cgutils.for_range(builder, builder.mul(steps, _i64(STEP // 4))) as loop:
+    with cgutils.for_range(builder, builder.mul(steps, i64(STEP // 4))) as loop:
         for j, top in enumerate(tops):
             x = builder.load(_at(builder, scores, (loop.index, 4 * 64), (64, j), kind=_FLOATS), align=4)
             builder.store(larger(x, builder.load(top)), top)
@@ -274,7 +256,7 @@ def _soften(builder: Builder, scores: Any, length: Any, steps: Any, scale: Any, 
 
     def power(t: Any) -> Any:
         x = builder.load(_at(builder, scores, (t, 64), kind=_FLOATS), align=4)
-        e = _exp2(builder, _call(builder, "llvm.fma.v16f32", _FLOATS, x, scale, lowered))
+        e = _exp2(builder, call(builder, "llvm.fma.v16f32", _FLOATS, x, scale, lowered))
         builder.store(builder.fadd(builder.load(total), e), total)
         return _raised(builder, e)
 
@@ -283,14 +265,14 @@ def _soften(builder: Builder, scores: Any, length: Any, steps: Any, scale: Any, 
         both = builder.or_(builder.lshr(even, _all(_INTS, 16)), upper)
         builder.store(both, _at(builder, weights, (pair, 64), kind=_INTS), align=4)
 
-    whole = builder.sdiv(length, _i64(2))
+    whole = builder.sdiv(length, i64(2))
     with cgutils.for_range(builder, whole) as loop:
-        even = builder.mul(loop.index, _i64(2))
-        keep(loop.index, power(even), power(builder.add(even, _i64(1))))
-    with builder.if_then(builder.icmp_signed("!=", builder.mul(whole, _i64(2)), length)):
-        keep(whole, power(builder.sub(length, _i64(1))), _all(_INTS, 0))
-    half_up = builder.sdiv(builder.add(length, _i64(1)), _i64(2))
-    with cgutils.for_range(builder, builder.mul(steps, _i64(SIDE)), start=half_up) as loop:
+        even = builder.mul(loop.index, i64(2))
+        keep(loop.index, power(even), power(builder.add(even, i64(1))))
+    with builder.if_then(builder.icmp_signed("!=", builder.mul(whole, i64(2)), length)):
+        keep(whole, power(builder.sub(length, i64(1))), _all(_INTS, 0))
+    half_up = builder.sdiv(builder.add(length, i64(1)), i64(2))
+    with cgutils.for_range(builder, builder.mul(steps, i64(SIDE)), start=half_up) as loop:
         builder.store(_all(_INTS, 0), _at(builder, weights, (loop.index, 64), kind=_INTS), align=4)
     return builder.fdiv(_all(_FLOATS, 1.0), builder.load(total))
 
@@ -301,13 +283,13 @@ def _mix(builder: Builder, weights: Any, values: Any, steps: Any, depth: int, mi
     for i in range(columns):
         _tile(builder, "tilezero", i)
     with cgutils.for_range(builder, steps) as loop:
-        _tile(builder, "tileloadd64", 4, _at(builder, weights, (loop.index, TILE)), _i64(64))
+        _tile(builder, "tileloadd64", 4, _at(builder, weights, (loop.index, TILE)), i64(64))
         for i in range(columns):
             left = _at(builder, values, (loop.index, columns * TILE), (i, TILE))
-            _tile(builder, "tileloadd64", 6 + i % 2, left, _i64(64))
+            _tile(builder, "tileloadd64", 6 + i % 2, left, i64(64))
             _tile(builder, "tdpbf16ps", i, 6 + i % 2, 4)
     for i in range(columns):
-        _tile(builder, "tilestored64", i, _at(builder, mixed, (i, TILE)), _i64(64))
+        _tile(builder, "tilestored64", i, _at(builder, mixed, (i, TILE)), i64(64))
 
 
 def _write(builder: Builder, mixed: Any, shares: Any, base: Any, stride: Any, rows: Any, depth: int) -> None:
@@ -317,47 +299,42 @@ def _write(builder: Builder, mixed: Any, shares: Any, base: Any, stride: Any, ro
         raised = [_raised(builder, builder.fmul(column, shares)) for column in columns]
         for n, row in enumerate(_transposed(builder, raised)):
             rounded = builder.trunc(builder.lshr(row, _all(_INTS, 16)), _SHORTS)
-            with builder.if_then(builder.icmp_signed("<", _i64(n), rows)):
+            with builder.if_then(builder.icmp_signed("<", i64(n), rows)):
                 builder.store(rounded, _at(builder, base, (n, stride), (32, i), kind=_SHORTS), align=2)
 
 
-def _attend_block(depth: int) -> Callable[..., Any]:
-    def build(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
-        query, stride = _row(context, builder, signature, arguments)
-        out, out_stride = _row(context, builder, signature.replace(args=signature.args[3:]), arguments[3:])
-        rows, length, scale = arguments[6:9]
-        keys, values, queries, scores, weights, mixed = (
-            _start(context, builder, signature, arguments, i) for i in range(9, 15)
-        )
-        steps = builder.sdiv(builder.add(length, _i64(STEP - 1)), _i64(STEP))
-        _pack_queries(builder, query, stride, rows, depth, queries)
-        _score(builder, queries, keys, steps, depth, scores)
-        shares = _soften(builder, scores, length, steps, _splat(builder, scale), weights)
-        _mix(builder, weights, values, steps, depth, mixed)
-        _write(builder, mixed, shares, out, out_stride, rows, depth)
-        return context.get_dummy_value()
-
-    @intrinsic  # type: ignore[untyped-decorator]
-    def block(
-        _context: Any, query: Any, t: Any, h: Any, out: Any, to: Any, head: Any, rows: Any, length: Any, scale: Any,
-        keys: Any, values: Any, queries: Any, scores: Any, weights: Any, mixed: Any,
-    ) -> Any:  # fmt: skip
-        """out[to : to + rows, head]: what queries [t : t + rows, h] get from the packed keys and values of a text."""
-        places = (query, t, h, out, to, head, rows, length, scale)
-        return types.void(*places, keys, values, queries, scores, weights, mixed), build
-
-    return block  # type: ignore[no-any-return]
+def _attend_block(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
+    depth, (query, stride) = _depth(signature), _row(context, builder, signature, arguments)
+    out, out_stride = _row(context, builder, signature, arguments, 1)
+    rows, length, scale = arguments[2:5]
+    keys, values, queries, scores, weights, mixed = (
+        _start(context, builder, signature, arguments, i) for i in range(5, 11)
+    )
+    steps = builder.sdiv(builder.add(length, i64(STEP - 1)), i64(STEP))
+    _pack_queries(builder, query, stride, rows, depth, queries)
+    _score(builder, queries, keys, steps, depth, scores)
+    shares = _soften(builder, scores, length, steps, splat(builder, scale, SIDE), weights)
+    _mix(builder, weights, values, steps, depth, mixed)
+    _write(builder, mixed, shares, out, out_stride, rows, depth)
+    return context.get_dummy_value()
 
 
-keys_32, keys_64 = _pack_keys(1), _pack_keys(2)
-values_32, values_64 = _pack_values(1), _pack_values(2)
-block_32, block_64 = _attend_block(1), _attend_block(2)
+@intrinsic  # type: ignore[untyped-decorator]
+def attend_block(
+    _context: Any, query: Any, out: Any, rows: Any, length: Any, scale: Any, keys: Any, values: Any, queries: Any,
+    scores: Any, weights: Any, mixed: Any, tiles: Any, t: Any, h: Any,
+) -> Any:  # fmt: skip
+    """out[t : t + rows, h]: what these queries get from the packed keys and values of a text of this length."""
+    scratch = (keys, values, queries, scores, weights, mixed)
+    return types.void(query, out, rows, length, scale, *scratch, tiles, t, h), _attend_block
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)  # type: ignore[untyped-decorator]
-def _attend_texts(query: Any, key: Any, value: Any, out: Any, config: Any, scale: Any, offsets: Any) -> None:
-    """Texts from offsets[i] to offsets[i + 1] of (T, H, d) bf16, held as int16."""
-    _, heads, dim = out.shape
+def _attend_texts(
+    query: Any, key: Any, value: Any, out: Any, config: Any, scale: Any, tiles: Any, offsets: Any
+) -> None:
+    """Texts from offsets[i] to offsets[i + 1] of (T, H, 32 x len(tiles)) bf16, held as int16."""
+    dim = STEP * len(tiles)
     most = (np.diff(offsets).max() + STEP - 1) // STEP
     keys, values = np.empty(most * STEP * dim, np.int16), np.empty(most * STEP * dim, np.int16)
     queries, weights = np.empty(SIDE * dim, np.int16), np.empty(most * STEP * SIDE, np.int16)
@@ -368,17 +345,12 @@ def _attend_texts(query: Any, key: Any, value: Any, out: Any, config: Any, scale
         start, end = offsets[i], offsets[i + 1]
         length, last = end - start, end - start - 1
         steps = (length + STEP - 1) // STEP
-        for h in range(heads):
-            if dim == 32:
-                keys_32(key, start, h, steps * STEP, last, keys)
-                values_32(value, start, h, steps, last, values)
-                for t in range(start, end, SIDE):
-                    rows = min(SIDE, end - t)
-                    block_32(query, t, h, out, t, h, rows, length, scale, keys, values, queries, scores, weights, mixed)
-            else:
-                keys_64(key, start, h, steps * STEP, last, keys)
-                values_64(value, start, h, steps, last, values)
-                for t in range(start, end, SIDE):
-                    rows = min(SIDE, end - t)
-                    block_64(query, t, h, out, t, h, rows, length, scale, keys, values, queries, scores, weights, mixed)
+        for h in range(out.shape[1]):
+            pack_keys(key, keys, steps * STEP, last, tiles, start, h)
+            pack_values(value, values, steps, last, tiles, start, h)
+            for t in range(start, end, SIDE):
+                rows = min(SIDE, end - t)
+                attend_block(
+                    query, out, rows, length, scale, keys, values, queries, scores, weights, mixed, tiles, t, h
+                )
     restore(saved)

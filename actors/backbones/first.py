@@ -26,15 +26,15 @@ class FirstTokenEncoder(PackedEncoder):
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
         exact = model.device.type == "cpu" and torch._C._has_mkldnn
-        queries = [join(layer.attention.self.query, packed=True) for layer in model.encoder.layer if exact]
-        wide = [read_layer(layer, model.config.hidden_act, packed=True) for layer in model.encoder.layer if exact]
+        layers = model.encoder.layer if exact else []
+        queries = [join(layer.attention.self.query, packed=True) for layer in layers]
+        wide = [read_layer(x, model.config.hidden_act, packed=True) for x in layers if dtype != torch.float32]
         for module in model.encoder.modules():
             if isinstance(module, nn.Linear):
                 module.to(dtype)
         super().__init__(model)
-        same = exact and dtype == torch.float32
-        self.layers = wide if same else self.layers  # one copy where the rows do not differ
-        self.firsts = [replace(layer, qkv=query) for layer, query in zip(wide, queries, strict=True)]
+        copies = wide or self.layers  # one copy where the rows do not differ
+        self.firsts = [replace(layer, qkv=query) for layer, query in zip(copies, queries, strict=False)]
         """What the first rows go through on a CPU; their keys and values are computed with all others."""
 
     @torch.inference_mode()

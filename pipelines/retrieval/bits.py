@@ -16,42 +16,32 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from actors.llvm import I64, call, i64, splat
 from actors.outputs import Array, IntArray
 from pipelines.retrieval.kernels import Floats
 from pipelines.retrieval.vnni import CODES, LANES, has_vnni, products, query_lanes, unfold
 from pipelines.store.blocks import compiled
 
 PLANES = 8
-_I32, _I64 = ir.IntType(32), ir.IntType(64)
-_LANES = ir.VectorType(_I64, PLANES)
-
-
-def _splat(builder: Any, word: Any) -> Any:
-    """The same word in every lane."""
-    undefined = ir.Constant(_LANES, ir.Undefined)
-    first = builder.insert_element(undefined, word, ir.Constant(_I32, 0))
-    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_I32, PLANES), [0] * PLANES))
+POPCOUNT = "llvm.ctpop.v8i64"
+_LANES = ir.VectorType(I64, PLANES)
 
 
 def _count_planes(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     planes = context.make_array(signature.args[0])(context, builder, arguments[0])
     codes = context.make_array(signature.args[2])(context, builder, arguments[2])
-    popcount = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_LANES, [_LANES]), "llvm.ctpop.v8i64")
-    total = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(_I64, [_LANES]), "llvm.vector.reduce.add.v8i64"
-    )
     words = cgutils.unpack_tuple(builder, codes.shape)[1]
-    lanes = ir.Constant(_I64, PLANES)
+    lanes = i64(PLANES)
     query = builder.gep(planes.data, [builder.mul(arguments[1], builder.mul(words, lanes))])
     code = builder.gep(codes.data, [builder.mul(arguments[3], words)])
     counts = cgutils.alloca_once_value(builder, ir.Constant(_LANES, [0] * PLANES))
     with cgutils.for_range(builder, words) as loop:
         place = builder.bitcast(builder.gep(query, [builder.mul(loop.index, lanes)]), _LANES.as_pointer())
-        shared = builder.and_(
-            builder.load(place, align=8), _splat(builder, builder.load(builder.gep(code, [loop.index])))
-        )
-        builder.store(builder.add(builder.load(counts), builder.call(popcount, [shared])), counts)
-    return builder.call(total, [builder.shl(builder.load(counts), ir.Constant(_LANES, list(range(PLANES))))])
+        word = splat(builder, builder.load(builder.gep(code, [loop.index])), PLANES)
+        shared = call(builder, POPCOUNT, _LANES, builder.and_(builder.load(place, align=8), word))
+        builder.store(builder.add(builder.load(counts), shared), counts)
+    powers = builder.shl(builder.load(counts), ir.Constant(_LANES, list(range(PLANES))))
+    return call(builder, "llvm.vector.reduce.add.v8i64", I64, powers)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -62,16 +52,15 @@ def plane_product(_context: Any, planes: Any, q: Any, codes: Any, t: Any) -> Any
 
 def _nearest(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     query, codes, best = (context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 1, 3))
-    popcount = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_LANES, [_LANES]), "llvm.ctpop.v8i64")
     words = cgutils.unpack_tuple(builder, codes.shape)[1]
     code = builder.gep(codes.data, [builder.mul(arguments[2], words)])
     rows = builder.bitcast(query.data, _LANES.as_pointer())
     counts = cgutils.alloca_once_value(builder, ir.Constant(_LANES, [0] * PLANES))
     builder.store(ir.Constant(_LANES, [0] * PLANES), counts)
     with cgutils.for_range(builder, words) as loop:
-        word = _splat(builder, builder.load(builder.gep(code, [loop.index])))
+        word = splat(builder, builder.load(builder.gep(code, [loop.index])), PLANES)
         differ = builder.xor(builder.load(builder.gep(rows, [loop.index]), align=8), word)
-        builder.store(builder.add(builder.load(counts), builder.call(popcount, [differ])), counts)
+        builder.store(builder.add(builder.load(counts), call(builder, POPCOUNT, _LANES, differ)), counts)
     place = builder.bitcast(best.data, _LANES.as_pointer())
     known, new = builder.load(place, align=8), builder.load(counts)
     builder.store(builder.select(builder.icmp_signed("<", new, known), new, known), place, align=8)

@@ -39,6 +39,16 @@ class Ranking(NamedTuple):
     positions: IntArray
     scores: Floats
 
+    def at(self, rows: IntArray) -> tuple[Floats, Mask]:
+        """The scores of these rows, 0 where it does not have them, and which it has."""
+        scores, there = np.zeros(len(rows), np.float32), np.zeros(len(rows), bool)
+        if len(self.positions):
+            order = np.argsort(self.positions)
+            places = np.minimum(np.searchsorted(self.positions, rows, sorter=order), len(order) - 1)
+            there = self.positions[order[places]] == rows
+            scores[there] = self.scores[order[places[there]]]
+        return scores, there
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Queries:
@@ -317,15 +327,7 @@ class FullText:
         if not len(positions):
             return np.zeros(0, np.float32)
         addresses = self.snapshot.rows.addresses(positions)
-        found = self._ask(queries.texts[i], sql_in("_rowaddr", addresses.tolist()), None)
-        order = np.argsort(found.positions)
-        scores = np.zeros(len(positions), np.float32)
-        if len(order):
-            ascending = found.positions[order]
-            where = np.minimum(np.searchsorted(ascending, positions), len(order) - 1)
-            hit = ascending[where] == positions
-            scores[hit] = found.scores[order][where[hit]]
-        return scores
+        return self._ask(queries.texts[i], sql_in("_rowaddr", addresses.tolist()), None).at(positions)[0]
 
     def _ask(self, text: str, condition: str | None, n: int | None) -> Ranking:
         table = self.snapshot.dataset.scanner(

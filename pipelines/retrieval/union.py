@@ -130,12 +130,7 @@ class Union:
         """A channel's scores of some rows; those of its own ranking are not computed again."""
         if known is None:
             return self.channels[channel].scores(queries, i, rows)
-        scores = np.empty(len(rows), np.float32)
-        order = np.argsort(known.positions)
-        ascending = known.positions[order]
-        places = np.minimum(np.searchsorted(ascending, rows), max(len(order) - 1, 0))
-        there = ascending[places] == rows if len(order) else np.zeros(len(rows), bool)
-        scores[there] = known.scores[order][places[there]]
+        scores, there = known.at(rows)
         scores[~there] = self.channels[channel].scores(queries, i, rows[~there])
         return scores
 

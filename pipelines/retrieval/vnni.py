@@ -18,12 +18,13 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from actors.llvm import I8, I32, call, i64, splat
 from actors.outputs import Array
 
 LANES, CODES, WORD = 16, 8, 64
 """Query vectors and codes of one step; dimensions of a word."""
-_I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
-_SUMS = ir.VectorType(_I32, LANES)
+MULTIPLY = "llvm.x86.avx512.vpdpbusd.512"
+_SUMS = ir.VectorType(I32, LANES)
 
 
 @lru_cache(maxsize=1)
@@ -33,23 +34,17 @@ def has_vnni() -> bool:
     return all(features.get(name, False) for name in ("avx512vnni", "avx512bw", "avx512vl"))
 
 
-def _splat(builder: Any, value: Any) -> Any:
-    undefined = ir.Constant(_SUMS, ir.Undefined)
-    first = builder.insert_element(undefined, value, ir.Constant(_I32, 0))
-    return builder.shuffle_vector(first, undefined, ir.Constant(_SUMS, [0] * LANES))
-
-
 def _build_unfold(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     codes = context.make_array(signature.args[0])(context, builder, arguments[0])
     target = context.make_array(signature.args[2])(context, builder, arguments[2])
     words = cgutils.unpack_tuple(builder, codes.shape)[1]
     code = builder.gep(codes.data, [builder.mul(arguments[1], words)])
-    width = builder.mul(words, ir.Constant(_I64, WORD))
+    width = builder.mul(words, i64(WORD))
     place = builder.gep(target.data, [builder.mul(arguments[3], width)])
     with cgutils.for_range(builder, words) as loop:
         bits = builder.bitcast(builder.load(builder.gep(code, [loop.index])), ir.VectorType(ir.IntType(1), WORD))
-        ones = builder.zext(bits, ir.VectorType(_I8, WORD))
-        at = builder.gep(place, [builder.mul(loop.index, ir.Constant(_I64, WORD))])
+        ones = builder.zext(bits, ir.VectorType(I8, WORD))
+        at = builder.gep(place, [builder.mul(loop.index, i64(WORD))])
         builder.store(ones, builder.bitcast(at, ones.type.as_pointer()), align=1)
     return context.get_dummy_value()
 
@@ -66,21 +61,19 @@ def _build_products(context: Any, builder: Any, signature: Any, arguments: Any) 
         for kind, value in zip(signature.args[:3], arguments[:3], strict=True)
     )
     steps = cgutils.unpack_tuple(builder, query.shape)[0]
-    kind = ir.FunctionType(_SUMS, [_SUMS, _SUMS, _SUMS])
-    multiply = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.vpdpbusd.512")
     zero = ir.Constant(_SUMS, [0] * LANES)
     sums = [cgutils.alloca_once_value(builder, zero) for _ in range(CODES)]
     vectors = builder.bitcast(query.data, _SUMS.as_pointer())
-    fours = builder.bitcast(unfolded.data, _I32.as_pointer())
+    fours = builder.bitcast(unfolded.data, I32.as_pointer())
     with cgutils.for_range(builder, steps) as loop:
         values = builder.load(builder.gep(vectors, [loop.index]), align=1)
         for code, total in enumerate(sums):
-            at = builder.add(builder.mul(steps, ir.Constant(_I64, code)), loop.index)
-            four = _splat(builder, builder.load(builder.gep(fours, [at]), align=1))
-            builder.store(builder.call(multiply, [builder.load(total), four, values]), total)
+            at = builder.add(builder.mul(steps, i64(code)), loop.index)
+            four = splat(builder, builder.load(builder.gep(fours, [at]), align=1), LANES)
+            builder.store(call(builder, MULTIPLY, _SUMS, builder.load(total), four, values), total)
     target = builder.bitcast(out.data, _SUMS.as_pointer())
     for code, total in enumerate(sums):
-        at = builder.add(arguments[3], ir.Constant(_I64, code))
+        at = builder.add(arguments[3], i64(code))
         builder.store(builder.load(total), builder.gep(target, [at]), align=1)
     return context.get_dummy_value()
 

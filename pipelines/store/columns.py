@@ -160,8 +160,9 @@ def join_parts(
         return str(parts[0]["fragment"])
     parts = sorted(parts, key=lambda part: int(part["offsets"][0]))
     offsets = np.concatenate([np.asarray(part["offsets"], np.int64) for part in parts])
-    if len(np.unique(offsets)) < len(offsets):
-        raise ValueError(f"fragment {parts[0]['id']}: its parts overlap")
+    there, times = np.unique(offsets, return_counts=True)
+    if len(there) < len(offsets):
+        raise ValueError(f"fragment {parts[0]['id']}: its parts overlap at row {there[times > 1][0]}")
     schema = pa.schema(list(fields))
     in_turn = all(a["offsets"][-1] < b["offsets"][0] for a, b in itertools.pairwise(parts))
     batches = (_spread if in_turn else _shuffled)(parts, physical_rows, target, schema)

@@ -165,7 +165,7 @@ def test_overlapping_parts_are_refused(wider: Target) -> None:
     dataset, fields = begin_columns(wider)
     rows = embedded(next(read_fragments(dataset, [0], 100)))
     (record,) = write_columns(rows, wider, fields).to_pylist()
-    with pytest.raises(ValueError, match="fragment 0: its parts overlap"):
+    with pytest.raises(ValueError, match="fragment 0: its parts overlap at row 1"):
         join_parts([record, record], 6, wider, fields)
 
 
