@@ -8,6 +8,7 @@ ColBERT vectors from a half-precision GPU pass.
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -59,15 +60,18 @@ def token_weights(hidden: Tensor, linear: nn.Linear) -> Tensor:
 
 def collect(weights: Array, ids: Array, offsets: IntArray, excluded_ids: Collection[int]) -> SparseVectors:
     """Token weights (T,) of packed texts to one row a text: the maximum of each id, ids ascending."""
-    rows = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    kept = (weights > 0) & ~np.isin(ids, list(excluded_ids))
-    keys = rows[kept] << 32 | ids[kept]
+    counts = weights > 0
+    for special in excluded_ids:  # a handful: np.isin takes as long as all the rest
+        counts &= ids != special
+    kept = np.flatnonzero(counts)
+    keys = (np.repeat(np.arange(len(offsets) - 1) << 32, np.diff(offsets)) | ids)[kept]
     order = np.argsort(keys)
-    keys, weights = keys[order], weights[kept][order]
+    keys, weights = keys[order], weights[kept[order]]
     firsts = np.flatnonzero(np.diff(keys, prepend=-1))
     best = np.maximum.reduceat(weights, firsts) if len(firsts) else weights
-    bounds = np.searchsorted(keys[firsts], np.arange(len(offsets)) << 32)
-    return SparseVectors(bounds.astype(np.int64), keys[firsts].astype(np.uint32), best)
+    keys = keys[firsts]
+    bounds = np.searchsorted(keys, np.arange(len(offsets)) << 32)
+    return SparseVectors(bounds.astype(np.int64), keys.astype(np.uint32), best)
 
 
 @torch.inference_mode()
@@ -80,17 +84,35 @@ def colbert(
     linear: None takes the hidden states as they are. Dimensions are cut before the L2 norm (eps 1e-12). shrink: pooled
     and encoded before they leave the device, uint8.
     """
-    kept = torch.ones(len(hidden), dtype=torch.bool)
-    kept[torch.from_numpy(offsets[:-1])] = False
-    tokens = hidden[kept.nonzero().flatten().to(hidden.device)]
-    vectors = (tokens if linear is None else linear(tokens))[:, :truncate_dim].float()
-    if normalize:
-        vectors /= torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_min_(1e-12)
+    projected = (hidden if linear is None else linear(hidden))[:, :truncate_dim]
+    vectors = (_each_text if projected.device.type == "cpu" else _all_texts)(projected, offsets, normalize)
     if shrink is not None:
         lengths = np.diff(offsets) - 1
         return MultiVectors(offsets_of(shrink.lengths(lengths)), host(shrink(vectors, lengths)))
     halved = vector_dtype(hidden.device, hidden.dtype) is np.float16
     return MultiVectors(offsets - np.arange(len(offsets)), host(vectors.half() if halved else vectors))
+
+
+def _each_text(tokens: Tensor, offsets: IntArray, normalize: bool) -> Tensor:
+    """float32: all vectors but each text's first. Text by text, so that it is read once from memory: on a CPU half the
+    time of `_all_texts`."""
+    out = torch.empty(len(tokens) - len(offsets) + 1, tokens.shape[1])
+    for i, (start, end) in enumerate(pairwise(offsets.tolist())):
+        text, place = tokens[start + 1 : end].float(), out[start - i : end - i - 1]
+        torch.div(text, _norms(text) if normalize else 1, out=place)
+    return out
+
+
+def _all_texts(tokens: Tensor, offsets: IntArray, normalize: bool) -> Tensor:
+    """The same in a few kernels, for a GPU."""
+    kept = torch.ones(len(tokens), dtype=torch.bool)
+    kept[torch.from_numpy(offsets[:-1])] = False
+    vectors = tokens[kept.nonzero().flatten().to(tokens.device)].float()
+    return vectors.div_(_norms(vectors)) if normalize else vectors
+
+
+def _norms(vectors: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_min_(1e-12)
 
 
 def vector_dtype(device: torch.device, dtype: torch.dtype) -> type[np.floating[Any]]:
