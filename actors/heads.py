@@ -112,7 +112,8 @@ def _all_texts(tokens: Tensor, offsets: IntArray, normalize: bool) -> Tensor:
 
 
 def _norms(vectors: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_min_(1e-12)
+    norms: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return norms.clamp_min_(1e-12)
 
 
 def vector_dtype(device: torch.device, dtype: torch.dtype) -> type[np.floating[Any]]:
