@@ -30,8 +30,8 @@ DUPLICATE = "duplicate id"
 """How the error of a duplicate begins."""
 
 UNITS_A_TASK = 64
-ROWS_A_PARTITION = 2_000_000
-"""A reducer holds about 150 bytes a row while it sorts: 300 MB."""
+ROWS_A_PARTITION = 500_000
+"""A reducer holds about 150 bytes a row while it sorts: 75 MB."""
 BYTES_A_ROW = 200
 """A guess at how much of a file one row takes, to choose the number of partitions before anything was read."""
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
 from pipelines.cli.app import ConfigFile, Index, IndexUri, Input, Json, Set, app, build_config, print_json, required
-from pipelines.config import ConfigError
+from pipelines.config import ConfigError, RayConfig
 
 
 @app.command()
@@ -123,6 +123,7 @@ def optimize(
     index: Index,
     vectors: Annotated[str, typer.Option(help="auto, none, IVF_PQ, IVF_RQ or IVF_HNSW_SQ.")] = "auto",
     filter_column: Annotated[list[str] | None, typer.Option(help="A column that filters name; repeatable.")] = None,
+    address: Annotated[str | None, typer.Option(help="A Ray whose workers build the vector indexes.")] = None,
     as_json: Json = False,
 ) -> None:
     """Join small fragments, remove what nothing refers to, and bring all search indexes up to date."""
@@ -130,7 +131,15 @@ def optimize(
     from pipelines.store.maintain import optimize as run
 
     done = run(index)
-    built = update_indexes(index, vectors=cast(Any, vectors), filter_columns=filter_column or ())
+    asked: dict[str, Any] = {"vectors": vectors, "filter_columns": filter_column or ()}
+    if address is None:
+        built = update_indexes(index, **asked)
+    else:
+        from pipelines.cluster import running
+        from pipelines.index_job import create_on_ray
+
+        with running(RayConfig(address=address)):
+            built = update_indexes(index, **asked, create=create_on_ray)
     print_json(done.to_dict() | {"indexes": built.to_dict()}) if as_json else typer.echo(
         f"{done.text()}\n{built.text()}"
     )

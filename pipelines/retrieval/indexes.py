@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines.retrieval.statistics import update_statistics
 from pipelines.store.postings import PostingsUpdate, update_postings
-from pipelines.store.vectors import Kind, update_scalar_indexes, update_vector_indexes
+from pipelines.store.vectors import CreateIndex, Kind, create_here, update_scalar_indexes, update_vector_indexes
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,14 @@ def update_indexes(
     vectors: Kind = "auto",
     partitions: int | None = None,
     filter_columns: Sequence[str] = (),
+    create: CreateIndex = create_here,
 ) -> IndexesUpdate:
-    """Vector indexes, sparse postings, token counts, and scalar indexes on the columns that filters name."""
+    """Vector indexes, sparse postings, token counts, and scalar indexes on the columns that filters name.
+
+    create: who builds a vector index; `pipelines.index_job.create_on_ray` has a cluster do it.
+    """
     return IndexesUpdate(
-        update_vector_indexes(uri, table, storage_options, kind=vectors, partitions=partitions),
+        update_vector_indexes(uri, table, storage_options, kind=vectors, partitions=partitions, create=create),
         update_postings(uri, table, storage_options),
         update_statistics(uri, table, storage_options),
         update_scalar_indexes(uri, filter_columns, table, storage_options),

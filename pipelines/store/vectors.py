@@ -8,7 +8,7 @@ them exactly from the stored vectors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -71,6 +71,19 @@ def parameters(kind: str, rows: int, dim: int, partitions: int | None) -> dict[s
     return {"num_partitions": chosen}
 
 
+CreateIndex = Callable[[Snapshot, str, str, Mapping[str, Any]], None]
+"""Builds an index: snapshot, column, kind and what `parameters` chose."""
+
+
+def index_name(column: str) -> str:
+    return f"{column}_idx"
+
+
+def create_here(snapshot: Snapshot, column: str, kind: str, chosen: Mapping[str, Any]) -> None:
+    """Builds it in this process, on all its cores. `pipelines.index_job` has a cluster do it."""
+    snapshot.dataset.create_index(column, kind, metric=METRIC, name=index_name(column), replace=True, **chosen)
+
+
 def update_vector_indexes(
     uri: str,
     table: str = "documents",
@@ -78,6 +91,7 @@ def update_vector_indexes(
     *,
     kind: Kind = "auto",
     partitions: int | None = None,
+    create: CreateIndex = create_here,
 ) -> dict[str, str | None]:
     """Builds the vector index of every dense column that should have one, or adds new rows to it.
 
@@ -88,21 +102,21 @@ def update_vector_indexes(
     done: dict[str, str | None] = {}
     for name, embedder in snapshot.identity.embedders.items():
         if "dense" in embedder["outputs"]:
-            _update(snapshot, f"{name}_dense", wanted, int(embedder["dim"]), partitions)
             done[name] = wanted
+            column = f"{name}_dense"
+            if wanted is not None and not _extended(snapshot, column, wanted, partitions):
+                create(snapshot, column, wanted, parameters(wanted, len(snapshot), int(embedder["dim"]), partitions))
     return done
 
 
-def _update(snapshot: Snapshot, column: str, wanted: str | None, dim: int, partitions: int | None) -> None:
+def _extended(snapshot: Snapshot, column: str, wanted: str, partitions: int | None) -> bool:
+    """Whether an index of this kind is there; if so, it takes in the rows that it lacks."""
     present = find_vector_index(snapshot, column)
-    if wanted is None:
-        return
-    if present is not None and present.kind.upper() == wanted and partitions in (None, present.partitions):
-        if present.unindexed_rows:
-            snapshot.dataset.optimize.optimize_indices(index_names=[present.name])
-        return
-    chosen = parameters(wanted, len(snapshot), dim, partitions)
-    snapshot.dataset.create_index(column, wanted, metric=METRIC, name=f"{column}_idx", replace=True, **chosen)
+    if present is None or present.kind.upper() != wanted or partitions not in (None, present.partitions):
+        return False
+    if present.unindexed_rows:
+        snapshot.dataset.optimize.optimize_indices(index_names=[present.name])
+    return True
 
 
 def update_scalar_indexes(
