@@ -43,6 +43,11 @@ class Preparation:
             return self.in_context.tokenise(self.tokenizer, written, length)
         return self.tokenizer.tokenise(written, length)
 
+    @property
+    def room(self) -> int:
+        """Tokens of its own that a passage may have, beside special tokens and the instruction; 1 at least."""
+        return max(1, self._length("passage") - int(self.tokenise([""]).lengths[0]))
+
     def write(self, texts: Iterable[str], kind: Kind) -> list[str]:
         """The texts with this kind's instruction."""
         spec = self.spec

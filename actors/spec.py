@@ -4,7 +4,7 @@ as it is; defaults are FlagEmbedding's."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 ModelClass = Literal[
     "encoder-only-base", "encoder-only-m3", "decoder-only-base", "decoder-only-icl", "decoder-only-pseudo_moe"
@@ -73,3 +73,10 @@ class PoolSpec:
     min_size: int = 1
     max_size: int | None = None
     accelerator_type: str | None = None
+
+
+class Window(NamedTuple):
+    """How long texts are cut: at most `size` tokens, special tokens not counted; neighbours share `overlap` of them."""
+
+    size: int
+    overlap: int

@@ -67,6 +67,10 @@ class TextTokenizer:
         """Token ids without special tokens, not truncated."""
         return [encoding.ids for encoding in self._encode(texts)]
 
+    def counts(self, texts: Sequence[str]) -> IntArray:
+        """int64: tokens of each text, without special tokens."""
+        return np.fromiter(map(len, self._encode(texts)), np.int64, len(texts))
+
     def offsets(self, text: str) -> tuple[npt.NDArray[np.int32], IntArray, IntArray]:
         """Ids without special tokens, and the start and end of each in characters of `text`."""
         encoding = self._encode([text], with_offsets=True)[0]

@@ -27,7 +27,7 @@ from pipelines.monitor.runlog import RunLog
 from pipelines.monitor.summary import Summary
 from pipelines.reading.images import stored_fields, with_pictures
 from pipelines.reading.units import Unit, metadata_fields, plan_units, read_unit
-from pipelines.sizing import block_rows, fragment_rows, row_bytes
+from pipelines.sizing import block_rows, fragment_rows, row_bytes, rows_a_document
 from pipelines.stages import chunk, sample, select_documents, tokenise
 from pipelines.store.commit import Committer, create_or_open
 from pipelines.store.datasets import open_version
@@ -125,9 +125,9 @@ def pending(job: Job, census: Census) -> list[dict[str, bytes]]:
 def graph(job: Job, work: list[dict[str, bytes]], documents: int) -> ray.data.Dataset:
     """Shards -> documents -> chunks -> tokens -> outputs, one pool for each embedder -> fragments."""
     config, fields = job.config, job.fields
-    per_row = row_bytes(job.target.identity, on_worker(sample, job.units, config, fields))
-    whole = documents if config.chunk.mode == "whole" else None
-    rows = block_rows(config, per_row, whole, most_actors(job))
+    first = on_worker(sample, job.units, config, fields)
+    per_row, expected = row_bytes(job.target.identity, first), round(documents * rows_a_document(first))
+    rows = block_rows(config, per_row, expected, most_actors(job))
     reading = {"config": config, "fields": fields, "only": job.only}
     data = ray.data.from_items(work, override_num_blocks=len(work))
     data = data.map_batches(select_documents, batch_size=1, fn_kwargs=reading, **LIGHT)
@@ -136,7 +136,7 @@ def graph(job: Job, work: list[dict[str, bytes]], documents: int) -> ray.data.Da
     data = data.map_batches(tokenise, batch_size=None, fn_kwargs={"embedders": config.embedders}, **LIGHT)
     data = data.repartition(target_num_rows_per_block=rows, strict=True)
     for embedder in config.embedders:
-        data = embed(data, job, embedder, rows, documents)
+        data = embed(data, job, embedder, rows, expected)
     fragment = fragment_rows(config, per_row, rows)
     return data.map_batches(write_block, batch_size=fragment, fn_kwargs={"target": job.target}, **LIGHT)
 

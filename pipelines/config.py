@@ -12,9 +12,18 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from actors.spec import ComputeSpec, DType, EmbedderSpec, ModelClass, Output, Pooling, PoolSpec
+from actors.spec import ComputeSpec, DType, EmbedderSpec, ModelClass, Output, Pooling, PoolSpec, Window
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 TEXT_BESIDE_PICTURE = 256
@@ -94,17 +103,34 @@ class InputConfig(Model):
 
 
 class ChunkConfig(Model):
-    mode: Literal["whole", "tokens"] = "whole"
-    """whole: one row a document, truncated to the model's length. tokens: windows of `size` tokens."""
-    size: int = Field(256, gt=0)
-    """Tokens of a window, special tokens not counted."""
-    overlap: int = Field(32, ge=0)
+    mode: Literal["auto", "tokens", "whole"] = "auto"
+    """tokens: a document that is longer than `size` tokens becomes several rows. whole: one row a document, truncated
+    to the model's length. auto: tokens, or whole where there are pictures."""
+    size: int | Literal["auto"] = "auto"
+    """Tokens of a window, special tokens not counted. auto: what the first embedder takes."""
+    overlap: int | Literal["auto"] = "auto"
+    """Tokens that neighbouring windows share. auto: an eighth of `size`."""
+
+    @field_validator("size", "overlap")
+    @classmethod
+    def _in_range(cls, value: int | str, info: ValidationInfo) -> int | str:
+        least = 1 if info.field_name == "size" else 0
+        if isinstance(value, int) and value < least:
+            raise ValueError(f"must be auto or at least {least}, got {value}")
+        return value
 
     @model_validator(mode="after")
     def _overlap_is_smaller(self) -> ChunkConfig:
-        if self.overlap >= self.size:
+        if isinstance(self.overlap, int) and isinstance(self.size, int) and self.overlap >= self.size:
             raise ValueError(f"overlap ({self.overlap}) must be smaller than size ({self.size})")
         return self
+
+    def window(self, room: int) -> Window | None:
+        """How documents are cut for a model with room for so many tokens; None: not at all."""
+        if self.mode == "whole":
+            return None
+        size = room if self.size == "auto" else self.size
+        return Window(size, min(size - 1, size // 8 if self.overlap == "auto" else self.overlap))
 
 
 class ComputeConfig(Model):
@@ -265,7 +291,7 @@ class BuildConfig(Model):
     def _pictures_have_a_model(self) -> BuildConfig:
         if self.input.pictures is None:
             return self
-        if self.chunk.mode != "whole":
+        if self.chunk.mode == "tokens":
             raise ValueError("chunk.mode must be whole where input.pictures is set: a picture has one vector")
         if not any(e.picture_weights for e in self.embedders):
             raise ValueError("input.pictures needs an embedder with picture_weights")
@@ -273,13 +299,20 @@ class BuildConfig(Model):
 
     @model_validator(mode="after")
     def _chunks_fit(self) -> BuildConfig:
+        size = self.chunk.size
         for i, e in enumerate(self.embedders):
-            if self.chunk.mode == "tokens" and e.max_length is not None and self.chunk.size + 2 > e.max_length:
+            if self.chunk.mode != "whole" and size != "auto" and e.max_length is not None and size + 2 > e.max_length:
                 raise ValueError(
-                    f"chunk.size ({self.chunk.size}) plus special tokens exceeds "
+                    f"chunk.size ({size}) plus special tokens exceeds "
                     f"embedders.{i}.max_length ({e.max_length}): every chunk would be truncated"
                 )
         return self
+
+    @property
+    def chunking(self) -> ChunkConfig:
+        """`chunk` with its mode decided."""
+        mode = "tokens" if self.input.pictures is None else "whole"
+        return self.chunk.model_copy(update={"mode": mode}) if self.chunk.mode == "auto" else self.chunk
 
 
 class SearchConfig(Model):

@@ -45,10 +45,10 @@ def embed(
     job: Job,
     embedder: EmbedderConfig,
     rows: int,
-    documents: int,
+    expected: int,
     outputs: tuple[Output, ...] | None = None,
 ) -> ray.data.Dataset:
-    """The pool of one embedder over blocks of `rows` rows; `outputs` None: all that the index has of it.
+    """The pool of one embedder over `expected` rows in blocks of `rows`; `outputs` None: all that the index has of it.
 
     The number of actors is fixed: Ray starts a pool that may grow with its minimum, and was seen never to add the
     second actor to a job of 16 seconds.
@@ -57,7 +57,7 @@ def embed(
     outputs = outputs or tuple(described["outputs"])
     fields = tuple(output_field(embedder.name, described, output) for output in outputs)
     spec = embedder.pool.spec()
-    size = actors(job, embedder, rows, documents)
+    size = actors(job, embedder, rows, expected)
     typed = {} if spec.accelerator_type is None else {"accelerator_type": spec.accelerator_type}
     finish = Finish(embedder, from_metadata(job.target.schema.metadata, embedder.name))
     arguments = (job.config.job.id, embedder.spec(), embedder.name, outputs, fields, finish, finish.on_device)
@@ -83,11 +83,9 @@ def _fits(job: Job, embedder: EmbedderConfig) -> int:
     return pool_size(embedder.pool.spec(), ray.cluster_resources(), 1 / len(job.config.embedders))
 
 
-def actors(job: Job, embedder: EmbedderConfig, rows: int, documents: int) -> int:
+def actors(job: Job, embedder: EmbedderConfig, rows: int, expected: int) -> int:
     """As many as the configuration and the cluster allow, but none that would find no block to work on."""
-    size = _fits(job, embedder)
-    blocks = -(-documents // rows) if job.config.chunk.mode == "whole" else size
-    return max(1, min(size, blocks))
+    return max(1, min(_fits(job, embedder), -(-expected // rows)))
 
 
 def cpus_of_an_actor(job: Job, spec: PoolSpec, size: int) -> float:

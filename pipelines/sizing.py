@@ -43,6 +43,11 @@ def row_bytes(identity: Identity, sample: pa.Table) -> float:
     return text + sum(sum(output_bytes(e, tokens).values()) for e in identity.embedders.values())
 
 
+def rows_a_document(sample: pa.Table) -> float:
+    """Chunks of an average document of the sample."""
+    return len(sample) / max(1, pc.sum(pc.equal(sample.column("chunk_index"), 0)).as_py() or 0) or 1.0
+
+
 def block_rows(config: BuildConfig, bytes_per_row: float, rows: int | None = None, actors: int = 1) -> int:
     """Rows that a model takes at once: the smallest pool's `batch_rows`, fewer where they would not fit a fragment.
 

@@ -92,7 +92,8 @@ def select_documents(
 
 def chunk(table: pa.Table, config: BuildConfig) -> pa.Table:
     """Documents to chunks, by the tokens of the first embedder."""
-    return chunk_table(table, _preparation(config.embedders[0].spec()).tokenizer, config.chunk)
+    preparation = _preparation(config.embedders[0].spec())
+    return chunk_table(table, preparation.tokenizer, config.chunking.window(preparation.room))
 
 
 def sample(units: Sequence[Unit], config: BuildConfig, fields: Sequence[pa.Field]) -> pa.Table:

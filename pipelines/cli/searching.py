@@ -37,7 +37,9 @@ def search(
     candidates: Depth = None,
     rerank: Annotated[str | None, typer.Option(help="A reranker for the second stage, or colbert.")] = None,
     rerank_k: Annotated[int | None, typer.Option(help="Hits that the reranker scores (100).")] = None,
-    group_by: Annotated[str | None, typer.Option(help="A column: at most --group-size hits of each value.")] = None,
+    group_by: Annotated[
+        str, typer.Option(help="A column: at most --group-size hits of each value; or none.")
+    ] = "doc_id",
     group_size: Annotated[int, typer.Option(help="Hits of each group.")] = 1,
     offset: Annotated[int, typer.Option(help="Hits (or groups) to skip.")] = 0,
     columns: Annotated[str | None, typer.Option(help="Metadata columns to show, separated by commas; all.")] = None,
@@ -58,7 +60,8 @@ def search(
         rerank_k=rerank_k,
     )
     shown = None if columns is None else [name.strip() for name in columns.split(",") if name.strip()]
-    page = {"group_by": group_by, "group_size": group_size, "offset": offset, "columns": shown}
+    groups = None if group_by == "none" else group_by
+    page = {"group_by": groups, "group_size": group_size, "offset": offset, "columns": shown}
     results = open_index(index, memory=ONCE, local=local).search(
         query, k=k, where=where, exact=exact, **page, **options
     )

@@ -42,7 +42,7 @@ def _bad_rows(plan: Plan, config: BuildConfig) -> list[str]:
 
 
 def _truncation(plan: Plan, config: BuildConfig) -> list[str]:
-    cure = "set chunk.mode=tokens" if config.chunk.mode == "whole" else "lower chunk.size"
+    cure = "set chunk.mode=tokens" if config.chunking.mode == "whole" else "lower chunk.size"
     return [
         f"{e.name}: {e.rows_truncated:.0%} of the rows are truncated and lose {e.tokens_truncated:.0%} of all tokens; "
         f"{cure} or raise max_length"

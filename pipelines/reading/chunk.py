@@ -1,26 +1,16 @@
-"""Cuts documents into chunks: whole, or token windows with overlap that end at word boundaries where there is one near.
-
-A chunk is an exact substring with character offsets, so a hit can be shown in its document. A long text is tokenised in
-segments of 100,000 characters cut at whitespace: one call over 50 MB would hold gigabytes of token objects. That
-changes a token only where a segment holds no whitespace at all. Snapping to words costs up to a quarter of a window and
-keeps a chunk's own tokens equal to those of the document.
-"""
+"""Cuts documents into chunks, or leaves them whole: a row for each, that knows its place in its document."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol, TypeAlias
-
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.config import ChunkConfig
-
-IntArray: TypeAlias = npt.NDArray[np.int64]
-
-SEGMENT_CHARS = 100_000
+from actors.blocks import mark
+from actors.isolate import isolate
+from actors.outputs import IntArray
+from actors.spec import Window
+from actors.windows import Offsets, windows_of
 
 CHUNK_FIELDS: tuple[pa.Field, ...] = (
     pa.field("chunk_id", pa.string()),
@@ -31,25 +21,23 @@ CHUNK_FIELDS: tuple[pa.Field, ...] = (
 )
 
 
-class Offsets(Protocol):
-    """What chunking needs of a tokenizer."""
-
-    def offsets(self, text: str) -> tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]:
-        """Token ids, and the first character and the one after the last of each token, without special tokens."""
-        ...
-
-
-def chunk_table(table: pa.Table, tokenizer: Offsets, config: ChunkConfig) -> pa.Table:
+def chunk_table(table: pa.Table, tokenizer: Offsets, window: Window | None) -> pa.Table:
     """A row for each chunk: the columns of `table`, `text` now the chunk's, and CHUNK_FIELDS.
 
-    `chunk_id` is `doc_id#chunk_index`; `start` and `end` count characters of the document's text. A row with `error`
-    passes through with nulls in the new columns.
+    window: None leaves every document whole. `chunk_id` is `doc_id#chunk_index`; `start` and `end` count characters of
+    the document's text. A row with `error` passes through with nulls in the new columns, and so does a text that the
+    tokenizer cannot take.
     """
-    if config.mode == "whole":
+    if window is None:
         return _whole(table)
     texts = table["text"].to_pylist()
-    spans = [None if text is None else windows(text, tokenizer, config.size, config.overlap) for text in texts]
-    return _cut(table, texts, spans)
+    good = np.array([i for i, text in enumerate(texts) if text is not None], np.int64)
+    found = isolate(lambda part: windows_of([texts[i] for i in part], tokenizer, window), good)
+    spans: list[IntArray | None] = [None] * len(texts)
+    for rows, cut in found.parts:
+        for i, span in zip(rows.tolist(), cut, strict=True):
+            spans[i] = span
+    return _cut(mark(table, {failure.row: str(failure) for failure in found.failures}), texts, spans)
 
 
 def _whole(table: pa.Table) -> pa.Table:
@@ -89,62 +77,3 @@ def _with_chunks(table: pa.Table, columns: list[pa.Array]) -> pa.Table:
     for field, values in zip(CHUNK_FIELDS, columns, strict=True):
         table = table.append_column(field, values.cast(field.type))
     return table
-
-
-def windows(text: str, tokenizer: Offsets, size: int, overlap: int) -> IntArray:
-    """(n, 2) first character and one after the last of each window of at most `size` tokens; one at least."""
-    starts, ends, words = _tokens(text, tokenizer)
-    if len(starts) <= size:
-        return np.array([[0, len(text)]], dtype=np.int64)
-    cuts = np.array(list(_cuts(words, len(starts), size, overlap)), dtype=np.int64)
-    spans = np.stack([starts[cuts[:, 0]], ends[cuts[:, 1] - 1]], axis=1)
-    spans[0, 0], spans[-1, 1] = 0, len(text)
-    return spans
-
-
-def _cuts(words: IntArray, n_tokens: int, size: int, overlap: int) -> Iterator[tuple[int, int]]:
-    """(first, one after the last) token of each window; `words` are the tokens that begin a word, ascending."""
-    slack = (size - overlap) // 4
-    first = 0
-    while first + size < n_tokens:
-        last = _snap(words, first + size, slack)
-        yield first, last
-        first = _snap(words, last - overlap, slack) if overlap else last
-    yield first, n_tokens
-
-
-def _snap(words: IntArray, token: int, slack: int) -> int:
-    """The last word begin at or up to `slack` tokens before `token`; `token` itself if there is none."""
-    i = int(np.searchsorted(words, token, side="right")) - 1
-    return int(words[i]) if i >= 0 and words[i] >= token - slack else token
-
-
-def _tokens(text: str, tokenizer: Offsets) -> tuple[IntArray, IntArray, IntArray]:
-    """Start and end character of each token, and which tokens begin a word: those after whitespace or with it."""
-    starts, ends, begins = [], [], []
-    n_tokens = 0
-    for a, b in segments(text):
-        segment = text[a:b]
-        _, first, last = (np.asarray(part, dtype=np.int64) for part in tokenizer.offsets(segment))
-        if len(first) == 0:
-            continue
-        space = np.fromiter((segment[i].isspace() for i in first.tolist()), dtype=bool, count=len(first))
-        after_gap = np.concatenate([[True], first[1:] > last[:-1]])
-        begins.append(np.flatnonzero(space | after_gap) + n_tokens)
-        starts.append(first + a)
-        ends.append(last + a)
-        n_tokens += len(first)
-    empty = [np.zeros(0, dtype=np.int64)]
-    return np.concatenate(starts or empty), np.concatenate(ends or empty), np.concatenate(begins or empty)
-
-
-def segments(text: str) -> Iterator[tuple[int, int]]:
-    """(start, end) of pieces of at most SEGMENT_CHARS characters that cover the text, cut after whitespace if any."""
-    start = 0
-    while len(text) - start > SEGMENT_CHARS:
-        end = start + SEGMENT_CHARS
-        space = max(text.rfind(" ", start, end), text.rfind("\n", start, end))
-        cut = end if space <= start else space
-        yield start, cut
-        start = cut
-    yield start, len(text)

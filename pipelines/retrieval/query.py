@@ -103,7 +103,8 @@ class Index(Opened):
             candidates: rows that each channel brings into the hybrid (200).
             rerank: a second stage over the best `rerank_k` (100): "colbert", a reranker's name, or any object with
                 `.score(query, passages)`.
-            group_by: a column; at most `group_size` (1) hits for each of its values, k groups.
+            group_by: a column; at most `group_size` (1) hits for each of its values, k groups. By default `doc_id`: a
+                document that was cut into chunks is found once, by its best one. None: every chunk for itself.
             offset: hits (or groups) to skip.
             columns: metadata columns to return; None returns all.
             exact: no approximate index; ColBERT scans the table however large it is.
@@ -141,7 +142,7 @@ class Index(Opened):
         candidates: int = 200,
         rerank: str | Reranker | None = None,
         rerank_k: int = 100,
-        group_by: str | None = None,
+        group_by: str | None = "doc_id",
         group_size: int = 1,
         offset: int = 0,
         columns: Sequence[str] | None = None,
@@ -152,8 +153,6 @@ class Index(Opened):
         check_page(k=k, candidates=candidates, rerank_k=rerank_k, group_size=group_size, offset=offset)
         chosen = tuple(self.snapshot.metadata_columns if columns is None else columns)
         self.snapshot.check_columns(chosen, "columns")
-        if group_by is not None:
-            self.snapshot.check_columns([group_by], "group_by")
         return Request(
             k=k,
             mode=mode,
@@ -161,12 +160,19 @@ class Index(Opened):
             where=None if where is None else self.filter(where),
             candidates=max(candidates, offset + k, rerank_k if rerank is not None else 0),
             columns=chosen,
-            grouping=None if group_by is None else Grouping(group_by, group_size),
+            grouping=self._grouping(group_by, group_size),
             offset=offset,
             reranker=None if rerank is None else as_reranker(rerank, tuple(self.channels)),
             rerank_k=rerank_k,
             exact=exact,
         )
+
+    def _grouping(self, column: str | None, size: int) -> Grouping | None:
+        """None where every row would be a group of its own."""
+        if column is None or (column == "doc_id" and not self.snapshot.has_chunks):
+            return None
+        self.snapshot.check_columns([column], "group_by")
+        return Grouping(column, size)
 
     def _check_mode(self, mode: str) -> None:
         if mode not in MODES:
@@ -286,18 +292,27 @@ class Index(Opened):
     def _fetch(self, found: Candidates, fused: npt.NDArray[np.float64], request: Request) -> list[Hit]:
         """Hits for the rows that may reach the page, best first; equal scores in the order of chunk ids."""
         order = np.argsort(-fused, kind="stable")
-        if request.grouping is None:
-            order = order[: _depth_with_ties(fused[order], request.depth)]
-        rows = self.snapshot.take(found.positions[order], self._fetched_columns(request))
-        hits = [
-            _hit(row, float(fused[j]), {c: float(s[j]) for c, s in found.scores.items()}, request)
-            for row, j in zip(rows.to_pylist(), order, strict=True)
-        ]
+        for depth in _depths(request, len(order)):
+            kept = order[: _depth_with_ties(fused[order], depth)]
+            rows = self.snapshot.take(found.positions[kept], self._fetched_columns(request)).to_pylist()
+            hits = [
+                _hit(row, float(fused[j]), {c: float(s[j]) for c, s in found.scores.items()}, request)
+                for row, j in zip(rows, kept, strict=True)
+            ]
+            if request.grouping is None or len({request.grouping.key(hit) for hit in hits}) >= request.depth:
+                break
         return sorted(hits, key=lambda hit: (-hit.score, hit.chunk_id))
 
     def _fetched_columns(self, request: Request) -> list[str]:
         group = [request.grouping.column] if request.grouping else []
         return list(dict.fromkeys(["doc_id", "chunk_id", "text", *request.columns, *group]))
+
+
+def _depths(request: Request, rows: int) -> list[int]:
+    """How many rows to read: for groups of one, which most often are most of the rows, first a few more than groups."""
+    if request.grouping is None:
+        return [request.depth]
+    return [rows] if request.grouping.size > 1 else [min(2 * request.depth, rows), rows]
 
 
 def _depth_with_ties(descending: npt.NDArray[Any], depth: int) -> int:

@@ -1,12 +1,12 @@
 """Small changes from Python: `Index.upsert(rows)` and `Index.delete(ids)`, each one commit under the index's lease.
 
-This is for a handful of documents in a notebook or a service; a corpus goes through `tridex build`, which also cuts
-long documents into chunks. Here a document is one row, so an index of chunks refuses new rows.
+This is for a handful of documents in a notebook or a service; a corpus goes through `tridex build`. Long documents are
+cut as the index cuts them, so the next build finds nothing to do about how they were cut.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 from uuid import uuid4
@@ -14,8 +14,9 @@ from uuid import uuid4
 import numpy as np
 import pyarrow as pa
 
-from actors.outputs import EmbeddingBatch
-from pipelines.config import ConfigError
+from actors.outputs import EmbeddingBatch, IntArray
+from actors.windows import windows_of
+from pipelines.config import ChunkConfig, ConfigError
 from pipelines.retrieval.opened import Opened
 from pipelines.store import lease
 from pipelines.store.codecs import encode_colbert
@@ -28,13 +29,11 @@ SOURCE = "upsert"
 
 
 def upsert(index: Opened, rows: Sequence[Mapping[str, Any]]) -> int:
-    """Embeds and writes documents; one whose `doc_id` is there takes its place. Returns the number written.
+    """Embeds and writes documents; one whose `doc_id` is there takes its place. Returns their number.
 
     rows: `doc_id`, `text` (title and text joined, as the model shall read it) and the table's own columns; what a row
     leaves out is null. Searches see them after `open_index` is called again. ConfigError names the row at fault.
     """
-    if index.identity.chunk["mode"] != "whole":
-        raise ConfigError("upsert: this index holds chunks of documents; use `tridex build` to add to it")
     if set(index.identity.embedders) != {index.name}:
         raise ConfigError(f"upsert: this index has several embedders, {index.name!r} is open; use `tridex build`")
     _check(index, rows)
@@ -102,33 +101,39 @@ def _addresses(index: Opened, ids: Sequence[str]) -> dict[str, list[int]]:
 
 
 def _block(index: Opened, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """The rows as a block that `write_block` takes."""
-    texts, ids = [row["text"] for row in rows], [row["doc_id"] for row in rows]
-    batch = _embedded(index, texts)
-    there = _addresses(index, ids)
-    schema = index.snapshot.schema
-    own = {name: [row.get(name) for row in rows] for name in index.snapshot.metadata_columns}
-    columns: dict[str, Any] = {
-        "doc_id": ids,
-        "chunk_id": [f"{doc_id}#0" for doc_id in ids],
-        "chunk_index": [0] * len(rows),
-        "chunk_count": [1] * len(rows),
-        "start": [0] * len(rows),
-        "end": [len(text) for text in texts],
-        "text": texts,
-        "source": [SOURCE] * len(rows),
-        "content_hash": [blake2b(text.encode(), digest_size=16).digest() for text in texts],
-        "n_tokens": batch.n_tokens,
-        "n_truncated": batch.n_truncated,
-        **own,
-        **batch.to_arrow(index.name),
+    """The rows, cut into chunks, as a block that `write_block` takes."""
+    chunks = [chunk for row, spans in zip(rows, _spans(index, rows), strict=True) for chunk in _chunks(row, spans)]
+    batch = _embedded(index, [chunk["text"] for chunk in chunks])
+    there = _addresses(index, [row["doc_id"] for row in rows])
+    computed = {"n_tokens": batch.n_tokens, "n_truncated": batch.n_truncated, **batch.to_arrow(index.name)}
+    arrays = {
+        f.name: _as(computed.get(f.name, [chunk.get(f.name) for chunk in chunks]), f.type)
+        for f in index.snapshot.schema
     }
-    arrays = {f.name: _as(columns[f.name], f.type) for f in schema}
     arrays |= {
-        "error": pa.nulls(len(rows), pa.string()),
-        REPLACES: pa.array([there.get(doc_id, []) for doc_id in ids], pa.list_(pa.uint64())),
+        "error": pa.nulls(len(chunks), pa.string()),
+        REPLACES: pa.array([there.get(chunk["doc_id"], []) for chunk in chunks], pa.list_(pa.uint64())),
     }
     return pa.table(arrays)
+
+
+def _spans(index: Opened, rows: Sequence[Mapping[str, Any]]) -> list[IntArray]:
+    """Where the documents are cut: (n, 2) characters of each."""
+    texts, chunking = [row["text"] for row in rows], ChunkConfig(**index.identity.chunk)
+    if chunking.mode == "whole":
+        return [np.array([[0, len(text)]]) for text in texts]
+    preparation = index.encoder.embedder.preparation
+    window = chunking.window(preparation.room)
+    assert window is not None, "only mode whole cuts nothing"
+    return windows_of(texts, preparation.tokenizer, window)
+
+
+def _chunks(row: Mapping[str, Any], spans: IntArray) -> Iterator[dict[str, Any]]:
+    """One document as the rows of its chunks, without what a model computes."""
+    shared = {**row, "source": SOURCE, "content_hash": blake2b(row["text"].encode(), digest_size=16).digest()}
+    for i, (start, end) in enumerate(spans.tolist()):
+        place = {"chunk_id": f"{row['doc_id']}#{i}", "chunk_index": i, "chunk_count": len(spans)}
+        yield shared | place | {"start": start, "end": end, "text": row["text"][start:end]}
 
 
 def _as(values: Any, kind: pa.DataType) -> pa.Array:

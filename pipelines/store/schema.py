@@ -135,9 +135,7 @@ def identity_of(
     books: what trained ColBERT codecs have learnt, by the embedder's name. The outputs are those in the
     config, or the identity's own `outputs` where the config leaves them open.
     """
-    chunk: dict[str, Any] = {"mode": config.chunk.mode}
-    if config.chunk.mode == "tokens":
-        chunk |= {"size": config.chunk.size, "overlap": config.chunk.overlap}
+    chunk = config.chunking.model_dump(include={"mode"} if config.chunking.mode == "whole" else None)
     described = {
         e.name: {
             **embedders[e.name],

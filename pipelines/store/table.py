@@ -142,6 +142,14 @@ class Snapshot:
         return rows_of(self.dataset)
 
     @cached_property
+    def has_chunks(self) -> bool:
+        """Whether any document has several rows."""
+        if self.identity.chunk["mode"] == "whole":
+            return False
+        scanner = self.dataset.scanner(columns=["chunk_id"], filter="chunk_count > 1", limit=1)
+        return bool(scanner.to_table().num_rows)
+
+    @cached_property
     def metadata_columns(self) -> tuple[str, ...]:
         """The user's own columns, in table order; those that a job is still filling are not his."""
         unfinished = json.loads((self.schema.metadata or {}).get(FILLING_KEY, b"[]"))

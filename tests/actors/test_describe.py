@@ -75,3 +75,12 @@ def test_an_index_knows_which_lexical_head_this_program_had(tmp_path: Path, monk
     monkeypatch.setattr("actors.describe.ASSETS", tmp_path)
     after = describe(preparation)
     assert {key for key in before if before[key] != after[key]} == {"lexical_head"}
+
+
+@pytest.mark.parametrize(("instruction", "words"), [(None, 0), ("a passage of text", 4)])
+def test_room_is_what_special_tokens_and_the_instruction_leave(instruction: str | None, words: int) -> None:
+    spec = EmbedderSpec(model="all-MiniLM-L6-v2", passage_instruction=instruction, passage_instruction_format="{} {}")
+    preparation = load_preparation(spec)
+    assert preparation.room == 256 - 2 - words
+    full = " ".join(["word"] * preparation.room)
+    assert preparation.tokenise([full, f"{full} more"]).n_truncated.tolist() == [0, 1]

@@ -158,6 +158,32 @@ def test_long_documents_are_chunked_with_offsets(ray_session: None, tmp_path: Pa
     assert rows[1]["chunk_id"] == "long#1"
 
 
+def test_by_default_nothing_of_a_long_document_is_lost_and_an_upsert_cuts_it_alike(
+    ray_session: None, tmp_path: Path
+) -> None:
+    from pipelines.build import build_index
+    from pipelines.retrieval import open_index
+
+    long = [" ".join(f"{subject}{i % 97} flows" for i in range(300)) for subject in ("river", "lava")]
+    write_lines(tmp_path / "a.jsonl", [{"id": "d0", "text": long[0], "lang": "en"}, *documents(4)[1:]])
+    summary = build_index(configure(tmp_path))
+    assert (summary.embedded.documents, summary.embedded.n_truncated) == (4, 0)
+    built = table(tmp_path).sort_by("chunk_id").slice(0, len(table(tmp_path)) - 3)
+    assert built["doc_id"].unique().to_pylist() == ["d0"]
+    assert len(built) > 2
+    index = open_index(str(tmp_path / "index"))
+    assert index.upsert([{"doc_id": "d0", "text": long[0]}, {"doc_id": "e", "text": long[1]}]) == 2
+    again = table(tmp_path).sort_by("chunk_id")
+    same = again.filter(pa.compute.equal(again["doc_id"], "d0"))
+    for name in ("chunk_id", "chunk_count", "start", "end", "text", "n_tokens"):
+        assert same[name].to_pylist() == built[name].to_pylist()
+    index = open_index(str(tmp_path / "index"))
+    assert sorted(index.search("where does the river flow", k=5).ids) == ["d0", "d1", "d2", "d3", "e"]
+    chunks = index.search("where does the river flow", k=3, group_by=None)
+    assert chunks.ids == ["d0"] * 3
+    assert len({hit.chunk_id for hit in chunks}) == 3
+
+
 def test_a_mended_row_comes_out_of_quarantine_by_retry(ray_session: None, tmp_path: Path) -> None:
     from pipelines.build import build_index, retry
 

@@ -118,6 +118,8 @@ def test_pictures_need_a_model_that_sees_them_and_whole_documents(tmp_path: Path
         validate(job)
     with pytest.raises(ConfigError, match=r"chunk.mode must be whole where input.pictures is set"):
         validate({**job, "chunk": {"mode": "tokens"}})
+    seeing = {**job, "embedders": [{"picture_weights": "w"}]}
+    assert validate(seeing).chunking.mode == "whole"
 
 
 def test_a_picture_model_cannot_be_added_to_an_index_that_keeps_no_pictures(tmp_path: Path) -> None:

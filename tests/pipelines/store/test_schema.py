@@ -70,11 +70,15 @@ def test_the_identity_of_a_config() -> None:
     config = load_config(
         input={"paths": ["a"]},
         index={"uri": "b"},
-        chunk={"mode": "tokens", "size": 64},
+        chunk={"mode": "tokens", "size": 64, "overlap": 32},
         embedders=[{"name": "m", "outputs": ["dense"], "codec": {"dense": "float16"}}],
     )
     identity = identity_of(config, {"m": {"model": "x", "outputs": ["dense", "colbert"]}})
     assert identity.chunk == {"mode": "tokens", "size": 64, "overlap": 32}
+    plain = load_config(input={"paths": ["a"]}, index={"uri": "b"}, embedders=[{"name": "m", "outputs": ["dense"]}])
+    assert identity_of(plain, {"m": {}}).chunk == {"mode": "tokens", "size": "auto", "overlap": "auto"}
+    whole = load_config(None, ["chunk.mode=whole"], input={"paths": ["a"]}, index={"uri": "b"})
+    assert identity_of(whole, {"minilm": {"outputs": ["dense"]}}).chunk == {"mode": "whole"}
     assert identity.embedders["m"]["outputs"] == ["dense"]
     assert (identity.embedders["m"]["dense"], identity.embedders["m"]["colbert"]) == ("float16", "sign")
 
