@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -33,6 +34,17 @@ ColbertCodec = Literal["float16", "float32", "int8", "bits2", "sign", "sign_half
 ColbertPooling = Literal["none", "sequential2", "sequential3", "distinct"]
 Channel = Literal["dense", "sparse", "colbert", "bm25"]
 Fusion = Literal["zscore", "weighted", "rrf", "dbsf"]
+
+
+def _integer_or_auto(value: Any) -> Any:
+    """A union would answer with an error for each of its members."""
+    text = str(value)
+    if text != "auto" and (isinstance(value, (bool, float)) or not text.removeprefix("-").isdecimal()):
+        raise ValueError(f"must be an integer or auto, got {value!r}")
+    return text if text == "auto" else int(value)
+
+
+AutoInt = Annotated[int | Literal["auto"], BeforeValidator(_integer_or_auto)]
 
 
 class ConfigError(ValueError):
@@ -106,9 +118,9 @@ class ChunkConfig(Model):
     mode: Literal["auto", "tokens", "whole"] = "auto"
     """tokens: a document that is longer than `size` tokens becomes several rows. whole: one row a document, truncated
     to the model's length. auto: tokens, or whole where there are pictures."""
-    size: int | Literal["auto"] = "auto"
+    size: AutoInt = "auto"
     """Tokens of a window, special tokens not counted. auto: what the first embedder takes."""
-    overlap: int | Literal["auto"] = "auto"
+    overlap: AutoInt = "auto"
     """Tokens that neighbouring windows share. auto: an eighth of `size`."""
 
     @field_validator("size", "overlap")
@@ -135,10 +147,10 @@ class ChunkConfig(Model):
 
 class ComputeConfig(Model):
     dtype: DType = "auto"
-    budget: int | Literal["auto"] = "auto"
+    budget: AutoInt = "auto"
     """Tokens in one forward pass."""
     compile: bool | Literal["auto"] = False
-    threads: int | Literal["auto"] = "auto"
+    threads: AutoInt = "auto"
     device: str | None = None
 
     def spec(self) -> ComputeSpec:
@@ -157,7 +169,7 @@ class PoolConfig(Model):
     num_cpus: float = Field(1, ge=0)
     num_gpus: float = Field(0, ge=0)
     min_size: int = Field(1, gt=0)
-    max_size: int | Literal["auto"] = "auto"
+    max_size: AutoInt = "auto"
     """auto: as many actors as the cluster's free CPUs or GPUs hold when the job starts."""
     accelerator_type: str | None = None
     batch_rows: int = Field(1000, gt=0)

@@ -34,7 +34,7 @@ def test_every_command_has_help_and_stands_in_the_readme(command: str) -> None:
         (["build", "--input", "a", "--index", "b", "--set", "chunk"], "--set 'chunk': expected key.path=value"),
         (
             ["build", "--input", "a", "--index", "b", "--set", "chunk.size=x"],
-            "chunk.size: Input should be a valid integer",
+            "chunk.size: must be an integer or auto, got 'x'",
         ),
         (["build", "--input", "a", "--index", "b", "--set", "chunks.size=1"], "chunks: Extra inputs are not permitted"),
         (["build", "--input", "/no/such/*.parquet", "--index", "b"], "no file matches '/no/such/*.parquet'"),
