@@ -157,6 +157,10 @@ def wait_for(condition: Any, seconds: float, what: str) -> None:
         time.sleep(0.1)
 
 
+CHUNK_TOKENS = 24
+"""About every second document is cut, so that some lie across blocks and fragments."""
+
+
 def write_shards(folder: Path, documents: int = 600, shards: int = 4) -> None:
     """Parquet shards; in each, one empty text and, from the second on, one id of the first shard."""
     rng = random.Random(1)
@@ -192,6 +196,7 @@ class Job:
         index = {"uri": self.index, "commit_fragments": 2, "fragment_bytes": 65536, "full_text": False}
         tree = {
             "input": {"paths": [str(shards / "*.parquet")]},
+            "chunk": {"size": CHUNK_TOKENS},
             "index": index | self.settings.get("index", {}),
             "job": {"lease_seconds": 3, "quarantine_limit": 0.5} | self.settings.get("job", {}),
             "embedders": [

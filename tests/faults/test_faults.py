@@ -67,7 +67,8 @@ def undisturbed(ray_cluster: Cluster, material: Path, tmp_path_factory: pytest.T
     job = Job(tmp_path_factory.mktemp("undisturbed"), ray_cluster).configure(material / "shards", material / "model")
     summary = job.finish()
     content = content_of(job)
-    assert summary["embedded"]["documents"] == len(content.vectors) == 600 - 4 - 3
+    assert summary["embedded"]["documents"] == 600 - 4 - 3
+    assert len(content.vectors) > 700, "many documents have several chunks"
     assert len(content.failed) == 4 + 3
     return content
 
