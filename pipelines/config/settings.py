@@ -7,18 +7,15 @@ mistypes one error message; leniency would cost him a night.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -343,87 +340,3 @@ class SearchConfig(Model):
 def plain(options: Mapping[str, SecretStr]) -> dict[str, str]:
     """Storage options with their secrets in the clear: for the clients that need them, never for a log or the index."""
     return {key: value.get_secret_value() for key, value in options.items()}
-
-
-def parse_override(text: str) -> tuple[list[str], Any]:
-    """`embedders.0.pool.max_size=4` to (path, value); the value is read as YAML."""
-    key, sep, value = text.partition("=")
-    if not sep or not key:
-        raise ConfigError(f"--set {text!r}: expected key.path=value")
-    try:
-        return key.split("."), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {key}: not a YAML value: {value!r}") from error
-
-
-def apply_override(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Sets one value in a tree of dicts and lists, making the dicts on the way."""
-    node: Any = tree
-    for depth, (part, following) in enumerate(zip(path, [*path[1:], ""], strict=True)):
-        last = depth == len(path) - 1
-        if isinstance(node, list):
-            if not part.isdigit() or int(part) > len(node):
-                raise ConfigError(f"{'.'.join(path[: depth + 1])}: expected an index from 0 to {len(node)}")
-            key: Any = int(part)
-            if key == len(node):
-                node.append({})
-        elif isinstance(node, dict):
-            key = part
-            node.setdefault(key, [] if following.isdigit() else {})
-        else:
-            raise ConfigError(f"{'.'.join(path[:depth])}: is a value, has no key {part!r}")
-        if last:
-            node[key] = value
-        node = node[key]
-
-
-def read_search_config(path: str | Path) -> SearchConfig:
-    """A search config, such as `tridex tune` writes; ConfigError names the file and the key."""
-    try:
-        return SearchConfig.model_validate(read_yaml(path))
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {_describe(error)}") from error
-
-
-def _describe(error: ValidationError) -> str:
-    lines = [
-        f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
-    ]
-    return "\n".join(lines)
-
-
-M = TypeVar("M", bound=Model)
-
-
-def validated(kind: type[M], tree: dict[str, Any]) -> M:
-    """A tree of plain values to a config; ConfigError with a key path on each line."""
-    try:
-        return kind.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(_describe(error)) from error
-
-
-def validate(tree: dict[str, Any]) -> BuildConfig:
-    """`validated` for a build."""
-    return validated(BuildConfig, tree)
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML file to a tree; ConfigError names the file."""
-    try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such config file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected a mapping of keys at the top level")
-    return tree
-
-
-def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), **sections: Any) -> BuildConfig:
-    """Defaults < `sections` < YAML file < overrides. `sections` are whole top-level trees, such as `input={...}`."""
-    tree: dict[str, Any] = {**sections, **(read_yaml(path) if path is not None else {})}
-    for text in overrides:
-        apply_override(tree, *parse_override(text))
-    return validated(BuildConfig, tree)
