@@ -96,7 +96,8 @@ def colbert(
 def _each_text(tokens: Tensor, offsets: IntArray, normalize: bool) -> Tensor:
     """float32: all vectors but each text's first. Text by text, so that it is read once from memory: on a CPU half the
     time of `_all_texts`."""
-    out = torch.empty(len(tokens) - len(offsets) + 1, tokens.shape[1])
+    shape = len(tokens) - len(offsets) + 1, tokens.shape[1]
+    out = torch.from_numpy(np.empty(shape, np.float32))  # numpy asks for huge pages, torch does not: a quarter faster
     for i, (start, end) in enumerate(pairwise(offsets.tolist())):
         text, place = tokens[start + 1 : end].float(), out[start - i : end - i - 1]
         torch.div(text, _norms(text) if normalize else 1, out=place)
