@@ -25,7 +25,7 @@ from pipelines.store.schema import SYSTEM_COLUMNS
 
 __all__ = ["Unit", "metadata_fields", "plan_units", "read_schema", "read_unit"]
 
-UNIT_BYTES = 64 * 2**20
+UNIT_BYTES = 16 * 2**20
 MIN_BYTES = 2**16
 MIN_UNITS = 32
 """Small inputs are cut finer than UNIT_BYTES, so that every worker gets something."""
