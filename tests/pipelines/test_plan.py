@@ -99,6 +99,7 @@ def test_what_a_crash_may_cost_is_a_fragment_and_a_commits_wait(tmp_path: Path, 
 def test_warnings(tmp_path: Path) -> None:
     sections = {"embedders": [{"codec": {"colbert": "float32"}, "pool": {"batch_rows": 10**6}}]}
     sections["index"] = {"uri": str(tmp_path / "idx"), "fragment_bytes": 2**40}
+    sections["chunk"] = {"mode": "whole"}
     texts = ["cat " * 500] * 20 + [""] * 10
     plan = make_plan(_config(_shards(tmp_path, texts), **sections), Pool(tokens_per_second=1, actors=10**6))
     shown = "\n".join(plan.warnings)
@@ -136,3 +137,9 @@ def test_without_a_stated_speed_the_model_is_timed(tmp_path: Path, monkeypatch: 
     assert minilm.tokens_per_second is not None
     assert minilm.tokens_per_second > 0
     assert plan.cost is None
+
+
+def test_long_texts_are_planned_as_the_chunks_that_they_become(tmp_path: Path) -> None:
+    plan = make_plan(_config(_shards(tmp_path, ["cat " * 500] * 5)), STATED)
+    assert (plan.documents, plan.chunks) == (20, 60)
+    assert plan.embedders[0].rows_truncated == 0
