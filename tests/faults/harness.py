@@ -240,8 +240,13 @@ class Job:
         return (self.folder / "log").read_text()[-3000:]
 
     def committed(self) -> int:
-        """Rows in the table now; 0 before there is one."""
-        return int(self.documents.count_rows()) if Path(self.index, "documents.lance/_versions").exists() else 0
+        """Documents in the table now, all of them with all their chunks; 0 before there is one."""
+        if not Path(self.index, "documents.lance/_versions").exists():
+            return 0
+        rows = self.documents.to_table(columns=["doc_id", "chunk_count"]).to_pylist()
+        counts = Counter(row["doc_id"] for row in rows)
+        assert all(row["chunk_count"] == counts[row["doc_id"]] for row in rows), "a part of a document was committed"
+        return len(counts)
 
 
 @dataclass(frozen=True)
