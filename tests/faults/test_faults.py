@@ -122,7 +122,7 @@ def test_a_device_that_runs_out_of_memory_gets_smaller_batches(start: Start, und
 
 def test_a_text_that_no_memory_suffices_for_is_listed(start: Start, undisturbed: Content) -> None:
     job = start()
-    job.finish(memory=22)
+    job.finish(memory=25)
     got = content_of(job)
     lost = undisturbed.vectors.keys() - got.vectors.keys()
     listed = lance.dataset(f"{job.index}/quarantine.lance").to_table(filter="error LIKE '%OutOfMemoryError%'")
