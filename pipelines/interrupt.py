@@ -1,7 +1,8 @@
 """SIGTERM means what Ctrl-C means: stop taking new work, commit what is finished, leave.
 
-Clusters send it before they take a machine away. Only a program's main thread may set signal handlers; elsewhere the
-block runs as it is.
+A commit itself is not stopped: one that is cut off after it reached the table would be made again, and its rows would
+be there twice. Clusters send SIGTERM before they take a machine away. Only a program's main thread may set signal
+handlers; elsewhere the blocks run as they are.
 """
 
 from __future__ import annotations
@@ -15,6 +16,25 @@ from types import FrameType
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt(f"signal {signal.Signals(number).name}")
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Within the block SIGINT and SIGTERM wait; the first of them does what it does when the block has ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda came, _: waiting.append(came))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if waiting:
+            signal.raise_signal(waiting[0])
 
 
 @contextmanager

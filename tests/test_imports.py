@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS: dict[str, int] = {
     "actors": 0,
     "pipelines.config": 1,
+    "pipelines.interrupt": 1,
     "pipelines.store": 2,
     "pipelines.retrieval": 3,
     "pipelines.evaluation": 4,

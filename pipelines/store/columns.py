@@ -21,7 +21,8 @@ from lance.file import LanceFileReader
 from lance.fragment import FragmentMetadata, write_fragments
 
 from pipelines.config import ConfigError
-from pipelines.store.commit import Totals, commit_once
+from pipelines.interrupt import uninterrupted
+from pipelines.store.commit import CommitError, Totals, commit_once
 from pipelines.store.lease import Lease
 from pipelines.store.schema import FILLING_KEY, Identity, Target, output_field
 from pipelines.store.writer import conform, quarantine_record
@@ -219,7 +220,18 @@ class ColumnCommitter:
         return list(self._parts)
 
     def commit(self) -> None:
-        """Fills the fragments that are ready; failed rows go to the quarantine first."""
+        """Fills the fragments that are ready; failed rows go to the quarantine first.
+
+        After a CommitError it is open what is in the table, and these fragments are left to the next run.
+        """
+        with uninterrupted():
+            try:
+                self._commit()
+            except CommitError:
+                self._ready, self._failed = {}, []
+                raise
+
+    def _commit(self) -> None:
         if self._failed:
             new = [FragmentMetadata.from_json(r["fragment"]) for r in self._failed]
             self._operate(self.target.quarantine_uri, lambda _: lance.LanceOperation.Append(new))

@@ -23,6 +23,7 @@ from lance.commit import CommitConflictError
 from lance.fragment import FragmentMetadata
 
 from pipelines.config import ConfigError, WorkFailed
+from pipelines.interrupt import uninterrupted
 from pipelines.store.datasets import create_dataset, open_dataset
 from pipelines.store.lease import Lease
 from pipelines.store.schema import Identity, Target, quarantine_schema
@@ -228,6 +229,7 @@ class Committer:
     _failed: list[Record] = field(default_factory=list)
     _held: dict[str, _Held] = field(default_factory=dict)
     _last: float = field(default_factory=time.monotonic)
+    _in_doubt: CommitError | None = None
 
     def add(self, record: Record) -> None:
         """Takes one row of a block that `write_block` returned."""
@@ -260,7 +262,22 @@ class Committer:
         return self.pending >= self.fragments or time.monotonic() - self._last >= self.seconds
 
     def commit(self) -> Totals:
-        """Commits what is ready, failed rows to the quarantine first. LeaseLost where another driver took over."""
+        """Commits what is ready, failed rows to the quarantine first. LeaseLost where another driver took over.
+
+        After a CommitError it is open what is in the table, so every later call raises that error again: the next
+        driver will see.
+        """
+        if self._in_doubt is not None:
+            raise self._in_doubt
+        with uninterrupted():
+            try:
+                self._commit()
+            except CommitError as error:
+                self._in_doubt = error
+                raise
+        return self.totals
+
+    def _commit(self) -> None:
         if self._failed:
             self._transact(self.target.quarantine_uri, self._failed)
             self._failed = []
@@ -268,7 +285,6 @@ class Committer:
             self._transact(self.target.documents_uri, self._ready)
             self._ready = []
         self._last = time.monotonic()
-        return self.totals
 
     def prune(self, addresses: Iterable[int]) -> int:
         """Deletes rows (`Census.prune`) in one commit; returns how many."""

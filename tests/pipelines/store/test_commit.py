@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections import Counter
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.config import ConfigError
+from pipelines.interrupt import interruptible
 from pipelines.store import commit as commit_module
 from pipelines.store.commit import CommitError, Committer, create_or_open
 from pipelines.store.lease import Lease, LeaseLost, acquire
@@ -199,6 +201,48 @@ def test_a_store_that_stays_away_ends_the_job_and_keeps_its_last_words(
     give(committer, block(["a"]))
     with pytest.raises(CommitError, match="8 commits failed, the last one: connection refused"):
         committer.commit()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_signal_during_a_commit_waits_and_nothing_is_committed_twice(
+    committer: Committer, block: Block, monkeypatch: pytest.MonkeyPatch, number: int, moment: str
+) -> None:
+    """A driver that is interrupted commits once more on its way out."""
+    real = lance.LanceDataset.commit
+
+    def struck(*args: Any, **kwargs: Any) -> Any:
+        if moment == "before":
+            signal.raise_signal(number)
+        dataset = real(*args, **kwargs)
+        if moment == "after":
+            signal.raise_signal(number)
+        return dataset
+
+    monkeypatch.setattr(commit_module.lance.LanceDataset, "commit", struck)
+    give(committer, block(["a", "b"]))
+    with interruptible():
+        with pytest.raises(KeyboardInterrupt):
+            committer.commit()
+        committer.commit()
+    assert chunks_in(committer.target) == ["a#0", "b#0"]
+
+
+def test_after_a_commit_of_unknown_outcome_nothing_more_is_committed(
+    committer: Committer, block: Block, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: Any) -> bool:
+        raise OSError("connection refused")
+
+    with monkeypatch.context() as broken:
+        Store(broken, "after")
+        broken.setattr(commit_module, "_find", lost)
+        give(committer, block(["a"]))
+        with pytest.raises(CommitError, match="8 commits failed"):
+            committer.commit()
+    with pytest.raises(CommitError, match="8 commits failed"):
+        committer.commit()
+    assert chunks_in(committer.target) == ["a#0"]
 
 
 def test_a_driver_that_was_replaced_cannot_commit(
