@@ -1,10 +1,10 @@
 """Kills real jobs at random moments and counts what was lost or doubled: `python benchmarks/crash.py --seeds 100`.
 
-Every seed is one job of 600 documents on a Ray of two nodes, with up to four SIGKILLs to its driver, to an embedding
-actor, a write task or the second node, until it is done (`tests/faults/harness.py`, `torment`). The seeds share the
-Ray, three at once: an actor, a task or a node that one seed kills may be another's. `--out` keeps a line for each seed,
-and what is in it already is not run again, so that many seeds can be run in pieces. The fixed faults (two drivers, a
-full disk, damaged shards, signals) are in tests/faults.
+Every seed is one job of 600 documents on a Ray of two nodes, with up to five SIGKILLs to its driver, to an embedding
+actor, a write task or the second node, or signals to the driver, until it is done (`tests/faults/harness.py`,
+`torment`). The seeds share the Ray, three at once: an actor, a task or a node that one seed kills may be another's.
+`--out` keeps a line for each seed, and what is in it already is not run again, so that many seeds can be run in pieces.
+The fixed faults (two drivers, a full disk, damaged shards) are in tests/faults.
 """
 
 from __future__ import annotations

@@ -335,26 +335,28 @@ def torment(job: Job, seed: int, kills: int = 5) -> Counter[str]:
         early = rng.random() < 0.03
         if killed.total() < kills and (early or job.files() > files) and (victim := kill_one(job, driver, rng)):
             killed[victim] += 1
-            if victim == "driver":
+            if victim in (KILLED, SIGNALLED):
                 driver, files = job.start(**faults), job.files()
     killed["write task, before its answer"] = len(list(job.folder.glob("death-*")))
     return +killed
 
 
-VICTIMS = {"driver": 2, "actor": 3, "write task": 4, "node": 1}
-"""Odds."""
+KILLED, SIGNALLED = "driver", "driver, by SIGINT or SIGTERM"
+VICTIMS = {KILLED: 2, SIGNALLED: 2, "actor": 3, "write task": 4, "node": 1}
+"""Odds. A driver that is signalled commits on its way out; one that is killed does not."""
 
 
 def kill_one(job: Job, driver: subprocess.Popen[str], rng: random.Random) -> str | None:
-    """SIGKILL to the driver, an embedding actor, a writing task or the second node; says which, if it was there."""
+    """SIGKILL or a signal to the driver, SIGKILL to an embedding actor, a writing task or the second node; says which,
+    if it was there."""
     (victim,) = rng.choices([*VICTIMS], [*VICTIMS.values()])
     if victim == "node":
         return victim if job.cluster.replace_node() else None
-    if victim == "driver":
+    if victim in (KILLED, SIGNALLED):
         if driver.poll() is not None:
             return None
-        os.kill(driver.pid, signal.SIGKILL)
-        driver.wait()
+        os.kill(driver.pid, signal.SIGKILL if victim == KILLED else rng.choice([signal.SIGINT, signal.SIGTERM]))
+        driver.wait(PATIENCE)
         return victim
     title, end = ACTOR if victim == "actor" else WRITER, time.monotonic() + 2
     while not (found := job.cluster.workers(title)) and driver.poll() is None and time.monotonic() < end:
