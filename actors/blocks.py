@@ -23,6 +23,13 @@ def all_rows(n: int) -> IntArray:
     return np.arange(n, dtype=np.int64)
 
 
+def slices(sizes: IntArray, limit: int) -> list[IntArray]:
+    """Neighbouring rows whose sizes sum to about `limit`; a larger row stands alone."""
+    bins = np.cumsum(sizes, dtype=np.int64) // limit
+    edges = np.flatnonzero(np.diff(bins)) + 1
+    return np.split(all_rows(len(sizes)), edges) if len(sizes) else []
+
+
 def place(column: pa.Array, positions: IntArray, size: int) -> pa.Array:
     """A column of `size` rows with `column[i]` at `positions[i]` and null elsewhere."""
     if len(positions) == size:

@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from actors.blocks import slices
 from actors.outputs import IntArray
 from actors.spec import Window
 
@@ -37,29 +38,16 @@ class Offsets(Protocol):
 
 def windows_of(texts: Sequence[str], tokenizer: Offsets, window: Window) -> list[IntArray]:
     """For each text (n, 2): the first character of each window and the one after its last. Every text has one."""
-    long = np.ones(len(texts), bool)
-    for part in _counted_together(texts):
-        long[part] = tokenizer.counts([texts[i] for i in part]) > window.size
+    chars = np.fromiter(map(len, texts), np.int64, len(texts))
+    long = chars > SEGMENT_CHARS
+    short = np.flatnonzero(~long)
+    for part in slices(chars[short], COUNTED_CHARS):
+        rows = short[part]
+        long[rows] = tokenizer.counts([texts[i] for i in rows]) > window.size
     return [
         windows(text, tokenizer, window) if cut else np.array([[0, len(text)]])
         for text, cut in zip(texts, long.tolist(), strict=True)
     ]
-
-
-def _counted_together(texts: Sequence[str]) -> Iterator[list[int]]:
-    """Texts of up to COUNTED_CHARS characters together; one that is longer than a segment is left to `windows`."""
-    part: list[int] = []
-    chars = 0
-    for i, text in enumerate(texts):
-        if len(text) > SEGMENT_CHARS:
-            continue
-        if chars + len(text) > COUNTED_CHARS:
-            yield part
-            part, chars = [], 0
-        part.append(i)
-        chars += len(text)
-    if part:
-        yield part
 
 
 def windows(text: str, tokenizer: Offsets, window: Window) -> IntArray:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.blocks import all_rows, mark, place
+from actors.blocks import mark, place, slices
 from actors.isolate import isolate
 from actors.outputs import EmbeddingBatch, IntArray, MultiVectors, TokenBatch, concat_tokens
 from actors.preparation import Preparation, load_preparation
@@ -61,7 +61,7 @@ def _tokenise(table: pa.Table, embedder: EmbedderConfig) -> tuple[pa.Table, Toke
     texts = table.column("text").take(pa.array(rows))
     parts, kept = [preparation.tokenise([])], [rows[:0]]
     failures: dict[int, str] = {}
-    for piece in slices(pc.binary_length(texts).to_numpy(zero_copy_only=False)):
+    for piece in slices(pc.binary_length(texts).to_numpy(zero_copy_only=False), SLICE_BYTES):
         found = isolate(lambda part: preparation.tokenise(texts.take(pa.array(part)).to_pylist()), piece)
         parts += [tokens for _, tokens in found.parts]
         kept.append(rows[found.rows])
@@ -71,13 +71,6 @@ def _tokenise(table: pa.Table, embedder: EmbedderConfig) -> tuple[pa.Table, Toke
     table = mark(table, failures).append_column(f"{embedder.name}_ids", place(ids, where, len(table)))
     cuts = place(pa.array(tokens.n_truncated), where, len(table))
     return table.append_column(f"{embedder.name}_truncated", cuts), tokens, where
-
-
-def slices(sizes: IntArray, limit: int = SLICE_BYTES) -> list[IntArray]:
-    """Neighbouring rows whose sizes sum to about `limit`; a larger row stands alone."""
-    bins = np.cumsum(sizes, dtype=np.int64) // limit
-    edges = np.flatnonzero(np.diff(bins)) + 1
-    return np.split(all_rows(len(sizes)), edges) if len(sizes) else []
 
 
 def select_documents(

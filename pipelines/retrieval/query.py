@@ -312,7 +312,8 @@ def _depths(request: Request, rows: int) -> list[int]:
     """How many rows to read: for groups of one, which most often are most of the rows, first a few more than groups."""
     if request.grouping is None:
         return [request.depth]
-    return [rows] if request.grouping.size > 1 else [min(2 * request.depth, rows), rows]
+    first = 2 * request.depth
+    return [rows] if request.grouping.size > 1 or first >= rows else [first, rows]
 
 
 def _depth_with_ties(descending: npt.NDArray[Any], depth: int) -> int:

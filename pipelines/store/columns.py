@@ -21,8 +21,7 @@ from lance.file import LanceFileReader
 from lance.fragment import FragmentMetadata, write_fragments
 
 from pipelines.config import ConfigError
-from pipelines.interrupt import uninterrupted
-from pipelines.store.commit import CommitError, Totals, commit_once
+from pipelines.store.commit import Outcome, Totals, commit_once
 from pipelines.store.lease import Lease
 from pipelines.store.schema import FILLING_KEY, Identity, Target, output_field
 from pipelines.store.writer import conform, quarantine_record
@@ -194,6 +193,7 @@ class ColumnCommitter:
     _ready: dict[int, str] = field(default_factory=dict)
     _failed: list[Mapping[str, Any]] = field(default_factory=list)
     _seq: int = 0
+    _outcome: Outcome = field(default_factory=Outcome)
 
     def add(self, record: Mapping[str, Any]) -> None:
         if record["kind"] == "quarantine":
@@ -222,23 +222,16 @@ class ColumnCommitter:
     def commit(self) -> None:
         """Fills the fragments that are ready; failed rows go to the quarantine first.
 
-        After a CommitError it is open what is in the table, and these fragments are left to the next run.
+        After a CommitError every later call raises it again (`Outcome`).
         """
-        with uninterrupted():
-            try:
-                self._commit()
-            except CommitError:
-                self._ready, self._failed = {}, []
-                raise
-
-    def _commit(self) -> None:
-        if self._failed:
-            new = [FragmentMetadata.from_json(r["fragment"]) for r in self._failed]
-            self._operate(self.target.quarantine_uri, lambda _: lance.LanceOperation.Append(new))
-            self._failed = []
-        if self._ready:
-            self._operate(self.target.documents_uri, self._filled)
-            self._ready = {}
+        with self._outcome.settled():
+            if self._failed:
+                new = [FragmentMetadata.from_json(r["fragment"]) for r in self._failed]
+                self._operate(self.target.quarantine_uri, lambda _: lance.LanceOperation.Append(new))
+                self._failed = []
+            if self._ready:
+                self._operate(self.target.documents_uri, self._filled)
+                self._ready = {}
 
     def _filled(self, dataset: lance.LanceDataset) -> Any:
         fragments = [f.metadata for f in dataset.get_fragments()]

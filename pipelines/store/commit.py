@@ -13,7 +13,8 @@ its chunks were written, and the rows that a changed document replaces are delet
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -204,6 +205,25 @@ class Totals:
 
 
 @dataclass(slots=True)
+class Outcome:
+    """How a driver's commits went. After a CommitError it is open what is in the table; the next driver will see."""
+
+    error: CommitError | None = None
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """A commit and what its driver remembers of it, together: no signal comes between. Raises an earlier error."""
+        if self.error is not None:
+            raise self.error
+        with uninterrupted():
+            try:
+                yield
+            except CommitError as error:
+                self.error = error
+                raise
+
+
+@dataclass(slots=True)
 class _Held:
     """A document that is not whole yet."""
 
@@ -229,7 +249,7 @@ class Committer:
     _failed: list[Record] = field(default_factory=list)
     _held: dict[str, _Held] = field(default_factory=dict)
     _last: float = field(default_factory=time.monotonic)
-    _in_doubt: CommitError | None = None
+    _outcome: Outcome = field(default_factory=Outcome)
 
     def add(self, record: Record) -> None:
         """Takes one row of a block that `write_block` returned."""
@@ -264,27 +284,17 @@ class Committer:
     def commit(self) -> Totals:
         """Commits what is ready, failed rows to the quarantine first. LeaseLost where another driver took over.
 
-        After a CommitError it is open what is in the table, so every later call raises that error again: the next
-        driver will see.
+        After a CommitError every later call raises it again (`Outcome`).
         """
-        if self._in_doubt is not None:
-            raise self._in_doubt
-        with uninterrupted():
-            try:
-                self._commit()
-            except CommitError as error:
-                self._in_doubt = error
-                raise
-        return self.totals
-
-    def _commit(self) -> None:
-        if self._failed:
-            self._transact(self.target.quarantine_uri, self._failed)
-            self._failed = []
-        if self._ready:
-            self._transact(self.target.documents_uri, self._ready)
-            self._ready = []
+        with self._outcome.settled():
+            if self._failed:
+                self._transact(self.target.quarantine_uri, self._failed)
+                self._failed = []
+            if self._ready:
+                self._transact(self.target.documents_uri, self._ready)
+                self._ready = []
         self._last = time.monotonic()
+        return self.totals
 
     def prune(self, addresses: Iterable[int]) -> int:
         """Deletes rows (`Census.prune`) in one commit; returns how many."""

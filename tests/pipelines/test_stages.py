@@ -5,9 +5,10 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors.blocks import slices
 from actors.outputs import EmbeddingBatch, MultiVectors, TokenBatch
 from pipelines.config import EmbedderConfig
-from pipelines.stages import Finish, good_rows, slices, tokenise
+from pipelines.stages import Finish, good_rows, tokenise
 
 
 @given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 60))
