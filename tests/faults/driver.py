@@ -103,6 +103,7 @@ def slow_and_mortal(folder: str, deaths: int, seconds: float) -> Any:
 
 def main(path: str, faults: dict[str, Any]) -> None:
     folder = Path(path).parent
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
     LIGHT["num_cpus"] = 1  # few worker processes: each takes seconds to start, and they are most of what a job costs
     if "die" in faults:
         when, number = faults["die"].split(":")
