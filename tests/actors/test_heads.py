@@ -109,3 +109,17 @@ def test_colbert_without_a_head_gives_the_hidden_states(packed: Packed) -> None:
     vectors = heads.colbert(hidden, offsets, None, normalize=False)
     np.testing.assert_array_equal(vectors.row(2), hidden[7:15].numpy())
     assert vectors.row(1).shape == (0, 16)
+
+
+@pytest.mark.parametrize("dim", [None, 20])
+def test_compiled_colbert_equals_torch(monkeypatch: pytest.MonkeyPatch, dim: int | None) -> None:
+    pytest.importorskip("numba")
+    lengths = np.array([3, 1, 300, 2, 400])
+    hidden = torch.randn(int(lengths.sum()), 37, generator=torch.Generator().manual_seed(1)).bfloat16()
+    hidden[5] = 0
+    calls = [heads.colbert(hidden, offsets_of(lengths), None, truncate_dim=dim)]
+    assert heads._compiled() is not None
+    monkeypatch.setattr(heads, "_compiled", lambda: None)
+    calls.append(heads.colbert(hidden, offsets_of(lengths), None, truncate_dim=dim))
+    np.testing.assert_allclose(calls[0].vectors, calls[1].vectors, atol=1e-7)
+    assert not calls[0].vectors[2].any()  # the zero vector stays one: no division by its norm

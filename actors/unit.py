@@ -1,0 +1,44 @@
+"""bf16 vectors as float32 ones of length 1, read from memory once; torch takes a conversion, a norm and a division.
+
+numba knows no bf16, but its 16 bits are the upper half of a float32. The price is a second way to the same numbers (a
+row is multiplied by 1 / norm, not divided by it: within 6e-8) and a second of compiling on a machine's first use.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from actors.outputs import IntArray
+
+AVAILABLE = not numba.config.DISABLE_JIT
+
+
+def unit_vectors(tokens: Tensor, offsets: IntArray, out: Tensor) -> None:
+    """Fills out, float32 (T - n, d), with all vectors of n texts but each text's first, brought to length 1.
+
+    tokens: bf16 (T, d), on a CPU; offsets: int64 (n + 1,). A norm below 1e-12 counts as 1e-12.
+    """
+    _unit_rows(tokens.contiguous().view(torch.uint16).numpy(), offsets, out.numpy())
+
+
+@numba.njit(  # type: ignore[untyped-decorator]
+    cache=True, nogil=True, boundscheck=False, error_model="numpy", fastmath={"reassoc", "contract"}
+)
+def _unit_rows(tokens: Any, offsets: Any, out: Any) -> None:
+    row, width = 0, tokens.shape[1]
+    for i in range(len(offsets) - 1):
+        for k in range(offsets[i] + 1, offsets[i + 1]):
+            source, vector = tokens[k], out[row]
+            squares = np.float32(0)
+            for j in range(width):
+                number = np.uint32(np.uint32(source[j]) << np.uint32(16)).view(np.float32)
+                squares += number * number
+            scale = np.float32(1) / max(np.sqrt(squares), np.float32(1e-12))
+            for j in range(width):
+                vector[j] = np.uint32(np.uint32(source[j]) << np.uint32(16)).view(np.float32) * scale
+            row += 1
