@@ -1,7 +1,7 @@
 """ColBERT vectors made small on the device that computed them, so that a sixteenth of the bytes leaves a GPU.
 
 At M3's size a GPU gives some 650k tokens a second: 1.3 GB/s of float16, and packing their signs on the host would keep
-a core busy and be late. The price is a second place that knows two of the codecs of `pipelines.store.codecs`; a test
+a core busy and be late. The price is a second place that knows three of the codecs of `pipelines.store.codecs`; a test
 holds the bytes of both together. On a CPU numpy packs bits faster than torch, so there the host keeps the work.
 
 torch is imported where tensors are: a driver makes a Shrink for its actors and holds none.
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from actors.outputs import IntArray
+from actors.rotation import rotation
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 class Shrink:
     """What a token's vector becomes. every: so many neighbours become one vector, their mean normalised again."""
 
-    codec: Literal["sign", "int8"]
+    codec: Literal["sign", "rotated_sign", "int8"]
     every: int = 1
 
     def lengths(self, lengths: IntArray) -> IntArray:
@@ -33,7 +34,7 @@ class Shrink:
 
     def width(self, dim: int) -> int:
         """Bytes of one vector of `dim` dimensions."""
-        return -(-dim // 8) if self.codec == "sign" else dim + 2
+        return dim + 2 if self.codec == "int8" else -(-dim // 8)
 
     def __call__(self, vectors: Tensor, lengths: IntArray) -> Tensor:
         """(m, d) floats of texts with `lengths` vectors each to uint8 (m', width), on the same device."""
@@ -43,7 +44,9 @@ class Shrink:
             return torch.empty(0, self.width(vectors.shape[1]), dtype=torch.uint8, device=vectors.device)
         if self.every > 1:
             vectors = _pooled(vectors.float(), self._groups(lengths))
-        return _signs(vectors) if self.codec == "sign" else _int8(vectors.float())
+        if self.codec == "int8":
+            return _int8(vectors.float())
+        return _signs(vectors if self.codec == "sign" else _turned(vectors))
 
     def _groups(self, lengths: IntArray) -> IntArray:
         """Vectors in each group: `every`, and what is left at the end of a text."""
@@ -60,6 +63,12 @@ def _pooled(vectors: Tensor, sizes: IntArray) -> Tensor:
 
     lengths = torch.from_numpy(sizes).to(vectors.device)
     return normalize(torch.segment_reduce(vectors, "sum", lengths=lengths), dim=-1, eps=1e-12)
+
+
+def _turned(vectors: Tensor) -> Tensor:
+    import torch
+
+    return vectors @ torch.tensor(rotation(vectors.shape[1])).to(vectors)
 
 
 def _signs(vectors: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from pipelines.store.books import TRAINERS
 from pipelines.store.codecs import Codec, encode_colbert, get_codec, width
 
 CASES = [
-    ("float16", "none"), ("int8", "none"), ("bits2", "none"), ("sign", "none"),
+    ("float16", "none"), ("int8", "none"), ("bits2", "none"), ("sign", "none"), ("rotated_sign", "none"),
     ("float16", "sequential2"), ("float16", "distinct"), ("sign", "sequential2"), ("sign", "sequential3"),
     ("sign", "distinct"), ("sign_half", "none"), ("pq", "none"),
 ]  # fmt: skip

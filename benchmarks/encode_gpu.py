@@ -175,7 +175,7 @@ def bench(scale: Scale, device: torch.device, compiled: bool) -> None:
     work, total = flop(config, tokens.lengths), int(tokens.lengths.sum())
     print(f"{total} tokens in {len(tokens)} texts; bf16 products {rate / 1e12:.1f} TFLOP/s\n")
     print("| encoder | tokens/s | share of the measured rate |\n|---|---|---|")
-    asks = [(budget, None) for budget in scale.budgets] + [(scale.budgets[0], Shrink("sign"))]
+    asks = [(budget, None) for budget in scale.budgets] + [(scale.budgets[0], Shrink("rotated_sign"))]
     for budget, shrink in asks:
         ours = engine(model, heads, budget, compiled)
         run = functools.partial(embed_blocks, ours, tokens, Ask(OUTPUTS, shrink=shrink))

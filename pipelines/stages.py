@@ -122,7 +122,7 @@ class Finish:
     def on_device(self) -> Shrink | None:
         """What an actor on a GPU does of this before anything leaves it; None: only the host can do it."""
         codec, pooling = self.embedder.colbert_codec, self.embedder.codec.colbert_pooling
-        if codec not in ("sign", "int8") or pooling == "distinct":
+        if codec not in ("sign", "rotated_sign", "int8") or pooling == "distinct":
             return None
         return Shrink(codec, 1 if pooling == "none" else int(pooling.removeprefix("sequential")))
 

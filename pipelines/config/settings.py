@@ -27,7 +27,7 @@ DEFAULT_MODEL = "all-MiniLM-L6-v2"
 TEXT_BESIDE_PICTURE = 256
 """Tokens of a text where nothing else is said: with a picture's 196 or 256 patches it fits both published models."""
 
-ColbertCodec = Literal["float16", "float32", "int8", "bits2", "sign", "sign_half", "pq"]
+ColbertCodec = Literal["float16", "float32", "int8", "bits2", "sign", "rotated_sign", "sign_half", "pq"]
 ColbertPooling = Literal["none", "sequential2", "sequential3", "distinct"]
 Channel = Literal["dense", "sparse", "colbert", "bm25"]
 Fusion = Literal["zscore", "weighted", "rrf", "dbsf"]
@@ -191,7 +191,7 @@ class PoolConfig(Model):
 class CodecConfig(Model):
     dense: Literal["float32", "float16"] = "float32"
     colbert: ColbertCodec | None = None
-    """None: `sign` for the packaged model, where it loses nothing that can be measured, `float16` for all others."""
+    """None: `rotated_sign` for the packaged model, where it loses next to nothing, `float16` for all others."""
     colbert_pooling: ColbertPooling = "none"
 
 
@@ -227,7 +227,7 @@ class EmbedderConfig(Model):
 
     @property
     def colbert_codec(self) -> ColbertCodec:
-        return self.codec.colbert or ("sign" if self.model == DEFAULT_MODEL else "float16")
+        return self.codec.colbert or ("rotated_sign" if self.model == DEFAULT_MODEL else "float16")
 
     def spec(self) -> EmbedderSpec:
         return EmbedderSpec(

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.outputs import Array, IntArray, MultiVectors, offsets_of
+from actors.rotation import rotation
 from pipelines.store import halves, pq
 from pipelines.store.books import TRAINERS, Book
 
@@ -47,7 +48,13 @@ class Codec:
     @property
     def is_signs(self) -> bool:
         """One bit for each dimension that is kept."""
-        return self.name in ("sign", "sign_half")
+        return self.name in ("sign", "rotated_sign", "sign_half")
+
+    def facing(self, query: Floats) -> Floats:
+        """Query vectors (m, dim) as signs are compared with them: turned, or cut, as the codes were."""
+        if self.name == "rotated_sign":
+            return query @ rotation(query.shape[1])
+        return query if self.dims is None else query[:, self.dims]
 
 
 def _encode_int8(vectors: Floats) -> Codes:
@@ -89,6 +96,14 @@ def _decode_sign(codes: Array, dim: int) -> Floats:
     return positive.astype(np.float32) * (2 * scale) - scale
 
 
+def _encode_rotated(vectors: Floats) -> Codes:
+    return _encode_sign(vectors @ rotation(vectors.shape[1]))
+
+
+def _decode_rotated(codes: Array, dim: int) -> Floats:
+    return _decode_sign(codes, dim) @ rotation(dim).T
+
+
 def _untrained(*_: Any) -> Array:
     raise ValueError("the pq and sign_half codecs need the book of their index: get_codec(codec, book)")
 
@@ -109,6 +124,7 @@ CODECS: dict[str, Codec] = {
     "int8": Codec("int8", _encode_int8, _decode_int8, lambda dim: dim + 2),
     "bits2": Codec("bits2", _encode_bits2, _decode_bits2, lambda dim: -(-dim // 4)),
     "sign": Codec("sign", _encode_sign, _decode_sign, lambda dim: -(-dim // 8)),
+    "rotated_sign": Codec("rotated_sign", _encode_rotated, _decode_rotated, lambda dim: -(-dim // 8)),
     "pq": Codec("pq", _untrained, _untrained, pq.parts),
     "sign_half": Codec("sign_half", _untrained, _untrained, lambda dim: halves.kept(dim) // 8),
 }

@@ -24,7 +24,7 @@ POOLINGS = {1: "none", 2: "sequential2", 3: "sequential3"}
 TEXTS = ["", "panda", "what is the river " * 9, "a b c d e f", " ", "panda " * 5]
 
 
-@pytest.mark.parametrize("codec", ["sign", "int8"])
+@pytest.mark.parametrize("codec", ["sign", "rotated_sign", "int8"])
 @settings(max_examples=60, deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 9), min_size=1, max_size=8),
@@ -33,7 +33,7 @@ TEXTS = ["", "panda", "what is the river " * 9, "a b c d e f", " ", "panda " * 5
     seed=st.integers(0, 99),
 )
 def test_bytes_are_those_of_the_store(
-    codec: Literal["sign", "int8"], lengths: list[int], dim: int, every: int, seed: int
+    codec: Literal["sign", "rotated_sign", "int8"], lengths: list[int], dim: int, every: int, seed: int
 ) -> None:
     sizes = np.array(lengths, np.int64)
     vectors = np.random.default_rng(seed).standard_normal((sizes.sum(), dim)).astype(np.float32)

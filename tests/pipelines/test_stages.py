@@ -9,6 +9,7 @@ from actors.blocks import slices
 from actors.outputs import EmbeddingBatch, MultiVectors, TokenBatch
 from pipelines.config import EmbedderConfig
 from pipelines.stages import Finish, good_rows, tokenise
+from pipelines.store import codecs
 
 
 @given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 60))
@@ -46,8 +47,10 @@ def test_finish_stores_signs_as_bits_and_float_vectors_as_lists() -> None:
     batch = EmbeddingBatch(
         np.ones((1, 4), np.float32), None, vectors, tokens.lengths.astype(np.int32), tokens.n_truncated
     )
-    columns = Finish(EmbedderConfig())(batch, tokens)
-    assert columns["minilm_colbert"].to_pylist() == [bytes([0b1101, 0b0100])]
+    signs = EmbedderConfig.model_validate({"codec": {"colbert": "sign"}})
+    assert Finish(signs)(batch, tokens)["minilm_colbert"].to_pylist() == [bytes([0b1101, 0b0100])]
+    turned = bytes(codecs.encode(vectors.vectors, "rotated_sign").ravel())
+    assert Finish(EmbedderConfig())(batch, tokens)["minilm_colbert"].to_pylist() == [turned]
     halves = EmbedderConfig.model_validate({"codec": {"dense": "float16", "colbert": "float16"}})
     assert Finish(halves)(batch, tokens)["minilm_dense"].type == pa.list_(pa.float16(), 4)
     assert Finish(halves)(batch, tokens)["minilm_colbert"].to_pylist() == [

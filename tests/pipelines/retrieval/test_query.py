@@ -47,7 +47,7 @@ def test_a_channel_gives_the_exact_best(index: Index, channel: str) -> None:
         assert set(hit.scores) == {"dense", "sparse", "colbert", "bm25"}
 
 
-@pytest.mark.parametrize("codec", ["float16", "int8", "bits2", "sign", "sign_half", "pq"])
+@pytest.mark.parametrize("codec", ["float16", "int8", "bits2", "sign", "rotated_sign", "sign_half", "pq"])
 def test_colbert_scores_what_the_codec_stored(tmp_path: Path, codec: str) -> None:
     index = open_index(make_index(tmp_path, corpus(), codec=codec, full_text=False), embedder=WordEmbedder())
     expected = reference("colbert", codec=codec)

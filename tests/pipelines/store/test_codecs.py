@@ -61,13 +61,30 @@ def test_bits2_has_the_four_levels_of_the_gaussian_quantiser() -> None:
 
 @pytest.mark.parametrize(
     ("codec", "least"),
-    [("float32", 1), ("float16", 0.9999), ("int8", 0.999), ("bits2", 0.92), ("sign", 0.78)],
+    [("float32", 1), ("float16", 0.9999), ("int8", 0.999), ("bits2", 0.92), ("sign", 0.78), ("rotated_sign", 0.78)],
 )
 def test_decoded_vectors_point_the_same_way(codec: str, least: float) -> None:
     x = unit(200, 384)
     y = codecs.decode(codecs.encode(x, codec), codec, 384)
     cosine = (x * y).sum(1) / np.linalg.norm(y, axis=1)
     assert cosine.mean() >= least - 1e-6
+
+
+def test_turned_signs_do_not_mind_dimensions_of_unlike_size() -> None:
+    x = unit(200, 384) * np.linspace(0.01, 1, 384, dtype=np.float32) ** 2
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    plain, turned = (
+        (x * codecs.decode(codecs.encode(x, codec), codec, 384)).sum(1).mean() for codec in ("sign", "rotated_sign")
+    )
+    assert plain < 0.65
+    assert turned > 0.78
+
+
+@pytest.mark.parametrize("dim", [384, 21])
+def test_a_query_faces_turned_signs_as_it_faces_what_they_decode_to(dim: int) -> None:
+    query, codes = unit(5, dim, 3), codecs.encode(unit(40, dim), "rotated_sign")
+    products = codecs.get_codec("rotated_sign").facing(query) @ codecs.decode(codes, "sign", dim).T
+    np.testing.assert_allclose(products, query @ codecs.decode(codes, "rotated_sign", dim).T, atol=1e-6)
 
 
 @given(st.lists(st.integers(0, 9), max_size=6), st.sampled_from([2, 3]))

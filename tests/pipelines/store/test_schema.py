@@ -80,7 +80,7 @@ def test_the_identity_of_a_config() -> None:
     whole = load_config(None, ["chunk.mode=whole"], input={"paths": ["a"]}, index={"uri": "b"})
     assert identity_of(whole, {"minilm": {"outputs": ["dense"]}}).chunk == {"mode": "whole"}
     assert identity.embedders["m"]["outputs"] == ["dense"]
-    assert (identity.embedders["m"]["dense"], identity.embedders["m"]["colbert"]) == ("float16", "sign")
+    assert (identity.embedders["m"]["dense"], identity.embedders["m"]["colbert"]) == ("float16", "rotated_sign")
 
 
 def test_secrets_stay_out_of_messages(target: Target) -> None:
