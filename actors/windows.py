@@ -20,7 +20,7 @@ from actors.outputs import IntArray
 from actors.spec import Window
 
 SEGMENT_CHARS = 100_000
-COUNTED_CHARS = 2**20
+COUNTED_CHARS = 2**18
 """Counted in one call: a tokenizer's own objects take some 50 times the space of the text."""
 
 

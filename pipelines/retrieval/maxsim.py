@@ -51,7 +51,8 @@ def maxsim(
     shares = normalised_weights(len(query), weights)
     if not len(query) or not n:
         return np.zeros(n, np.float32)
-    prepared = _prepared(query, get_codec(codec), rough)
+    query, codec = get_codec(codec).unturned(query)
+    prepared = _prepared(query, codec, rough)
     if rows is not None and (prepared is None or documents.vectors.shape[1] % 8):  # codes in whole words stay in place
         documents, rows = documents.take(rows), None
     starts, ends = documents.offsets[:-1], documents.offsets[1:]
@@ -74,8 +75,8 @@ def maxsim(
 def _prepared(query: Floats, codec: Codec, rough: bool) -> BitQuery | SignQuery | TableQuery | None:
     """The query as a kernel takes it that scores codes without decoding them; None where there is none."""
     if HAS_NUMBA and codec.is_signs:
-        facing = codec.facing(query)
-        return SignQuery(facing) if rough else BitQuery(facing)
+        kept = query if codec.dims is None else query[:, codec.dims]
+        return SignQuery(kept) if rough else BitQuery(kept)
     return TableQuery(query, codec.book) if HAS_NUMBA and codec.book is not None else None
 
 
@@ -95,7 +96,7 @@ def row_blocks(lengths: IntArray, vectors: int | None) -> list[slice]:
     return [slice(int(a), int(b)) for a, b in pairwise(bounds)]
 
 
-def _decoded_scores(query: Floats, documents: MultiVectors, rows: slice, codec: str | Codec, shares: Floats) -> Floats:
+def _decoded_scores(query: Floats, documents: MultiVectors, rows: slice, codec: Codec, shares: Floats) -> Floats:
     bounds = documents.offsets[rows.start : rows.stop + 1]
     out = np.zeros(len(bounds) - 1, np.float32)
     products = query @ decode(documents.vectors[bounds[0] : bounds[-1]], codec, query.shape[1]).T
@@ -105,6 +106,7 @@ def _decoded_scores(query: Floats, documents: MultiVectors, rows: slice, codec: 
 
 def best_matches(query: Floats, document: MultiVectors, codec: str | Codec) -> tuple[Floats, npt.NDArray[np.int64]]:
     """For one document (a MultiVectors of one row): each query vector's best product, and which vector gave it."""
+    query, codec = get_codec(codec).unturned(query)
     products = query @ decode(document.vectors, codec, query.shape[1]).T
     best = products.argmax(axis=1)
     return products[np.arange(len(query)), best], best

@@ -50,11 +50,11 @@ class Codec:
         """One bit for each dimension that is kept."""
         return self.name in ("sign", "rotated_sign", "sign_half")
 
-    def facing(self, query: Floats) -> Floats:
-        """Query vectors (m, dim) as signs are compared with them: turned, or cut, as the codes were."""
-        if self.name == "rotated_sign":
-            return query @ rotation(query.shape[1])
-        return query if self.dims is None else query[:, self.dims]
+    def unturned(self, query: Floats) -> tuple[Floats, Codec]:
+        """Query vectors (m, dim) and a codec that give the same products without turning any document's vectors."""
+        if self.name != "rotated_sign":
+            return query, self
+        return query @ rotation(query.shape[1]), CODECS["sign"]
 
 
 def _encode_int8(vectors: Floats) -> Codes:
