@@ -41,7 +41,7 @@ def test_parts_sum_to_the_score_of_the_search(index: Index, options: dict) -> No
 
 
 @pytest.mark.parametrize("pooling", ["none", "sequential2", "sequential3", "distinct"])
-@pytest.mark.parametrize("codec", ["sign", "float16"])
+@pytest.mark.parametrize("codec", ["sign", "rotated_sign", "float16"])
 def test_colbert_matches_name_the_tokens_behind_pooled_vectors(tmp_path: Path, pooling: str, codec: str) -> None:
     texts = {"a": "red green blue red yellow", "b": "nothing of the kind"}
     index = open_index(make_index(tmp_path, texts, codec=codec, pooling=pooling), embedder=WordEmbedder())

@@ -17,7 +17,7 @@ from tests.indexes import WordEmbedder, corpus, make_index
 
 @pytest.fixture
 def own(tmp_path: Path) -> str:
-    return make_index(tmp_path, corpus(50), codec="sign", metadata={"year": pa.array(range(50))})
+    return make_index(tmp_path, corpus(50), codec="rotated_sign", metadata={"year": pa.array(range(50))})
 
 
 def test_upserts_replace_and_add_whole_documents(own: str) -> None:

@@ -45,7 +45,7 @@ def answers(uri: str, case: str) -> tuple[bool, dict[str, list]]:
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, list]]:
     folder: Path = tmp_path_factory.mktemp("plain")
-    uri = make_index(folder, corpus(), codec="sign", full_text=False)
+    uri = make_index(folder, corpus(), codec="rotated_sign", full_text=False)
     update_postings(uri)
     compiled, found = answers(uri, "there")
     assert compiled
