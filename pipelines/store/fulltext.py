@@ -7,6 +7,8 @@ Lance, so results are complete at any time; indexing them is a matter of speed.
 
 from __future__ import annotations
 
+from typing import Any
+
 import lancedb
 from lancedb.index import FTS
 
@@ -14,10 +16,15 @@ from pipelines.store.schema import Target
 
 COLUMN = "text"
 NAME = "text_idx"
+MEMORY = 2048
+"""MiB of postings that a build may hold, whatever the machine: Lance's own default is 2 GiB for each core."""
 
 
 def full_text_config() -> FTS:
-    return FTS(stem=True, remove_stop_words=True, with_position=False, base_tokenizer="simple", language="English")
+    limit: dict[str, Any] = {"memory_limit": MEMORY} if "memory_limit" in FTS.__dataclass_fields__ else {}
+    return FTS(
+        stem=True, remove_stop_words=True, with_position=False, base_tokenizer="simple", language="English", **limit
+    )
 
 
 def update_full_text(target: Target) -> None:
