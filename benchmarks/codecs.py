@@ -63,7 +63,9 @@ def scores_of(index: Index, ranked: Sequence[Judged], places: IntArray, stored: 
     for i, query in enumerate(ranked):
         vectors, weights = queries.colbert(i)
         rows = stored.take(np.searchsorted(places, query.found.positions))
-        run[query.query_id] = dict(zip(query.documents, maxsim(vectors, rows, codec, weights).tolist(), strict=True))
+        scores = maxsim(vectors, rows, codec, weights)
+        best_last = np.argsort(scores, kind="stable")  # of a document's chunks the best one counts
+        run[query.query_id] = {query.documents[j]: float(scores[j]) for j in best_last}
     return run
 
 
