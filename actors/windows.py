@@ -15,13 +15,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from actors.blocks import slices
+from actors.blocks import TOKENISED_TOGETHER, slices
 from actors.outputs import IntArray
 from actors.spec import Window
 
 SEGMENT_CHARS = 100_000
-COUNTED_CHARS = 2**18
-"""Counted in one call: a tokenizer's own objects take some 50 times the space of the text."""
 
 
 class Offsets(Protocol):
@@ -41,7 +39,7 @@ def windows_of(texts: Sequence[str], tokenizer: Offsets, window: Window) -> list
     chars = np.fromiter(map(len, texts), np.int64, len(texts))
     long = chars > SEGMENT_CHARS
     short = np.flatnonzero(~long)
-    for part in slices(chars[short], COUNTED_CHARS):
+    for part in slices(chars[short], TOKENISED_TOGETHER):
         rows = short[part]
         long[rows] = tokenizer.counts([texts[i] for i in rows]) > window.size
     return [

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.blocks import mark, place, slices
+from actors.blocks import TOKENISED_TOGETHER, mark, place, slices
 from actors.isolate import isolate
 from actors.outputs import EmbeddingBatch, IntArray, MultiVectors, TokenBatch, concat_tokens
 from actors.preparation import Preparation, load_preparation
@@ -30,9 +30,6 @@ from pipelines.store.codecs import encode_colbert, get_codec
 
 BLOCK_ROWS = 1024
 SAMPLE_ROWS = 256
-SLICE_BYTES = 2**18
-"""Text tokenised at once: the tokenizer's own objects take some 50 times the space of the text; 4 MiB at once took a
-sixth more time, too."""
 
 
 def good_rows(table: pa.Table) -> IntArray:
@@ -62,7 +59,7 @@ def _tokenise(table: pa.Table, embedder: EmbedderConfig) -> tuple[pa.Table, Toke
     texts = table.column("text").take(pa.array(rows))
     parts, kept = [preparation.tokenise([])], [rows[:0]]
     failures: dict[int, str] = {}
-    for piece in slices(pc.binary_length(texts).to_numpy(zero_copy_only=False), SLICE_BYTES):
+    for piece in slices(pc.binary_length(texts).to_numpy(zero_copy_only=False), TOKENISED_TOGETHER):
         found = isolate(lambda part: preparation.tokenise(texts.take(pa.array(part)).to_pylist()), piece)
         parts += [tokens for _, tokens in found.parts]
         kept.append(rows[found.rows])
