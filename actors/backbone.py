@@ -30,6 +30,8 @@ class Backbone(Protocol):
     vocab_size: int
     max_positions: int
     """Longest text in tokens, special tokens included."""
+    words: Tensor
+    """(vocab_size, h): the input embedding of every token."""
     device: torch.device
 
     def forward(self, ids: Tensor, offsets: IntArray) -> Tensor:

@@ -50,6 +50,11 @@ class TextTokenizer:
     def vocab_size(self) -> int:
         return int(self.backend.get_vocab_size(with_added_tokens=True))
 
+    @property
+    def names(self) -> list[str]:
+        """What the vocabulary calls each id, marks of pieces included; empty for an id that it lacks."""
+        return [self.backend.id_to_token(token) or "" for token in range(self.vocab_size)]
+
     def tokenise(self, texts: Iterable[str], max_length: int) -> TokenBatch:
         """Token ids with special tokens, at most `max_length` a text; what did not fit is counted."""
         added = len(self.prefix) + len(self.suffix)

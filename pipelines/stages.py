@@ -27,6 +27,7 @@ from pipelines.reading.chunk import chunk_table
 from pipelines.reading.units import Unit, read_schema, read_unit
 from pipelines.store.books import Book
 from pipelines.store.codecs import encode_colbert, get_codec
+from pipelines.store.terms import encode_sparse
 
 BLOCK_ROWS = 1024
 SAMPLE_ROWS = 256
@@ -99,7 +100,7 @@ def sample(units: Sequence[Unit], config: BuildConfig, fields: Sequence[pa.Field
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """Turns what an embedder gives into the columns that its index keeps: dense dtype, ColBERT pooling and codec."""
+    """Turns what an embedder gives into the columns that its index keeps: dtype, codecs and pooling."""
 
     embedder: EmbedderConfig
     book: Book | None = None
@@ -109,7 +110,7 @@ class Finish:
         codec = self.embedder.codec
         stored = EmbeddingBatch(
             None if batch.dense is None else batch.dense.astype(codec.dense, copy=False),
-            batch.sparse,
+            None if batch.sparse is None else encode_sparse(batch.sparse, tokens, self.embedder.sparse_codec),
             None if batch.colbert is None else self._colbert(batch.colbert, tokens),
             batch.n_tokens,
             batch.n_truncated,

@@ -50,6 +50,7 @@ class _Wrapped:
         self.config: PretrainedConfig = model.config
         self.hidden_size: int = model.config.hidden_size
         self.vocab_size: int = model.config.vocab_size
+        self.words: Tensor = model.get_input_embeddings().weight
         self.max_positions: int = model.config.max_position_embeddings
         self.device: torch.device = model.device
         self.takes_domain = "domain" in signature(model.forward).parameters

@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from typing import TypeVar
 
 import pyarrow as pa
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig
 
 from actors.backbone import load_backbone
@@ -59,6 +59,11 @@ class Embedder:
     @property
     def vocab_size(self) -> int:
         return self.engine.backbone.vocab_size
+
+    @property
+    def input_embeddings(self) -> Tensor:
+        """(vocab_size, h): what each token goes into the model as, in the dtype of the pass."""
+        return self.engine.backbone.words
 
     def tokenise(self, texts: Iterable[str], kind: Kind = "passage", max_length: int | None = None) -> TokenBatch:
         """See `Preparation.tokenise`."""

@@ -31,6 +31,7 @@ from pipelines.config.settings import (
     PoolConfig,
     RayConfig,
     SearchConfig,
+    SparseCodec,
     WorkFailed,
     plain,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "PoolConfig",
     "RayConfig",
     "SearchConfig",
+    "SparseCodec",
     "WorkFailed",
     "apply_override",
     "load_config",

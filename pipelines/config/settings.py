@@ -27,6 +27,7 @@ DEFAULT_MODEL = "all-MiniLM-L6-v2"
 TEXT_BESIDE_PICTURE = 256
 """Tokens of a text where nothing else is said: with a picture's 196 or 256 patches it fits both published models."""
 
+SparseCodec = Literal["max", "counted"]
 ColbertCodec = Literal["float16", "float32", "int8", "bits2", "sign", "rotated_sign", "sign_half", "pq"]
 ColbertPooling = Literal["none", "sequential2", "sequential3", "distinct"]
 Channel = Literal["dense", "sparse", "colbert", "bm25"]
@@ -193,6 +194,8 @@ class CodecConfig(Model):
     colbert: ColbertCodec | None = None
     """None: `rotated_sign` for the packaged model, where it loses next to nothing, `float16` for all others."""
     colbert_pooling: ColbertPooling = "none"
+    sparse: SparseCodec | None = None
+    """None: `counted` for the packaged model, `max`, which is M3's, for all others (`pipelines.store.terms`)."""
 
 
 class EmbedderConfig(Model):
@@ -228,6 +231,10 @@ class EmbedderConfig(Model):
     @property
     def colbert_codec(self) -> ColbertCodec:
         return self.codec.colbert or ("rotated_sign" if self.model == DEFAULT_MODEL else "float16")
+
+    @property
+    def sparse_codec(self) -> SparseCodec:
+        return self.codec.sparse or ("counted" if self.model == DEFAULT_MODEL else "max")
 
     def spec(self) -> EmbedderSpec:
         return EmbedderSpec(

@@ -19,7 +19,10 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class SparseMatch:
-    """A token that query and document share: both weights, their product, and where the document has it."""
+    """A token that query and document share: both weights, their product, and where the document has it.
+
+    asked_by: query tokens that asked for it as a neighbour; beside its own place in the query, if it has one.
+    """
 
     token: str
     token_id: int
@@ -27,6 +30,7 @@ class SparseMatch:
     document_weight: float
     product: float
     spans: tuple[Span, ...]
+    asked_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,9 @@ class Explanation:
                 f"  {name:8} score {c.score:9.4f}  weight {c.weight:5.2f}  part {c.part:+9.4f}  {c.share:4.0%}"
             )
         for s in self.sparse:
-            lines.append(f"  sparse   {s.token:16} {s.query_weight:.3f} x {s.document_weight:.3f} = {s.product:.4f}")
+            near = f"  near {', '.join(s.asked_by)}" if s.asked_by else ""
+            numbers = f"{s.query_weight:.3f} x {s.document_weight:.3f} = {s.product:.4f}"
+            lines.append(f"  sparse   {s.token:16} {numbers}{near}")
         for m in self.colbert:
             matched = " ".join(m.document_tokens) or "(special token)"
             place = f" at {m.spans[0][0]}" if m.spans else ""

@@ -63,12 +63,15 @@ def sparse_matches(index: Opened, queries: Queries, position: int, tokens: Token
     row = index.stored.take("sparse", np.array([position]))
     assert isinstance(row, SparseVectors)
     query_ids, query_weights = queries.sparse(0)
+    own = list(dict.fromkeys(index.encoder.token_ids(queries.texts)[0].tolist()))
     shared, mine, theirs = np.intersect1d(query_ids, row.token_ids, return_indices=True)
     matches = []
-    for token_id, i, j in zip(shared, mine, theirs, strict=True):
+    for token_id, i, j in zip(shared.tolist(), mine, theirs, strict=True):
         weights = float(query_weights[i]), float(row.weights[j])
         _, spans = tokens.text_of(np.flatnonzero(tokens.ids == token_id))
-        matches.append(SparseMatch(tokens.name(int(token_id)), int(token_id), *weights, weights[0] * weights[1], spans))
+        asking = index.neighbours.asking(own, token_id) if index.neighbours else ()
+        names = tokens.name(token_id), tuple(map(tokens.name, asking))
+        matches.append(SparseMatch(names[0], token_id, *weights, weights[0] * weights[1], spans, names[1]))
     return tuple(sorted(matches, key=lambda match: -match.product))
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines.config import DEFAULT_MODEL
 from pipelines.retrieval.encoder import Encoder
 from pipelines.retrieval.stored import Stored
 from pipelines.store.schema import Identity
 from pipelines.store.table import Snapshot
+
+if TYPE_CHECKING:
+    from pipelines.retrieval.neighbours import Neighbours
 
 MEMORY = 4 * 2**30
 """Bytes of stored columns that an opened index may hold."""
@@ -25,12 +30,14 @@ class Opened:
         local: Path | None = None,
         disk: int | None = None,
         rarity: bool | None = None,
+        neighbours: bool | None = None,
     ) -> None:
         self.snapshot = snapshot
         self.encoder = encoder
         embedder = self.identity.embedders[self.name]
         fitted = embedder["model"] == DEFAULT_MODEL or bool(embedder.get("fitted_heads"))
         self.rarity = fitted if rarity is None else rarity
+        self.asks_neighbours = fitted if neighbours is None else neighbours
         self.stored = Stored(snapshot, encoder.name, memory, local, disk)
 
     @property
@@ -41,6 +48,16 @@ class Opened:
     def name(self) -> str:
         """Which embedder's columns are searched."""
         return self.encoder.name
+
+    @cached_property
+    def neighbours(self) -> Neighbours | None:
+        """Of the tokens of lexical queries; None where queries ask for their own tokens alone."""
+        if not self.asks_neighbours:
+            return None
+        from pipelines.retrieval.neighbours import Neighbours
+
+        embedder = self.encoder.embedder
+        return Neighbours(embedder.input_embeddings, embedder.tokenizer.names)
 
     @property
     def version(self) -> int:

@@ -196,11 +196,15 @@ class Index(Opened):
             if not text.strip():
                 raise ConfigError(f"query {i}: is empty")
         outputs: list[Output] = [o for o in self.stored.outputs if o in self.channels]
-        encoded = self.encoder.encode(queries, outputs) if outputs and queries else None
-        if encoded is None or self.token_statistics is None:
-            return Queries(tuple(queries), encoded)
-        token_ids = self.encoder.token_ids(queries)[0] if encoded.colbert is not None else None
-        return Queries(tuple(queries), *by_rarity(encoded, token_ids, self.token_statistics))
+        if not outputs or not queries:
+            return Queries(tuple(queries))
+        encoded, token_weights = self.encoder.encode(queries, outputs), None
+        if self.token_statistics is not None:
+            token_ids = self.encoder.token_ids(queries)[0] if encoded.colbert is not None else None
+            encoded, token_weights = by_rarity(encoded, token_ids, self.token_statistics)
+        if encoded.sparse is not None and self.neighbours is not None:
+            encoded = replace(encoded, sparse=self.neighbours.expanded(encoded.sparse))
+        return Queries(tuple(queries), encoded, token_weights)
 
     @cached_property
     def token_statistics(self) -> TokenStatistics | None:
@@ -346,6 +350,7 @@ def open_index(
     local: str | Path | None = None,
     disk: int | None = None,
     rarity: bool | None = None,
+    neighbours: bool | None = None,
 ) -> Index:
     """Opens an index at its newest version, or at `version`.
 
@@ -354,7 +359,9 @@ def open_index(
     the first query needs it. memory: bytes of stored columns to hold. local: a folder for copies of the columns that
     scoring reads (`pipelines.retrieval.local`), made by the first search, at most `disk` bytes of them (None: any
     number); the rest is read from the table. rarity: whether query tokens weigh more where few rows have them
-    (`pipelines.retrieval.statistics`); None: for the packaged model and fitted heads, others keep M3's scores.
+    (`pipelines.retrieval.statistics`); neighbours: whether lexical queries ask for words like theirs, too
+    (`pipelines.retrieval.neighbours`). None, for both: for the packaged model and fitted heads; others keep M3's
+    scores.
 
     Raises ConfigError for a missing index, a table that is no index, and a model that did not build it (naming the
     field that differs).
@@ -362,7 +369,7 @@ def open_index(
     snapshot = open_table(uri, table, storage_options, version)
     name = _embedder_name(snapshot.identity, embedder if isinstance(embedder, str) else None)
     encoder = Encoder(snapshot.uri, snapshot.identity, name, None if isinstance(embedder, str) else embedder)
-    return Index(snapshot, encoder, memory, None if local is None else Path(local), disk, rarity)
+    return Index(snapshot, encoder, memory, None if local is None else Path(local), disk, rarity, neighbours)
 
 
 def _embedder_name(identity: Identity, wanted: str | None) -> str:

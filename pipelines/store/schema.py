@@ -53,7 +53,8 @@ class Identity:
     """Everything that decides which numbers are in the columns of an index.
 
     chunk: mode, size, overlap. text: the template that joins title and text. embedders: for each column prefix what
-    `Embedder.identity()` says, and `outputs`, `dense` (dtype), `colbert` (codec), `colbert_pooling`.
+    `Embedder.identity()` says, and `outputs`, `dense` (dtype), `colbert` (codec), `colbert_pooling`, and `sparse`
+    (codec) unless it is `max`.
     """
 
     chunk: Mapping[str, Any]
@@ -143,6 +144,7 @@ def identity_of(
             "dense": e.codec.dense,
             "colbert": e.colbert_codec,
             "colbert_pooling": e.codec.colbert_pooling,
+            **({"sparse": e.sparse_codec} if e.sparse_codec != "max" else {}),
             **({"codebook": trained.fingerprint(books[e.name])} if books and e.name in books else {}),
         }
         for e in config.embedders

@@ -1,0 +1,105 @@
+"""A lexical query asks for the nearest words of its words, too: `measured` finds `measure` and `measurement`.
+
+BM25 has a stemmer for this, of one language. Here a word's neighbours are those whose input embeddings point the same
+way: the model learnt them, so they hold for its languages, and synonyms are among them. That asks for about twice the
+postings, and a token that no query had before is compared with the whole vocabulary once (5 ms for MiniLM's 30,522).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from actors.outputs import Array, IntArray, SparseVectors, offsets_of
+
+MOST, LEAST_COSINE, POWER = 4, 0.5, 3
+"""At most four for each token, of a cosine of .5 or more, each asked for by its cube."""
+LEAST_LETTERS = 3
+"""Shorter tokens are pieces of words, and the neighbours of a number are other numbers."""
+MARKS = ("##", "▁", "Ġ")
+"""What tokenizers put before a piece that continues a word, or that begins one."""
+BLOCK = 32_768
+AT_ONCE = 256
+
+Found = tuple[IntArray, npt.NDArray[np.float32]]
+
+
+class Neighbours:
+    """The neighbours of every token of one model, found when they are first asked for. Threads may share it."""
+
+    def __init__(self, embeddings: Tensor, names: Sequence[str]) -> None:
+        """embeddings: (vocabulary, h), the model's input embeddings; names: the tokenizer's name of each id."""
+        self.words = np.array([i for i, name in enumerate(names[: len(embeddings)]) if _is_word(name)], np.int64)
+        self.unit = _unit(embeddings.cpu()[self.words])
+        self._place = {int(token): place for place, token in enumerate(self.words)}
+        self._found: dict[int, Found] = {}
+
+    def of(self, token_id: int) -> Found:
+        """int64 ids and float32 factors: the token itself by 1, then its neighbours, the nearest first."""
+        self._find([token_id])
+        return self._found[token_id]
+
+    def asking(self, token_ids: Sequence[int], neighbour: int) -> list[int]:
+        """Those of the tokens that have this one among their neighbours."""
+        return [token for token in token_ids if token != neighbour and neighbour in self.of(token)[0]]
+
+    def expanded(self, queries: SparseVectors) -> SparseVectors:
+        """Queries that ask for the neighbours as well; what several tokens ask for is asked for by their sum."""
+        if not len(queries.token_ids):
+            return queries
+        self._find(np.unique(queries.token_ids).tolist())
+        found = [self._found[token] for token in queries.token_ids.tolist()]
+        lengths = np.array([len(ids) for ids, _ in found])
+        rows = np.repeat(np.arange(len(queries)), np.diff(queries.offsets))
+        keys = np.repeat(rows << 32, lengths) | np.concatenate([ids for ids, _ in found])
+        weights = np.repeat(queries.weights, lengths) * np.concatenate([factors for _, factors in found])
+        return _summed(keys, weights, len(queries))
+
+    def _find(self, tokens: Sequence[int]) -> None:
+        new = [token for token in tokens if token not in self._found]
+        words = [token for token in new if token in self._place]
+        self._found |= {token: _alone(token) for token in new if token not in self._place}
+        for first in range(0, len(words), AT_ONCE):
+            part = words[first : first + AT_ONCE]
+            places = np.array([self._place[token] for token in part])
+            self._found |= dict(zip(part, self._nearest(places), strict=True))
+
+    def _nearest(self, places: IntArray) -> list[Found]:
+        asked = self.unit[places].float()
+        cosines = torch.cat([asked @ block.float().T for block in torch.split(self.unit, BLOCK)], 1)
+        cosines[torch.arange(len(places)), torch.from_numpy(places)] = 2.0  # first, whatever rounding did to others
+        values, best = cosines.topk(min(MOST + 1, cosines.shape[1]))
+        values = values.clamp(max=1.0)
+        kept = values >= LEAST_COSINE
+        return [
+            (self.words[row[near].numpy()], (value[near] ** POWER).numpy())
+            for row, value, near in zip(best, values, kept, strict=True)
+        ]
+
+
+def _is_word(name: str) -> bool:
+    for mark in MARKS:
+        name = name.removeprefix(mark)
+    return len(name) >= LEAST_LETTERS and name.isalpha()
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """float16: what all words share is taken away, or it would make all of them alike."""
+    centred = vectors.float()
+    return torch.nn.functional.normalize(centred - centred.mean(0), dim=-1).half()
+
+
+def _alone(token: int) -> Found:
+    return np.array([token], np.int64), np.ones(1, np.float32)
+
+
+def _summed(keys: IntArray, weights: Array, rows: int) -> SparseVectors:
+    """Pairs of row (upper half of the key) and token, each with a weight, as rows of distinct tokens."""
+    distinct, place = np.unique(keys, return_inverse=True)
+    lengths = np.bincount(distinct >> 32, minlength=rows)
+    total = np.bincount(place, weights, len(distinct)).astype(np.float32)
+    return SparseVectors(offsets_of(lengths), (distinct & 0xFFFFFFFF).astype(np.uint32), total)
