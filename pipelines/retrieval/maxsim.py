@@ -51,7 +51,7 @@ def maxsim(
     shares = normalised_weights(len(query), weights)
     if not len(query) or not n:
         return np.zeros(n, np.float32)
-    query, codec = get_codec(codec).unturned(query)
+    query, codec = get_codec(codec).as_signs(query)
     prepared = _prepared(query, codec, rough)
     if rows is not None and (prepared is None or documents.vectors.shape[1] % 8):  # codes in whole words stay in place
         documents, rows = documents.take(rows), None
@@ -106,7 +106,7 @@ def _decoded_scores(query: Floats, documents: MultiVectors, rows: slice, codec: 
 
 def best_matches(query: Floats, document: MultiVectors, codec: str | Codec) -> tuple[Floats, npt.NDArray[np.int64]]:
     """For one document (a MultiVectors of one row): each query vector's best product, and which vector gave it."""
-    query, codec = get_codec(codec).unturned(query)
+    query, codec = get_codec(codec).as_signs(query)
     products = query @ decode(document.vectors, codec, query.shape[1]).T
     best = products.argmax(axis=1)
     return products[np.arange(len(query)), best], best

@@ -25,7 +25,7 @@ from pipelines.store.books import TRAINERS, Book
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint8]
 
-LLOYD_MAX_4 = (0.9816, 0.4528, 1.5104)
+THRESHOLD, INNER, OUTER = 0.9816, 0.4528, 1.5104
 """Threshold and levels of the best 4-level quantiser of N(0, 1) (Max 1960)."""
 POOLINGS = ("none", "sequential2", "sequential3", "distinct")
 
@@ -50,11 +50,19 @@ class Codec:
         """One bit for each dimension that is kept."""
         return self.name in ("sign", "rotated_sign", "sign_half")
 
-    def unturned(self, query: Floats) -> tuple[Floats, Codec]:
-        """Query vectors (m, dim) and a codec that give the same products without turning any document's vectors."""
-        if self.name != "rotated_sign":
-            return query, self
-        return query @ rotation(query.shape[1]), CODECS["sign"]
+    def as_signs(self, query: Floats) -> tuple[Floats, Codec]:
+        """Query vectors and the `sign` codec that give the same products with what this one stores, if there are such.
+
+        query: (m, dim). Turned signs need the query turned, and no document. Two bits a dimension are signs of twice
+        the dimensions: the levels of `bits2` are high x the upper bit's sign + low x the lower's.
+        """
+        if self.name == "rotated_sign":
+            return query @ rotation(query.shape[1]), CODECS["sign"]
+        if self.name == "bits2":
+            high, low = (OUTER + INNER) / 2, (OUTER - INNER) / 2
+            pairs = np.sqrt(2) * np.stack([low * query, high * query], axis=2)
+            return pairs.reshape(len(query), -1).astype(np.float32), CODECS["sign"]
+        return query, self
 
 
 def _encode_int8(vectors: Floats) -> Codes:
@@ -71,7 +79,7 @@ def _decode_int8(codes: Array, dim: int) -> Floats:
 
 def _encode_bits2(vectors: Floats) -> Codes:
     dim = vectors.shape[1]
-    threshold = np.float32(LLOYD_MAX_4[0] / np.sqrt(dim))
+    threshold = np.float32(THRESHOLD / np.sqrt(dim))
     levels = np.zeros((len(vectors), -(-dim // 4) * 4), np.uint8)
     levels[:, :dim] = (vectors > -threshold).view(np.uint8) + (vectors > 0) + (vectors > threshold)
     packed: Codes = levels[:, 0::4] | levels[:, 1::4] << 2 | levels[:, 2::4] << 4 | levels[:, 3::4] << 6
@@ -79,8 +87,7 @@ def _encode_bits2(vectors: Floats) -> Codes:
 
 
 def _decode_bits2(codes: Array, dim: int) -> Floats:
-    _, inner, outer = LLOYD_MAX_4
-    levels = np.array([-outer, -inner, inner, outer], np.float32) / np.float32(np.sqrt(dim))
+    levels = np.array([-OUTER, -INNER, INNER, OUTER], np.float32) / np.float32(np.sqrt(dim))
     places = (codes[:, :, None] >> np.array([0, 2, 4, 6], np.uint8)) & np.uint8(3)
     decoded: Floats = levels[places.reshape(len(codes), -1)[:, :dim]]
     return decoded

@@ -80,12 +80,14 @@ def test_turned_signs_do_not_mind_dimensions_of_unlike_size() -> None:
     assert turned > 0.78
 
 
+@pytest.mark.parametrize("name", ["rotated_sign", "bits2"])
 @pytest.mark.parametrize("dim", [384, 21])
-def test_a_turned_query_needs_no_turned_documents(dim: int) -> None:
-    query, codes = unit(5, dim, 3), codecs.encode(unit(40, dim), "rotated_sign")
-    turned, codec = codecs.get_codec("rotated_sign").unturned(query)
-    products = query @ codecs.decode(codes, "rotated_sign", dim).T
-    np.testing.assert_allclose(turned @ codecs.decode(codes, codec, dim).T, products, atol=1e-6)
+def test_products_with_signs_are_those_with_decoded_vectors(name: str, dim: int) -> None:
+    query, codes = unit(5, dim, 3), codecs.encode(unit(40, dim), name)
+    changed, signs = codecs.get_codec(name).as_signs(query)
+    assert signs.name == "sign"
+    products = query @ codecs.decode(codes, name, dim).T
+    np.testing.assert_allclose(changed @ codecs.decode(codes, signs, changed.shape[1]).T, products, atol=1e-6)
 
 
 @given(st.lists(st.integers(0, 9), max_size=6), st.sampled_from([2, 3]))
