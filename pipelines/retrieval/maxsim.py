@@ -75,8 +75,7 @@ def maxsim(
 def _prepared(query: Floats, codec: Codec, rough: bool) -> BitQuery | SignQuery | TableQuery | None:
     """The query as a kernel takes it that scores codes without decoding them; None where there is none."""
     if HAS_NUMBA and codec.is_signs:
-        kept = query if codec.dims is None else query[:, codec.dims]
-        return SignQuery(kept) if rough else BitQuery(kept)
+        return SignQuery(query) if rough else BitQuery(query)
     return TableQuery(query, codec.book) if HAS_NUMBA and codec.book is not None else None
 
 

@@ -41,9 +41,7 @@ class Codec:
     is_float: bool = False
     """Stored as `list<fixed_size_list<float>>`, not as bytes."""
     book: Floats | None = None
-    """The centroids of `pq`."""
-    dims: IntArray | None = None
-    """The dimensions that `sign_half` keeps."""
+    """The centroids of `pq`, the directions of `sign_half`."""
 
     @property
     def is_signs(self) -> bool:
@@ -56,6 +54,8 @@ class Codec:
         query: (m, dim). Turned signs need the query turned, and no document. Two bits a dimension are signs of twice
         the dimensions: the levels of `bits2` are high x the upper bit's sign + low x the lower's.
         """
+        if self.name == "sign_half" and self.book is not None:
+            return query @ self.book, CODECS["sign"]
         if self.name == "rotated_sign":
             return query @ rotation(query.shape[1]), CODECS["sign"]
         if self.name == "bits2":
@@ -148,8 +148,10 @@ def get_codec(codec: str | Codec, book: Book | None = None) -> Codec:
 
 def _trained(codec: str, book: Floats) -> Codec:
     module = pq if codec == "pq" else halves
-    made = replace(CODECS[codec], encode=partial(module.encode, book=book), decode=partial(module.decode, book=book))
-    return replace(made, book=book) if codec == "pq" else replace(made, dims=halves.dimensions(book))
+    if module is halves:
+        halves.check(book)
+    encode, decode = partial(module.encode, book=book), partial(module.decode, book=book)
+    return replace(CODECS[codec], encode=encode, decode=decode, book=book)
 
 
 def encode(vectors: Array, codec: str | Codec) -> Array:
