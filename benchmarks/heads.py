@@ -1,9 +1,10 @@
 """What heads are worth: every channel and hybrid of one encoder on whole BEIR collections, scored exhaustively.
 
-BM25 is bm25s over stemmed words without stop words; `sparse idf` is the untrained start of the lexical head, fitted on
-the collection; `... plain` are M3's scores, the others weigh query tokens by rarity, as search does for the packaged
-model. Hybrids are z-scores over the union of the best 200 of their channels. Paired tests are random sign flips. Token
-states are kept in --cache, so a second head costs seconds. Run:
+BM25 is bm25s over stemmed words without stop words; `sparse idf` is the untrained start of the lexical head, fitted
+on the collection; `... plain` are M3's scores, `... by rarity` weigh query tokens by it, and those named alone count
+mentions and ask for neighbours as well, as search does for the packaged model. Hybrids are z-scores over the union of
+the best 200 of their channels. Paired tests are random sign flips. Token states are kept in --cache, so a second head
+costs seconds. Run:
 
     python benchmarks/heads.py --sparse actors/assets/all-MiniLM-L6-v2 --cache /tmp/states COLLECTION [COLLECTION/train]
 """
@@ -34,6 +35,8 @@ from pipelines.evaluation import read_qrels, read_queries
 from pipelines.evaluation.metrics import paired_p, per_query
 from pipelines.evaluation.qrels import judged
 from pipelines.retrieval.fusion import Rule, fuse
+from pipelines.retrieval.neighbours import Neighbours
+from pipelines.store.terms import encode_sparse
 
 Scores = npt.NDArray[np.float32]
 DEPTH = 200
@@ -117,15 +120,20 @@ def hybrid(channels: Mapping[str, Scores], weights: dict[Channel, float]) -> Sco
 
 
 def lexical_scores(encoder: Encoder, texts: tuple[States, States], named: Mapping[str, nn.Linear]) -> dict[str, Scores]:
-    """For each head `NAME plain`, M3's scores, and `NAME`, with query weights made sqrt(weight) x IDF."""
+    """For each head `NAME plain`, M3's scores; `NAME by rarity`, with query weights made sqrt(weight) x IDF; and `NAME`,
+    which has mentions and neighbours besides.
+    """
     asked, found = texts
     rarity, scores = rarities(found, encoder.vocab), {}
+    neighbours = Neighbours(encoder.backbone.words, encoder.preparation.tokenizer.names)
     for name, head in named.items():
         asks, holds = (lexical(t, head, encoder.excluded) for t in (asked, found))
         root = np.sqrt(asks.weights) * rarity[asks.token_ids]
         weighed = SparseVectors(asks.offsets, asks.token_ids, root)
         scores[f"{name} plain"] = sparse_scores(asks, holds, encoder.vocab)
-        scores[name] = sparse_scores(weighed, holds, encoder.vocab)
+        scores[f"{name} by rarity"] = sparse_scores(weighed, holds, encoder.vocab)
+        counted = encode_sparse(holds, found.tokens, "counted")
+        scores[name] = sparse_scores(neighbours.expanded(weighed), counted, encoder.vocab)
     return scores
 
 
