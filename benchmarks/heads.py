@@ -120,8 +120,8 @@ def hybrid(channels: Mapping[str, Scores], weights: dict[Channel, float]) -> Sco
 
 
 def lexical_scores(encoder: Encoder, texts: tuple[States, States], named: Mapping[str, nn.Linear]) -> dict[str, Scores]:
-    """For each head `NAME plain`, M3's scores; `NAME by rarity`, with query weights made sqrt(weight) x IDF; and `NAME`,
-    which has mentions and neighbours besides.
+    """For each head `NAME plain`, M3's scores, `NAME by rarity`, with query weights made sqrt(weight) x IDF, and as
+    searched `NAME`, with mentions and neighbours besides.
     """
     asked, found = texts
     rarity, scores = rarities(found, encoder.vocab), {}
