@@ -19,7 +19,7 @@ import numpy as np
 from actors.outputs import IntArray
 from pipelines.config import Channel
 from pipelines.retrieval.candidates import ChannelSearch, Colbert, Filter, Floats, Queries, Ranking
-from pipelines.retrieval.fusion import Rule, fuse
+from pipelines.retrieval.fusion import LEXICAL, Rule, fuse
 from pipelines.retrieval.kernels import top_n
 
 SAMPLED = 256
@@ -71,7 +71,7 @@ class Union:
         if not self._follows(wanted, exact):
             tops = self._tops(wanted, queries, dict.fromkeys(wanted, n), where, exact)
             return [self.scored(queries, i, {c: t[i] for c, t in tops.items()}, sampled) for i in range(len(queries))]
-        leading = tuple(c for c in wanted if c != "colbert") or tuple(c for c in self.channels if c != "colbert")
+        leading = self._leading(wanted)
         tops = self._tops(leading, queries, {c: followed(c, rule) * n for c in leading}, where, exact)
         return [
             self._followed(queries, i, {c: t[i] for c, t in tops.items()}, n, sampled, rule)
@@ -96,6 +96,14 @@ class Union:
         colbert = self.channels.get("colbert")
         others = self.channels.keys() - {"colbert"}
         return "colbert" in wanted and isinstance(colbert, Colbert) and not (colbert.scans or exact) and bool(others)
+
+    def _leading(self, wanted: tuple[Channel, ...]) -> tuple[Channel, ...]:
+        """The channels that bring rows for ColBERT: those of the search, and always one that matches words."""
+        others = tuple(c for c in wanted if c != "colbert")
+        if not others:
+            return tuple(c for c in self.channels if c != "colbert")
+        lexical = {*LEXICAL} & {*others}
+        return others if lexical or "sparse" not in self.channels else (*others, "sparse")
 
     def _followed(
         self, queries: Queries, i: int, tops: Mapping[Channel, Ranking], n: int, sampled: bool, rule: Rule | None

@@ -219,6 +219,21 @@ def test_on_a_large_table_colbert_ranks_what_the_others_bring(
     assert len(large.search(QUERY, k=10)) == 10
 
 
+def test_a_channel_that_matches_words_always_brings_rows_for_colbert(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates, "SCANNED_BYTES", 100)
+    large = open_index(uri, embedder=WordEmbedder())
+    queries = large.encode([QUERY])
+    brought = {
+        searched: set(large.candidates(queries, searched, 20)[0].tops) - {"colbert"}
+        for searched in [("dense", "colbert"), ("dense", "bm25", "colbert"), ("sparse", "colbert")]
+    }
+    assert brought == {
+        ("dense", "colbert"): {"dense", "sparse"},
+        ("dense", "bm25", "colbert"): {"dense", "bm25"},
+        ("sparse", "colbert"): {"sparse"},
+    }
+
+
 @pytest.mark.parametrize("fusion", ["weighted", "zscore"])
 def test_rough_scores_choose_rows_and_exact_ones_rank_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fusion: str
