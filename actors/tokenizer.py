@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,17 @@ class TextTokenizer:
     def names(self) -> list[str]:
         """What the vocabulary calls each id, marks of pieces included; empty for an id that it lacks."""
         return [self.backend.id_to_token(token) or "" for token in range(self.vocab_size)]
+
+    @cached_property
+    def continuing(self) -> npt.NDArray[np.bool_]:
+        """(vocab_size,): whether a token goes on with the word of the token before it, by the vocabulary's marks."""
+        names = self.names
+        if any(name.startswith("##") for name in names):
+            return np.array([name.startswith("##") for name in names])
+        for mark in ("▁", "Ġ"):  # of a piece that begins a word: SentencePiece's, byte-level BPE's
+            if any(name.startswith(mark) for name in names):
+                return np.array([name.isalnum() and not name.startswith(mark) for name in names])
+        return np.zeros(len(names), bool)
 
     def tokenise(self, texts: Iterable[str], max_length: int) -> TokenBatch:
         """Token ids with special tokens, at most `max_length` a text; what did not fit is counted."""

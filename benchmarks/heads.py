@@ -34,6 +34,7 @@ from pipelines.config import Channel
 from pipelines.evaluation import read_qrels, read_queries
 from pipelines.evaluation.metrics import paired_p, per_query
 from pipelines.evaluation.qrels import judged
+from pipelines.retrieval.encoder import pieces
 from pipelines.retrieval.fusion import Rule, fuse
 from pipelines.retrieval.neighbours import Neighbours
 from pipelines.store.terms import encode_sparse
@@ -66,12 +67,11 @@ def bm25(queries: list[str], passages: list[str]) -> Scores:
 
 
 @torch.inference_mode()
-def late(queries: States, passages: States, head: nn.Linear | None, vocab: int) -> tuple[Scores, Scores]:
+def late(queries: States, passages: States, head: nn.Linear | None, encoder: Encoder) -> tuple[Scores, Scores]:
     """float32 (queries, passages), twice: MaxSim with every passage, the plain mean over a query's tokens and one
-    weighted by their IDF. Products are in bf16, short passages come first."""
+    weighted by `token_weights`. Products are in bf16, short passages come first."""
     query, counts = _vectors(queries, np.arange(len(queries)), head)
-    ids = queries.tokens.ids[~np.isin(np.arange(len(queries.tokens.ids)), queries.tokens.offsets[:-1])]
-    rarity = rarities(passages, vocab)[ids]
+    rarity = token_weights(queries, passages, encoder)
     owner = torch.from_numpy(np.repeat(np.arange(len(queries)), counts))
     results = tuple(np.zeros((len(queries), len(passages)), np.float32) for _ in range(2))
     order = np.argsort(passages.tokens.lengths, kind="stable")
@@ -83,6 +83,15 @@ def late(queries: States, passages: States, head: nn.Linear | None, vocab: int) 
             shares = torch.from_numpy(weights / np.bincount(owner, weights, len(queries))[owner].clip(1e-9)).float()
             result[:, rows] = torch.zeros(len(queries), len(rows)).index_add(0, owner, best.T * shares[:, None])
     return results[0], results[1]
+
+
+def token_weights(queries: States, passages: States, encoder: Encoder) -> Scores:
+    """What each ColBERT vector of the queries weighs: IDF, shared by the pieces of a word, as in a search."""
+    tokens = queries.tokens
+    ids = np.delete(tokens.ids, tokens.offsets[:-1])
+    bounds = tokens.offsets - np.arange(len(tokens.offsets))
+    shared = pieces(encoder.preparation.tokenizer.continuing[ids], bounds)
+    return (rarities(passages, encoder.vocab)[ids] / np.sqrt(shared)).astype(np.float32)
 
 
 def _vectors(texts: States, rows: IntArray, head: nn.Linear | None) -> tuple[Tensor, IntArray]:
@@ -148,7 +157,7 @@ def channels_of(
         "sparse": head_of(folders[0], "sparse_linear"),
         **fitted,
     }
-    plain, weighted = late(asked, found, head_of(folders[0], "colbert_linear"), encoder.vocab)
+    plain, weighted = late(asked, found, head_of(folders[0], "colbert_linear"), encoder)
     return {
         "bm25": bm25(queries, passages),
         "dense": (dense_vectors(asked, encoder.pooling) @ dense_vectors(found, encoder.pooling).T).numpy(),

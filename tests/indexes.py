@@ -27,6 +27,7 @@ class WordTokenizer:
     """One token a word; id 0 opens every text."""
 
     special_ids = frozenset({0})
+    continuing = np.zeros(VOCABULARY, bool)
 
     def offsets(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         found = list(WORD.finditer(text))

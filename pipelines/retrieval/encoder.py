@@ -10,6 +10,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from actors.outputs import EmbeddingBatch, IntArray
 from actors.spec import EmbedderSpec, Output
@@ -85,9 +86,27 @@ class Encoder:
             raise ConfigError(f"{self.uri}: its model ({self.embedder.spec.model}) sees no pictures")
         return self.embedder.embed_images([picture], [text], "query")
 
+    def words(self, texts: Sequence[str]) -> tuple[IntArray, IntArray]:
+        """The ids behind the queries' ColBERT vectors, and of how many pieces the word of each is made."""
+        ids, offsets = self.token_ids(texts)
+        return ids, pieces(self.embedder.tokenizer.continuing[ids], offsets)
+
     def token_ids(self, texts: Sequence[str]) -> tuple[IntArray, IntArray]:
         """(ids, offsets) of the tokens behind the ColBERT vectors: all but the first of each query."""
         tokens = self.embedder.tokenise(list(texts), "query")
         keep = np.ones(len(tokens.ids), bool)
         keep[tokens.offsets[:-1]] = False
         return tokens.ids[keep].astype(np.int64), tokens.offsets - np.arange(len(tokens.offsets))
+
+
+def pieces(continuing: npt.NDArray[np.bool_], offsets: IntArray) -> IntArray:
+    """int64 (tokens,): how many tokens the word of each token has; no word goes on from one text to the next.
+
+    >>> pieces(np.array([False, True, True, False, True]), np.array([0, 4, 5])).tolist()
+    [3, 3, 3, 1, 1]
+    """
+    begins = ~continuing
+    begins[offsets[:-1][np.diff(offsets) > 0]] = True
+    word = begins.cumsum() - 1
+    counts: IntArray = np.bincount(word)[word]
+    return counts

@@ -200,8 +200,8 @@ class Index(Opened):
             return Queries(tuple(queries))
         encoded, token_weights = self.encoder.encode(queries, outputs), None
         if self.token_statistics is not None:
-            token_ids = self.encoder.token_ids(queries)[0] if encoded.colbert is not None else None
-            encoded, token_weights = by_rarity(encoded, token_ids, self.token_statistics)
+            words = self.encoder.words(queries) if encoded.colbert is not None else None
+            encoded, token_weights = by_rarity(encoded, words, self.token_statistics)
         if encoded.sparse is not None and self.neighbours is not None:
             encoded = replace(encoded, sparse=self.neighbours.expanded(encoded.sparse))
         return Queries(tuple(queries), encoded, token_weights)

@@ -1,10 +1,10 @@
 """In how many rows each token of the model occurs: what a query's tokens weigh.
 
 A rare query token says more about the right document than a full stop does. Late interaction weighs query tokens by
-inverse document frequency, lexical matching by IDF times the root of the head's weight (benchmarks/RESULTS.md has what
-both bring). Document columns are as the model gives them; `open_index(..., rarity=False)` gives M3's own scores. The
-counts come from a sample of evenly spaced rows, so they cost seconds at any size, and lie in a table of their own, so
-that they can be replaced without touching the documents.
+inverse document frequency, shared by the pieces of a word, lexical matching by IDF times the root of the head's
+weight (benchmarks/RESULTS.md has what both bring). `open_index(..., rarity=False)` gives M3's own scores. The counts
+come from a sample of evenly spaced rows, so they cost seconds at any size, and lie in a table of their own, so that
+they can be replaced without touching the documents.
 """
 
 from __future__ import annotations
@@ -47,17 +47,18 @@ class TokenStatistics:
 
 
 def by_rarity(
-    encoded: EmbeddingBatch, token_ids: IntArray | None, statistics: TokenStatistics
+    encoded: EmbeddingBatch, words: tuple[IntArray, IntArray] | None, statistics: TokenStatistics
 ) -> tuple[EmbeddingBatch, Floats | None]:
-    """Queries with lexical weights w made sqrt(w) x IDF, and the IDF of the tokens behind their ColBERT vectors.
+    """Queries with lexical weights w made sqrt(w) x IDF, and what their ColBERT vectors weigh: IDF / sqrt(pieces).
 
     A linear head cannot hold IDF, and in a query of ten words one wrong weight decides: the root takes the edge off.
+    words: see `Encoder.words`. Each piece of a rare word is rare, so that a word of four would count four times.
     """
     if encoded.sparse is not None:
         lexical = encoded.sparse
         weights = np.sqrt(lexical.weights) * statistics.idf(lexical.token_ids)
         encoded = replace(encoded, sparse=SparseVectors(lexical.offsets, lexical.token_ids, weights))
-    return encoded, None if token_ids is None else statistics.idf(token_ids)
+    return encoded, None if words is None else (statistics.idf(words[0]) / np.sqrt(words[1])).astype(np.float32)
 
 
 def statistics_table(name: str) -> str:

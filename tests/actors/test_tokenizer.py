@@ -114,3 +114,18 @@ def test_it_travels_and_names_its_file(tokenizer: TextTokenizer, xlmr: Path, tmp
     (tmp_path / "tokenizer.json").write_text(json.dumps({**pipeline, "normalizer": None}))
     (tmp_path / "tokenizer_config.json").write_text((xlmr / "tokenizer_config.json").read_text())
     assert read_tokenizer(tmp_path).sha256 != tokenizer.sha256
+
+
+def continued(tokenizer: TextTokenizer, text: str) -> list[str]:
+    """The tokens of the text that go on with a word."""
+    return [tokenizer.names[i] for i in tokenizer.ids([text])[0] if tokenizer.continuing[i]]
+
+
+def test_which_tokens_go_on_with_a_word_is_read_off_the_vocabularys_marks(
+    tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    packaged = load_tokenizer(EmbedderSpec(model="all-MiniLM-L6-v2"))
+    assert continued(packaged, "really, photosynthesizing") == ["##yn", "##thes", "##izing"]
+    assert continued(tokenizer, "what is the panda") == []
+    byte_level_tokenizer(tmp_path)
+    assert continued(read_tokenizer(tmp_path), "ab c.") == ["a", "b", "c"]  # its vocabulary has no "Ġc"

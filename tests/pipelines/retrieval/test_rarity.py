@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipelines.retrieval.encoder import pieces
 from pipelines.retrieval.fusion import Rule
 from pipelines.retrieval.query import Index, open_index
 from pipelines.retrieval.statistics import TokenStatistics, read_statistics, write_statistics
@@ -41,6 +42,24 @@ def test_lexical_weights_are_root_times_idf_and_colbert_weights_idf(uri: str) ->
     assert plain.token_weights is None
     order = [word_id(word) for word in QUERY.split()]
     np.testing.assert_allclose(weighed.token_weights, statistics.idf(np.array(order)), rtol=1e-6)
+
+
+def test_the_pieces_of_a_word_share_its_weight_as_their_root(uri: str) -> None:
+    index = opened(uri, True)
+    whole = index.encode([QUERY]).token_weights
+    tokenizer = index.encoder.embedder.tokenizer
+    tokenizer.continuing = tokenizer.continuing.copy()
+    tokenizer.continuing[word_id("reads")] = True  # as if "scheduler reads" were one word of two pieces
+    shared = index.encode([QUERY]).token_weights
+    assert whole is not None
+    assert shared is not None
+    np.testing.assert_allclose(shared, whole / np.sqrt([2, 2, 1, 1]), rtol=1e-6)
+
+
+def test_no_word_goes_on_from_one_query_to_the_next() -> None:
+    continuing = np.array([True, True, False, True, False])
+    assert pieces(continuing, np.array([0, 1, 1, 4, 5])).tolist() == [1, 1, 2, 2, 1]
+    assert pieces(np.zeros(0, bool), np.array([0, 0])).tolist() == []
 
 
 def test_other_models_keep_m3s_scores_unless_asked(uri: str) -> None:
