@@ -47,9 +47,9 @@ HYBRIDS: dict[str, dict[Channel, float]] = {
     "dense + colbert": {"dense": 1, "colbert": 2},
     "dense + sparse .1 + colbert": {"dense": 1, "sparse": 0.1, "colbert": 2},
     "dense + sparse .2 + colbert": {"dense": 1, "sparse": 0.2, "colbert": 2},
-    "dense + bm25 .35 + colbert": {"dense": 1, "bm25": 0.35, "colbert": 2},
+    "dense + bm25 .5 + colbert 3": {"dense": 1, "bm25": 0.5, "colbert": 3},
     "dense + bm25 .5 + colbert": {"dense": 1, "bm25": 0.5, "colbert": 2},
-    "dense + sparse + bm25 + colbert": {"dense": 1, "sparse": 0.1, "bm25": 0.35, "colbert": 2},
+    "dense + sparse + bm25 + colbert": {"dense": 1, "sparse": 0.1, "bm25": 0.5, "colbert": 3},
 }
 
 

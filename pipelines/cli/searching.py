@@ -15,7 +15,7 @@ SearchFiles = Annotated[list[Path] | None, typer.Option("--search", help="YAML o
 SearchFile = Annotated[Path | None, typer.Option("--search", help="YAML of `tridex tune`; options here win over it.")]
 Mode = Annotated[str | None, typer.Option(help="hybrid (default), dense, sparse, colbert or bm25.")]
 Where = Annotated[str | None, typer.Option(help="SQL filter over the index's columns.")]
-Weights = Annotated[str | None, typer.Option(help="Of the hybrid: dense=1,bm25=0.35,colbert=2.")]
+Weights = Annotated[str | None, typer.Option(help="Of the hybrid: dense=1,bm25=0.5,colbert=3.")]
 FusionRule = Annotated[str | None, typer.Option("--fusion", help="zscore, weighted, rrf or dbsf.")]
 Depth = Annotated[int | None, typer.Option("--candidates", help="Rows of each channel that enter the hybrid (200).")]
 Exact = Annotated[bool, typer.Option("--exact", help="No approximate index; ColBERT scans the table.")]
@@ -108,7 +108,7 @@ def _search_options(path: Path | None, **given: Any) -> dict[str, Any]:
 
 
 def _weights(text: str) -> dict[str, float]:
-    """`dense=1,bm25=0.35` to a mapping; ConfigError names the part at fault."""
+    """`dense=1,bm25=0.5` to a mapping; ConfigError names the part at fault."""
     weights: dict[str, float] = {}
     for part in text.split(","):
         channel, sign, number = (piece.strip() for piece in part.partition("="))
@@ -117,7 +117,7 @@ def _weights(text: str) -> dict[str, float]:
         except ValueError:
             sign = ""
         if not (channel and sign):
-            raise ConfigError(f"--weights: {part.strip()!r}: expected CHANNEL=NUMBER, as in dense=1,bm25=0.35")
+            raise ConfigError(f"--weights: {part.strip()!r}: expected CHANNEL=NUMBER, as in dense=1,bm25=0.5")
     return weights
 
 

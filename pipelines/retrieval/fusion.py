@@ -40,11 +40,13 @@ def default_rule(model: str, available: tuple[Channel, ...], fitted: bool = Fals
 
     fitted: its heads come from `tridex fit-heads`, as those of the packaged model do.
     """
-    if fitted or model == DEFAULT_MODEL or "colbert" not in available:
-        weights: dict[Channel, float] = {"dense": 1.0, "bm25": 0.35, "colbert": 2.0}
-        return Rule("zscore", {c: w for c, w in weights.items() if c in available})
-    upstream: dict[Channel, float] = {"dense": 1.0, "sparse": 0.3, "colbert": 1.0}
-    return Rule("weighted", {c: w for c, w in upstream.items() if c in available})
+    fusion: Fusion = "zscore"
+    weights: dict[Channel, float] = {"dense": 1.0, "bm25": 0.5, "colbert": 3.0}
+    if "colbert" not in available:
+        weights = {"dense": 1.0, "bm25": 0.35}
+    elif not (fitted or model == DEFAULT_MODEL):
+        fusion, weights = "weighted", {"dense": 1.0, "sparse": 0.3, "colbert": 1.0}
+    return Rule(fusion, {c: w for c, w in weights.items() if c in available})
 
 
 def checked_rule(

@@ -99,7 +99,7 @@ def test_explain_takes_the_options_of_the_search(uri: str, index: Index) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--weights", "dense"], "--weights: 'dense': expected CHANNEL=NUMBER, as in dense=1,bm25=0.35"),
+        (["--weights", "dense"], "--weights: 'dense': expected CHANNEL=NUMBER, as in dense=1,bm25=0.5"),
         (["--weights", "dense=one"], "--weights: 'dense=one': expected CHANNEL=NUMBER"),
         (["--weights", "denser=1"], "weights: the index has no channel 'denser'"),
         (["--weights", "dense=-1"], "weights.dense: must be a number that is 0 or more"),

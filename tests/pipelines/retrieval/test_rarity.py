@@ -87,4 +87,4 @@ class Fitted(WordEmbedder):
 def test_fitted_heads_are_searched_as_the_packaged_ones_are(tmp_path: Path) -> None:
     index = open_index(make_index(tmp_path, TEXTS, embedder=Fitted()), embedder=Fitted())
     assert index.rarity
-    assert index.default_rule == Rule("zscore", {"dense": 1.0, "bm25": 0.35, "colbert": 2.0})
+    assert index.default_rule == Rule("zscore", {"dense": 1.0, "bm25": 0.5, "colbert": 3.0})

@@ -87,7 +87,7 @@ def test_equal_scores_stay_equal_under_every_rule() -> None:
 
 def test_defaults_depend_on_the_model_and_on_what_there_is(index: Index) -> None:
     assert default_rule("all-MiniLM-L6-v2", ("dense", "bm25")).weights == {"dense": 1.0, "bm25": 0.35}
-    assert default_rule("mine", ("dense", "colbert"), fitted=True) == Rule("zscore", {"dense": 1.0, "colbert": 2.0})
+    assert default_rule("mine", ("dense", "colbert"), fitted=True) == Rule("zscore", {"dense": 1.0, "colbert": 3.0})
     m3 = default_rule("BAAI/bge-m3", ("dense", "sparse", "colbert", "bm25"))
     assert (m3.fusion, m3.weights) == ("weighted", {"dense": 1.0, "sparse": 0.3, "colbert": 1.0})
     assert index.default_rule.fusion == "weighted"
