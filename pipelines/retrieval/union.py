@@ -25,7 +25,7 @@ from pipelines.retrieval.kernels import top_n
 SAMPLED = 256
 """Rows that z-scores are measured against."""
 FOLLOWED: Mapping[Channel, int] = {"dense": 1, "sparse": 3, "bm25": 2}
-FOLLOWED_FAR: Mapping[Channel, int] = {"dense": 4, "sparse": 8, "bm25": 4}
+FOLLOWED_FAR: Mapping[Channel, int] = {"dense": 8, "sparse": 8, "bm25": 4}
 """The second where ColBERT has most of the weight: its best rows then lie deeper in the other channels' lists. A long
 list costs little where the sparse index brings it."""
 KEPT = 1
