@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from actors.blocks import TOKENISED_TOGETHER, mark, place, slices
 from actors.isolate import isolate
-from actors.outputs import EmbeddingBatch, IntArray, MultiVectors, TokenBatch, concat_tokens
+from actors.outputs import EmbeddingBatch, IntArray, TokenBatch, concat_tokens
 from actors.preparation import Preparation, load_preparation
 from actors.shrink import Shrink
 from actors.spec import EmbedderSpec
@@ -26,8 +26,8 @@ from pipelines.config import BuildConfig, EmbedderConfig
 from pipelines.reading.chunk import chunk_table
 from pipelines.reading.units import Unit, read_schema, read_unit
 from pipelines.store.books import Book
-from pipelines.store.codecs import encode_colbert, get_codec
-from pipelines.store.terms import encode_sparse
+from pipelines.store.codecs import get_codec
+from pipelines.store.encode import encode_batch
 
 BLOCK_ROWS = 1024
 SAMPLE_ROWS = 256
@@ -107,14 +107,9 @@ class Finish:
     """Of a trained codec."""
 
     def __call__(self, batch: EmbeddingBatch, tokens: TokenBatch) -> dict[str, pa.Array]:
-        codec = self.embedder.codec
-        stored = EmbeddingBatch(
-            None if batch.dense is None else batch.dense.astype(codec.dense, copy=False),
-            None if batch.sparse is None else encode_sparse(batch.sparse, tokens, self.embedder.sparse_codec),
-            None if batch.colbert is None else self._colbert(batch.colbert, tokens),
-            batch.n_tokens,
-            batch.n_truncated,
-        )
+        embedder, codec = self.embedder, self.embedder.codec
+        colbert = get_codec(embedder.colbert_codec, self.book)
+        stored = encode_batch(batch, tokens, codec.dense, embedder.sparse_codec, colbert, codec.colbert_pooling)
         return stored.to_arrow(self.embedder.name)
 
     @property
@@ -124,10 +119,3 @@ class Finish:
         if codec not in ("sign", "rotated_sign", "int8") or pooling == "distinct":
             return None
         return Shrink(codec, 1 if pooling == "none" else int(pooling.removeprefix("sequential")))
-
-    def _colbert(self, vectors: MultiVectors, tokens: TokenBatch) -> MultiVectors:
-        if vectors.vectors.dtype == np.uint8:
-            return vectors
-        pooling = self.embedder.codec.colbert_pooling
-        ids = np.delete(tokens.ids, tokens.offsets[:-1]) if pooling == "distinct" else None
-        return encode_colbert(vectors, get_codec(self.embedder.colbert_codec, self.book), pooling, ids)

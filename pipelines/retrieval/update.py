@@ -19,11 +19,10 @@ from actors.windows import windows_of
 from pipelines.config import ChunkConfig, ConfigError
 from pipelines.retrieval.opened import Opened
 from pipelines.store import lease
-from pipelines.store.codecs import encode_colbert
 from pipelines.store.commit import Committer
+from pipelines.store.encode import encode_batch
 from pipelines.store.schema import Target
 from pipelines.store.table import sql_in
-from pipelines.store.terms import encode_sparse
 from pipelines.store.writer import REPLACES, write_block
 
 SOURCE = "upsert"
@@ -145,11 +144,5 @@ def _embedded(index: Opened, texts: Sequence[str]) -> EmbeddingBatch:
     described, embedder = index.stored.embedder, index.encoder.embedder
     tokens = embedder.tokenise(texts, "passage")
     batch = embedder.embed_tokens(tokens, index.stored.outputs)
-    ids = np.delete(tokens.ids, tokens.offsets[:-1])
-    sparse, colbert = batch.sparse, batch.colbert
-    if sparse is not None:
-        sparse = encode_sparse(sparse, tokens, described.get("sparse", "max"))
-    if colbert is not None:
-        colbert = encode_colbert(colbert, index.stored.codec, str(described["colbert_pooling"]), ids)
-    dense = None if batch.dense is None else batch.dense.astype(described["dense"])
-    return EmbeddingBatch(dense, sparse, colbert, batch.n_tokens, batch.n_truncated)
+    sparse, pooling = described.get("sparse", "max"), str(described["colbert_pooling"])
+    return encode_batch(batch, tokens, described["dense"], sparse, index.stored.codec, pooling)

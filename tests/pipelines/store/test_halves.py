@@ -51,4 +51,4 @@ def test_scores_are_those_of_the_decoded_vectors(m: int, lengths: list[int]) -> 
     found = maxsim(query, MultiVectors(offsets, codes), codec)
     products = query @ codecs.decode(codes, codec, 48).T
     expected = [products[:, a:b].max(1).mean() if b > a else 0 for a, b in pairwise(offsets)]
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
