@@ -1,10 +1,10 @@
 """Latency, throughput, memory and recall of a three-channel search without query encoding, beside other engines.
 
 The index is a real one, or one recombined from real ones (`benchmarks/passages.py`); queries are real questions,
-encoded by the packaged model before the clock runs. Hybrid: M3's weighted sum of dense, sparse and ColBERT, best 100
-rows. The reference for recall scores every row by every channel. LanceDB answers with its own hybrid: its vector index,
-its full-text index over the same texts, reciprocal ranks. Peers that are found in --peers (a site-packages folder) get
-the dense and the sparse vectors. Run:
+encoded by the packaged model before the clock runs. Hybrid: M3's weighted sum of dense, sparse and ColBERT, or with
+--default the index's own rule, best 100 rows. The reference for recall scores every row by every channel. LanceDB
+answers with its own hybrid: its vector index, its full-text index over the same texts, reciprocal ranks. Peers that are
+found in --peers (a site-packages folder) get the dense and the sparse vectors. Run:
 
     OMP_NUM_THREADS=1 python -m benchmarks.query INDEX QUERIES.jsonl [--base INDEX --rows 1000000] [--local FOLDER]
 """
@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lance
 import lancedb
@@ -27,26 +27,27 @@ import numpy as np
 import pyarrow as pa
 from lancedb.rerankers import RRFReranker
 
-from actors.outputs import Array, SparseVectors
+from actors.outputs import Array, EmbeddingBatch, SparseVectors
 from benchmarks.passages import Sentences, draw
+from pipelines.config import Channel
 from pipelines.retrieval import union
-from pipelines.retrieval.candidates import Queries
+from pipelines.retrieval.candidates import Colbert, FullText, Queries
 from pipelines.retrieval.fusion import Rule, fuse
-from pipelines.retrieval.indexes import update_vector_indexes
+from pipelines.retrieval.indexes import update_indexes
 from pipelines.retrieval.kernels import top_n
 from pipelines.retrieval.query import Index, open_index
-from pipelines.store.postings import update_postings
-from pipelines.store.schema import Identity, documents_schema
+from pipelines.store.fulltext import update_full_text
+from pipelines.store.schema import Identity, Target, documents_schema
 
-RULE = Rule("weighted", {"dense": 1.0, "sparse": 0.3, "colbert": 1.0})
-CHANNELS = ("dense", "sparse", "colbert")
+M3_RULE = Rule("weighted", {"dense": 1.0, "sparse": 0.3, "colbert": 1.0})
 N, K = 200, 100
 
 
 def build(folder: Path, rows: int, bases: Sequence[str]) -> None:
-    """A recombined index; its texts are some words, as long as a passage's."""
+    """A recombined index with all that `tridex optimize` makes; a text is the words of the passage's sparse row."""
     indexes = [open_index(base, memory=8 * 2**30) for base in bases]
     name, sentences = indexes[0].name, Sentences.of(indexes)
+    words = np.array([word.removeprefix("##") for word in indexes[0].encoder.embedder.tokenizer.names], object)
     kind = documents_schema(Identity({"mode": "whole"}, "{text}", {name: dict(indexes[0].identity.embedders[name])}))
 
     def batches() -> Iterator[pa.RecordBatch]:
@@ -54,7 +55,7 @@ def build(folder: Path, rows: int, bases: Sequence[str]) -> None:
         for batch in draw(sentences, rows):
             n = len(batch.n_tokens)
             ids = [f"p{i}" for i in range(first, first + n)]
-            columns = {"doc_id": ids, "chunk_id": ids, "text": [f"{i} " * 40 for i in ids], **batch.to_arrow(name)}
+            columns = {"doc_id": ids, "chunk_id": ids, "text": texts_of(batch, words), **batch.to_arrow(name)}
             arrays = [
                 (c if isinstance(c, pa.Array) else pa.array(c)).cast(f.type) if c is not None else pa.nulls(n, f.type)
                 for f in kind
@@ -64,8 +65,13 @@ def build(folder: Path, rows: int, bases: Sequence[str]) -> None:
             yield pa.record_batch(arrays, schema=kind)
 
     lance.write_dataset(batches(), str(folder / "documents.lance"), schema=kind, max_rows_per_file=100_000)
-    update_postings(str(folder))
-    update_vector_indexes(str(folder))
+    update_full_text(Target(str(folder), kind))
+    update_indexes(str(folder))
+
+
+def texts_of(passages: EmbeddingBatch, words: Array) -> list[str]:
+    assert passages.sparse is not None
+    return [" ".join(words[passages.sparse.row(i)[0]]) for i in range(len(passages.n_tokens))]
 
 
 def one(queries: Queries, i: int) -> Queries:
@@ -96,74 +102,75 @@ def timed(name: str, n: int, run: Callable[[int], Any], reference: float | None 
     return p50
 
 
-def hybrid(index: Index, query: Queries) -> Array:
-    (found,) = index.candidates(query, CHANNELS, N, rule=RULE)
-    places, _ = top_n(fuse(found.scores, RULE).astype(np.float32), K)
+def hybrid(index: Index, query: Queries, rule: Rule) -> Array:
+    (found,) = index.candidates(query, rule.weights, N, sampled=rule.fusion == "zscore", rule=rule)
+    places, _ = top_n(fuse(found.scores, rule, found.sample).astype(np.float32), K)
     return found.positions[places]
 
 
-def all_scores(index: Index, queries: Queries, i: int) -> dict[Any, Array]:
-    everything = np.arange(len(index))
-    return {c: index.channels[c].scores(queries, i, everything) for c in CHANNELS}
+def all_scores(index: Index, queries: Queries, i: int, channel: Channel) -> Array:
+    search, rows = index.channels[channel], len(index)
+    if not isinstance(search, FullText):
+        return search.scores(queries, i, np.arange(rows))
+    return search.top(one(queries, i), rows, None)[0].at(np.arange(rows))[0]
 
 
-def recall(index: Index, queries: Queries, n: int) -> None:
+def recall(index: Index, queries: Queries, n: int, rule: Rule) -> None:
     """Of the best 100 by exhaustive scoring: how many the hybrid has, and how many candidates of other sizes hold."""
     sizes = (200, 400, 800, 1600, 3200)
     shared, ten, ties = [], [], []
     held: dict[tuple[str, int], list[int]] = {}
     for i in range(n):
-        scores = all_scores(index, queries, i)
-        fused = fuse(scores, RULE).astype(np.float32)
+        scores = {c: all_scores(index, queries, i, c) for c in rule.weights}
+        fused = fuse(scores, rule, {c: s[index.union.sample] for c, s in scores.items()}).astype(np.float32)
         best, values = top_n(fused, K)
-        answer = hybrid(index, one(queries, i))
+        answer = hybrid(index, one(queries, i), rule)
         shared.append(len(np.intersect1d(best, answer)))
         ties.append(int((fused[answer] >= values[-1] - 1e-3).sum()))
         ten.append(len(np.intersect1d(best[:10], answer)))
         for size in sizes:
-            tops = {c: top_n(scores[c], size)[0] for c in CHANNELS}
-            both = np.union1d(tops["dense"], tops["sparse"])
-            held.setdefault(("dense", size), []).append(len(np.intersect1d(best, tops["dense"])))
-            held.setdefault(("dense + sparse", size), []).append(len(np.intersect1d(best, both)))
-            held.setdefault(("all three", size), []).append(
-                len(np.intersect1d(best, np.union1d(both, tops["colbert"])))
-            )
+            found, names = np.zeros(0, np.int64), []
+            for channel in rule.weights:
+                found, names = np.union1d(found, top_n(scores[channel], size)[0]), [*names, channel]
+                held.setdefault((" + ".join(names), size), []).append(len(np.intersect1d(best, found)))
     print(
         f"recall@100 {np.mean(shared) / K:.4f}, worst query {min(shared) / K:.2f}, "
         f"of the best 10 {np.mean(ten) / 10:.4f}"
     )
     print(f"within 0.001 of the 100th score: {np.mean(ties) / K:.4f} ({n} queries)")
     for (name, size), values in held.items():
-        print(f"  exact best {size:5} of {name:15} hold {np.mean(values) / K:.4f}")
+        print(f"  exact best {size:5} of {name:24} hold {np.mean(values) / K:.4f}")
 
 
-def stages(index: Index, queries: Queries, n: int) -> float:
+def stages(index: Index, queries: Queries, n: int, rule: Rule) -> float:
     """Every stage of the hybrid, then the whole, with and without texts."""
-    scans = index.channels["colbert"].scans  # type: ignore[attr-defined]
-    wide = {c: N if scans else N * union.followed(c, RULE) for c in ("dense", "sparse")}
+    colbert = cast(Colbert, index.channels["colbert"])
+    others = [c for c in rule.weights if c != "colbert"]
+    wide = {c: N if colbert.scans else N * union.followed(c, rule) for c in others}
     singles = [one(queries, i) for i in range(n)]
-    brought = [index.candidates(q, CHANNELS, N)[0].positions for q in singles]
-    found = [index.candidates(q, CHANNELS, N, rule=RULE)[0].positions for q in singles]
+    tops = [[index.channels[c].top(q, wide[c], None)[0].positions for c in others] for q in singles]
+    brought = [np.unique(np.concatenate(positions)) for positions in tops]
+    sampled = rule.fusion == "zscore"
+    found = [index.candidates(q, rule.weights, N, sampled=sampled, rule=rule)[0].positions for q in singles]
     sizes = (np.mean([len(f) for f in rows]) for rows in (brought, found))
     print("{:.0f} candidates a query, {:.0f} of them scored exactly".format(*sizes))
     print(f"{'one query at a time':44}   ratio       p50      p95      p99   cpu p50  queries/s")
-    whole = timed("three-channel hybrid, best 100", n, lambda i: hybrid(index, singles[i]))
-    for channel in ("dense", "sparse"):
+    whole = timed("three-channel hybrid, best 100", n, lambda i: hybrid(index, singles[i], rule))
+    for channel in others:
         search = index.channels[channel]
         size = wide[channel]
         timed(f"  {channel}: best {size}", n, lambda i, s=search, w=size: s.top(singles[i], w, None), whole)
-    for channel in CHANNELS:
+    for channel in rule.weights:
         search = index.channels[channel]
-        rows = found if channel == "colbert" else brought
+        rows = found if channel in ("colbert", union.COSTLY) else brought
         timed(f"  {channel}: exact scores", n, lambda i, s=search, r=rows: s.scores(singles[i], 0, r[i]), whole)
-    colbert = index.channels["colbert"]
-    timed("  colbert: rough scores", n, lambda i: colbert.rough(singles[i], 0, brought[i]), whole)  # type: ignore[attr-defined]
-    request = index.request(K, fusion=RULE.fusion, weights=RULE.weights, candidates=N)
+    timed("  colbert: rough scores", n, lambda i: colbert.rough(singles[i], 0, brought[i]), whole)
+    request = index.request(K, fusion=rule.fusion, weights=rule.weights, candidates=N)
     timed("hybrid with texts of the best 100", n, lambda i: index._answer(singles[i], request), whole)
     for threads in (1, 2, 4):
         with ThreadPoolExecutor(threads) as pool:
             start = time.perf_counter()
-            list(pool.map(lambda i: hybrid(index, singles[i % n]), range(3 * n)))
+            list(pool.map(lambda i: hybrid(index, singles[i % n], rule), range(3 * n)))
             print(f"hybrid, {threads} threads: {3 * n / (time.perf_counter() - start):.1f} queries/s", flush=True)
     return whole
 
@@ -287,14 +294,14 @@ def forget(*folders: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def cold(index: str, local: Path | None, queries: Queries, n: int) -> None:
+def cold(index: str, local: Path | None, queries: Queries, n: int, rule: Rule) -> None:
     """A fresh opening whose files are not in the page cache."""
     forget(*(Path(p) for p in (index, local) if p is not None))
     opened = open_index(index, local=local, memory=2**33)
     wall = []
     for i in range(n):
         start = time.perf_counter()
-        hybrid(opened, one(queries, i))
+        hybrid(opened, one(queries, i), rule)
         wall.append(time.perf_counter() - start)
     print(f"cold: first query {1e3 * wall[0]:.0f} ms, the {n - 1} after it p50, p95, p99 {quantiles(wall[1:])} ms")
 
@@ -316,6 +323,7 @@ def main() -> None:
     parser.add_argument("--base", nargs="*", default=[], help="Recombine these into a new index.")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--queries", type=int, default=100)
+    parser.add_argument("--default", action="store_true", help="The index's own rule in place of M3's weights.")
     parser.add_argument("--exact", type=int, default=20, help="Queries that are scored exhaustively.")
     parser.add_argument("--local", type=Path, help="Folder for local copies.")
     parser.add_argument("--memory", type=int, default=4 * 2**30)
@@ -327,8 +335,9 @@ def main() -> None:
     queries = index.encode(read_queries(given.questions, given.queries))
     start = time.perf_counter()
     print(index, index.warm(), f"read or copied in {time.perf_counter() - start:.1f} s")
-    hybrid(index, one(queries, 0))
-    whole = stages(index, queries, given.queries)
+    rule = index.default_rule if given.default else M3_RULE
+    hybrid(index, one(queries, 0), rule)
+    whole = stages(index, queries, given.queries, rule)
     print(f"memory: {memory()}")
     lancedb_hybrid(index, queries, given.queries, whole)
     sys.path.append(str(given.peers))
@@ -337,8 +346,8 @@ def main() -> None:
             peer(index, queries, given.queries, whole)
         except Exception as error:
             print(f"{peer.__name__}: not measured, {type(error).__name__}: {str(error)[:150]}")
-    recall(index, queries, given.exact)
-    cold(given.index, given.local, queries, 20)
+    recall(index, queries, given.exact, rule)
+    cold(given.index, given.local, queries, 20, rule)
 
 
 if __name__ == "__main__":

@@ -280,7 +280,7 @@ class Index(Opened):
     def _hits(
         self, queries: Queries, i: int, found: Candidates, fused: npt.NDArray[np.float64], request: Request
     ) -> Hits:
-        hits = self._fetch(found, fused, request)
+        hits = self._fetch(queries, i, found, fused, request)
         if request.reranker is not None:
             hits = rerank_hits(queries.texts[i], hits, request.reranker, request.rerank_k)
         hybrid = request.mode == "hybrid"
@@ -293,15 +293,19 @@ class Index(Opened):
             0 if queries.encoded is None else int(queries.encoded.n_truncated[i]),
         )
 
-    def _fetch(self, found: Candidates, fused: npt.NDArray[np.float64], request: Request) -> list[Hit]:
+    def _fetch(
+        self, queries: Queries, i: int, found: Candidates, fused: npt.NDArray[np.float64], request: Request
+    ) -> list[Hit]:
         """Hits for the rows that may reach the page, best first; equal scores in the order of chunk ids."""
         order = np.argsort(-fused, kind="stable")
         for depth in _depths(request, len(order)):
             kept = order[: _depth_with_ties(fused[order], depth)]
+            scores = self.union.shown(queries, i, found, kept)
             rows = self.snapshot.take(found.positions[kept], self._fetched_columns(request)).to_pylist()
+            shown = scores.result()
             hits = [
-                _hit(row, float(fused[j]), {c: float(s[j]) for c, s in found.scores.items()}, request)
-                for row, j in zip(rows, kept, strict=True)
+                _hit(row, float(fused[j]), {c: float(s[place]) for c, s in shown.items()}, request)
+                for place, (row, j) in enumerate(zip(rows, kept, strict=True))
             ]
             if request.grouping is None or len({request.grouping.key(hit) for hit in hits}) >= request.depth:
                 break

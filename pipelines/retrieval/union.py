@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -29,6 +29,11 @@ FOLLOWED_FAR: Mapping[Channel, int] = {"dense": 8, "sparse": 8, "bm25": 4}
 """The second where ColBERT has most of the weight: its best rows then lie deeper in the other channels' lists. A long
 list costs little where the sparse index brings it."""
 KEPT = 1
+COSTLY: Channel = "bm25"
+"""Asking Lance for the scores of some rows takes longer than asking for the best of all: 12 ms for 1,800 of a million,
+6 ms for the best 800."""
+GUESSED = 0.5
+Scores = Mapping[Channel, Floats]
 
 
 def followed(channel: Channel, rule: Rule | None) -> int:
@@ -39,7 +44,10 @@ def followed(channel: Channel, rule: Rule | None) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidates:
-    """One query's candidates, ascending by position, with every channel's exact score."""
+    """One query's candidates, ascending by position, with every channel's exact score.
+
+    Where the fusion is known and has no use for full text, its scores are left out (`Union.shown`).
+    """
 
     positions: IntArray
     scores: Mapping[Channel, Floats]
@@ -47,6 +55,19 @@ class Candidates:
     """What each searched channel found by itself."""
     sample: Mapping[Channel, Floats] | None = None
     """Scores of the index's sample of rows, where z-scores are asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How candidates are looked for: n rows of each channel; the fusion to come, if known; whether ColBERT follows."""
+
+    n: int
+    rule: Rule | None
+    follows: bool
+
+    def depth(self, channel: Channel) -> int:
+        """How many rows the channel brings."""
+        return self.n * (followed(channel, self.rule) if self.follows else 1)
 
 
 @dataclass(frozen=True)
@@ -68,28 +89,15 @@ class Union:
     ) -> list[Candidates]:
         """See `Index.candidates`."""
         wanted = tuple(searched)
-        if not self._follows(wanted, exact):
-            tops = self._tops(wanted, queries, dict.fromkeys(wanted, n), where, exact)
-            return [self.scored(queries, i, {c: t[i] for c, t in tops.items()}, sampled) for i in range(len(queries))]
-        leading = self._leading(wanted)
-        tops = self._tops(leading, queries, {c: followed(c, rule) * n for c in leading}, where, exact)
+        plan = Plan(n, rule, self._follows(wanted, exact))
+        leading = self._leading(wanted) if plan.follows else wanted
+        asked = {c: _pool().submit(self.channels[c].top, queries, plan.depth(c), where, exact) for c in leading}
+        samples = [self._sampled(queries, i, rule) if sampled else None for i in range(len(queries))]
+        rankings = {c: answer.result() for c, answer in asked.items()}
         return [
-            self._followed(queries, i, {c: t[i] for c, t in tops.items()}, n, sampled, rule)
-            for i in range(len(queries))
+            self._one(queries, i, {c: ranking[i] for c, ranking in rankings.items()}, _results(sample), plan)
+            for i, sample in enumerate(samples)
         ]
-
-    def _tops(
-        self,
-        searched: tuple[Channel, ...],
-        queries: Queries,
-        n: Mapping[Channel, int],
-        where: Filter | None,
-        exact: bool,
-    ) -> dict[Channel, list[Ranking]]:
-        """Every channel's best, beside each other: Lance and the kernels leave the interpreter's lock."""
-        asked = {c: _pool().submit(self.channels[c].top, queries, n[c], where, exact) for c in searched[1:]}
-        first = {c: self.channels[c].top(queries, n[c], where, exact) for c in searched[:1]}
-        return {**first, **{c: answer.result() for c, answer in asked.items()}}
 
     def _follows(self, wanted: tuple[Channel, ...], exact: bool) -> bool:
         """Whether ColBERT ranks what others bring."""
@@ -105,52 +113,79 @@ class Union:
         lexical = {*LEXICAL} & {*others}
         return others if lexical or "sparse" not in self.channels else (*others, "sparse")
 
-    def _followed(
-        self, queries: Queries, i: int, tops: Mapping[Channel, Ranking], n: int, sampled: bool, rule: Rule | None
+    def _one(
+        self, queries: Queries, i: int, tops: Mapping[Channel, Ranking], sample: Scores | None, plan: Plan
     ) -> Candidates:
-        """Rows that other channels brought, and ColBERT's ranking of them as its own; each channel keeps n."""
-        brought = np.unique(np.concatenate([top.positions for top in tops.values()]))
-        kept = brought if rule is None else self._promising(queries, i, brought, tops, KEPT * n, rule)
-        found = self.scored(queries, i, {"colbert": Ranking(kept, np.zeros(0, np.float32))}, sampled)
-        places, best = top_n(found.scores["colbert"], n)
-        cut = {c: Ranking(top.positions[:n], top.scores[:n]) for c, top in tops.items()}
-        cut["colbert"] = Ranking(found.positions[places], best)
-        return Candidates(found.positions, found.scores, cut, found.sample)
+        """One query's candidates out of what channels brought. What ColBERT then finds best is its own ranking."""
+        rows = np.unique(np.concatenate([np.zeros(0, np.int64), *(top.positions for top in tops.values())]))
+        if plan.follows and plan.rule is not None:
+            rows = self._promising(queries, i, rows, tops, sample, plan)
+        scores = self._exact(queries, i, rows, tops, plan.rule)
+        if plan.follows:
+            places, best = top_n(scores["colbert"], plan.n)
+            tops = {c: Ranking(top.positions[: plan.n], top.scores[: plan.n]) for c, top in tops.items()}
+            tops["colbert"] = Ranking(rows[places], best)
+        return Candidates(rows, scores, tops, sample)
 
     def _promising(
-        self, queries: Queries, i: int, rows: IntArray, tops: Mapping[Channel, Ranking], n: int, rule: Rule
+        self,
+        queries: Queries,
+        i: int,
+        rows: IntArray,
+        tops: Mapping[Channel, Ranking],
+        sample: Scores | None,
+        plan: Plan,
     ) -> IntArray:
-        """The n best of some rows by the fusion, with ColBERT's rough scores."""
+        """The best of some rows by the fusion, with rough scores."""
+        n, rule = KEPT * plan.n, plan.rule
+        assert rule is not None
         colbert = self.channels["colbert"]
         if len(rows) <= n or not (isinstance(colbert, Colbert) and colbert.has_rough):
             return rows
-        sampled = rule.fusion == "zscore"
-        everything = np.concatenate([rows, self.sample]) if sampled else rows
-        used: list[Channel] = [c for c, weight in rule.weights.items() if weight > 0 and c != "colbert"]
-        asked = {c: _pool().submit(self._filled, c, queries, i, everything, tops.get(c)) for c in used}
-        rough = colbert.rough(queries, i, everything)
-        scores = {"colbert": rough, **{c: answer.result() for c, answer in asked.items()}}
-        sample = {c: s[len(rows) :] for c, s in scores.items()} if sampled else None
-        fused = fuse({c: s[: len(rows)] for c, s in scores.items()}, rule, sample)
-        return rows[np.sort(top_n(fused.astype(np.float32), n)[0])]
+        used: list[Channel] = [c for c, weight in rule.weights.items() if weight > 0 and c not in ("colbert", COSTLY)]
+        scores = {c: self.channels[c].scores(queries, i, rows) for c in used}
+        scores["colbert"] = colbert.rough(queries, i, rows)
+        if rule.weights.get(COSTLY):
+            scores[COSTLY] = _guessed(tops.get(COSTLY), rows, plan.depth(COSTLY))
+        if sample is not None:
+            sample = {**sample, "colbert": colbert.rough(queries, i, self.sample)}
+        return rows[np.sort(top_n(fuse(scores, rule, sample).astype(np.float32), n)[0])]
 
-    def _filled(self, channel: Channel, queries: Queries, i: int, rows: IntArray, known: Ranking | None) -> Floats:
-        """A channel's scores of some rows; those of its own ranking are not computed again."""
+    def scored(self, queries: Queries, i: int, tops: Mapping[Channel, Ranking]) -> Candidates:
+        """The union of some rankings of query i, scored by every channel."""
+        return self._one(queries, i, tops, None, Plan(0, None, False))
+
+    def shown(self, queries: Queries, i: int, found: Candidates, places: IntArray) -> Future[Scores]:
+        """Every channel's scores of some of the candidates: those that the fusion had no use for are asked for now."""
+        return _pool().submit(self._shown, queries, i, found, places)
+
+    def _shown(self, queries: Queries, i: int, found: Candidates, places: IntArray) -> Scores:
+        missing = self.channels.keys() - found.scores.keys()
+        late = {c: self.channels[c].scores(queries, i, found.positions[places]) for c in missing}
+        known = {c: scores[places] for c, scores in found.scores.items()}
+        return {c: {**known, **late}[c] for c in self.channels}
+
+    def _exact(
+        self, queries: Queries, i: int, rows: IntArray, tops: Mapping[Channel, Ranking], rule: Rule | None
+    ) -> Scores:
+        """Exact scores by every channel, full text's beside the others'; those only where they have a say."""
+        wanted = COSTLY in self.channels and (rule is None or rule.weights.get(COSTLY, 0) > 0)
+        costly = _pool().submit(self._filled, queries, i, rows, tops.get(COSTLY)) if wanted else None
+        scores = {c: channel.scores(queries, i, rows) for c, channel in self.channels.items() if c != COSTLY}
+        return scores if costly is None else {**scores, COSTLY: costly.result()}
+
+    def _filled(self, queries: Queries, i: int, rows: IntArray, known: Ranking | None) -> Floats:
+        """Full text's scores of some rows; those of its own ranking are not asked for again."""
         if known is None:
-            return self.channels[channel].scores(queries, i, rows)
+            return self.channels[COSTLY].scores(queries, i, rows)
         scores, there = known.at(rows)
-        scores[~there] = self.channels[channel].scores(queries, i, rows[~there])
+        scores[~there] = self.channels[COSTLY].scores(queries, i, rows[~there])
         return scores
 
-    def scored(self, queries: Queries, i: int, tops: Mapping[Channel, Ranking], sampled: bool = False) -> Candidates:
-        """The union of some rankings of query i; `sampled` scores the index's sample beside it."""
-        found = [top.positions for top in tops.values()]
-        positions = np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
-        n = len(positions)
-        rows = np.concatenate([positions, self.sample]) if sampled else positions
-        scores = {c: channel.scores(queries, i, rows) for c, channel in self.channels.items()}
-        sample = {c: s[n:] for c, s in scores.items()} if sampled else None
-        return Candidates(positions, {c: s[:n] for c, s in scores.items()}, tops, sample)
+    def _sampled(self, queries: Queries, i: int, rule: Rule | None) -> Mapping[Channel, Future[Floats]]:
+        """Scores of the index's sample by every channel that may be asked for them, beside all else."""
+        used = [c for c in self.channels if rule is None or rule.weights.get(c, 0) > 0]
+        return {c: _pool().submit(self.channels[c].scores, queries, i, self.sample) for c in used}
 
     @cached_property
     def sample(self) -> IntArray:
@@ -159,13 +194,25 @@ class Union:
         return np.sort(rows).astype(np.int64)
 
     def with_rows(self, queries: Queries, found: Candidates, rows: IntArray) -> Candidates:
-        """A single query's candidates with these rows among them, found or not."""
-        if not len(np.setdiff1d(rows, found.positions)):
+        """A single query's candidates with these rows among them, found or not, and with every channel's scores."""
+        if not len(np.setdiff1d(rows, found.positions)) and found.scores.keys() == self.channels.keys():
             return found
-        (channel, top), *_ = found.tops.items()
-        wider = Ranking(np.concatenate([top.positions, found.positions, rows]), top.scores)
-        whole = self.scored(queries, 0, {**found.tops, channel: wider}, found.sample is not None)
-        return Candidates(whole.positions, whole.scores, found.tops, whole.sample)
+        both = np.union1d(found.positions, rows)
+        return Candidates(both, self._exact(queries, 0, both, {}, None), found.tops, found.sample)
+
+
+def _results(sample: Mapping[Channel, Future[Floats]] | None) -> Scores | None:
+    return None if sample is None else {c: scores.result() for c, scores in sample.items()}
+
+
+def _guessed(known: Ranking | None, rows: IntArray, asked: int) -> Floats:
+    """A ranking's scores; a row that is not among the best that were asked for gets half of what the last one has."""
+    if known is None:
+        return np.zeros(len(rows), np.float32)
+    scores, there = known.at(rows)
+    if len(known.scores) >= asked:
+        scores[~there] = GUESSED * known.scores[-1]
+    return scores
 
 
 @lru_cache(maxsize=1)

@@ -73,6 +73,17 @@ def test_candidates_have_every_channels_exact_score(index: Index) -> None:
     np.testing.assert_allclose(found.scores["bm25"], bm25[found.positions], rtol=1e-5)
 
 
+def test_full_text_that_has_no_say_is_scored_for_the_page_alone(index: Index) -> None:
+    weights = {"dense": 1.0, "sparse": 0.3, "colbert": 1.0}
+    queries, request = index.encode([QUERY]), index.request(5, weights=weights, fusion="weighted")
+    assert index._found(queries, request)[0].scores.keys() == {"dense", "sparse", "colbert"}
+    hits = index.search(QUERY, k=5, weights=weights, fusion="weighted")
+    rows = index.snapshot.matching(" OR ".join(f"chunk_id = '{hit.chunk_id}'" for hit in hits))
+    by_id = dict(zip(sorted(hits.ids), index.channels["bm25"].scores(queries, 0, rows), strict=True))
+    assert {hit.chunk_id: hit.scores["bm25"] for hit in hits} == pytest.approx(by_id)
+    assert "bm25" in index.explain(QUERY, hits.ids[0], weights=weights, fusion="weighted").channels
+
+
 def test_hybrid_with_raw_weights_is_m3s_weighted_mean(index: Index) -> None:
     weights = {"dense": 1.0, "sparse": 0.3, "colbert": 1.0}
     hits = index.search(QUERY, k=5, weights=weights, fusion="weighted", candidates=400)
@@ -234,12 +245,12 @@ def test_a_channel_that_matches_words_always_brings_rows_for_colbert(uri: str, m
     }
 
 
-@pytest.mark.parametrize("fusion", ["weighted", "zscore"])
+@pytest.mark.parametrize(("fusion", "lexical"), [("weighted", "sparse"), ("zscore", "sparse"), ("zscore", "bm25")])
 def test_rough_scores_choose_rows_and_exact_ones_rank_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fusion: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fusion: str, lexical: str
 ) -> None:
-    uri = make_index(tmp_path, corpus(), codec="sign", full_text=False)
-    weights = {"dense": 1.0, "sparse": 0.3, "colbert": 1.0}
+    uri = make_index(tmp_path, corpus(), codec="sign", full_text=lexical == "bm25")
+    weights = {"dense": 1.0, lexical: 0.3, "colbert": 1.0}
     expected = open_index(uri, embedder=WordEmbedder()).search(
         QUERY, k=10, fusion=fusion, weights=weights, candidates=400
     )
