@@ -180,8 +180,7 @@ class Inverted:
 
     @classmethod
     def of(cls, rows: SparseVectors) -> Inverted:
-        starts, positions, weights = by_token(rows)
-        return cls(starts, positions.astype(np.int32), weights)
+        return cls(*by_token(rows))
 
     def add_to(self, scores: Floats, token_ids: Array, weights: Floats) -> None:
         for token, weight in zip(token_ids, weights, strict=True):

@@ -61,20 +61,20 @@ def _kernel(function: Callable[..., Any], fast: bool = False) -> Callable[..., A
     return kernel
 
 
-def _plain_transpose(offsets: Any, token_ids: Any, _starts: Any, rows: Any) -> None:
-    rows[1] = np.argsort(token_ids, kind="stable")
-    rows[0] = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))[rows[1]]
+def _plain_transpose(offsets: Any, token_ids: Any, weights: Any, _starts: Any, rows: Any, out: Any) -> None:
+    order = np.argsort(token_ids, kind="stable")
+    rows[:] = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))[order]
+    out[:] = weights[order]
 
 
 @compiled_or(_plain_transpose)
-def transpose(offsets: Any, token_ids: Any, starts: Any, rows: Any) -> None:
-    """Counting sort of rows by token; `starts` (vocabulary,) are consumed as write positions. rows: (2, nnz)."""
+def transpose(offsets: Any, token_ids: Any, weights: Any, starts: Any, rows: Any, out: Any) -> None:
+    """Counting sort of rows and weights by token; `starts` (vocabulary,) are consumed as write positions."""
     for i in range(len(offsets) - 1):
         for j in range(offsets[i], offsets[i + 1]):
             slot = starts[token_ids[j]]
             starts[token_ids[j]] = slot + 1
-            rows[0, slot] = i
-            rows[1, slot] = j
+            rows[slot], out[slot] = i, weights[j]
 
 
 def _plain_separate(data: Any, bounds: Any, starts: Any, offsets: Any, weights: Any) -> None:
@@ -92,13 +92,21 @@ def separate(data: Any, bounds: Any, starts: Any, offsets: Any, weights: Any) ->
         weights[first:last] = data[at + 2 * (last - first) : at + 3 * (last - first)]
 
 
-def by_token(rows: SparseVectors) -> tuple[IntArray, IntArray, Floats]:
+def by_token(rows: SparseVectors) -> tuple[IntArray, npt.NDArray[np.int32], Floats]:
     """Rows turned around: starts (vocabulary + 1,) of each token's postings, their rows ascending, their weights."""
     vocabulary = int(rows.token_ids.max(initial=0)) + 1
     starts = offsets_of(np.bincount(rows.token_ids, minlength=vocabulary))
-    pairs = np.empty((2, len(rows.token_ids)), np.int64)
-    transpose(rows.offsets, rows.token_ids, starts[:-1].copy(), pairs)
-    return starts, pairs[0], rows.weights[pairs[1]]
+    positions, weights = np.empty(len(rows.token_ids), np.int32), np.empty(len(rows.token_ids), np.float32)
+    transpose(rows.offsets, rows.token_ids, rows.weights, starts[:-1].copy(), positions, weights)
+    return starts, positions, weights
+
+
+def _firsts(starts: IntArray, pages: npt.NDArray[np.uint16]) -> IntArray:
+    """Where blocks begin among postings ordered by token and page."""
+    new = np.empty(len(pages), bool)
+    new[1:] = pages[1:] != pages[:-1]
+    new[starts[:-1][np.diff(starts) > 0]] = True
+    return np.flatnonzero(new)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,22 +141,16 @@ class Blocks:
     def of(cls, rows: SparseVectors) -> Blocks:
         """Blocks of rows 0..n-1."""
         starts, positions, weights = by_token(rows)
-        tokens = np.repeat(np.arange(len(starts) - 1, dtype=np.uint32), np.diff(starts))
-        pages = positions >> PAGE_BITS
-        new = np.ones(len(tokens), bool)
-        new[1:] = (tokens[1:] != tokens[:-1]) | (pages[1:] != pages[:-1])
-        first = np.flatnonzero(new)
+        pages = (positions >> PAGE_BITS).astype(np.uint16)
+        first = _firsts(starts, pages)
+        tokens = np.searchsorted(starts, first, side="right") - 1
         maxima = np.maximum.reduceat(weights, first) if len(first) else np.zeros(0, np.float32)
-        counts = np.diff(np.append(first, len(tokens)))
-        quantised = np.ceil(weights / np.repeat(maxima, counts) * LEVELS).clip(1, LEVELS)
-        return cls(
-            tokens[first],
-            pages[first].astype(np.uint16),
-            maxima.astype(np.float32),
-            np.append(first, len(tokens)).astype(np.int64),
-            (positions & (PAGE - 1)).astype(np.uint16),
-            quantised.astype(np.uint8),
-        )
+        bounds = np.append(first, len(pages)).astype(np.int64)
+        weights /= np.repeat(maxima, np.diff(bounds))  # in place: a segment has hundreds of millions of postings
+        weights *= LEVELS
+        quantised = np.ceil(weights, out=weights).clip(1, LEVELS, out=weights).astype(np.uint8)
+        offsets = (positions & (PAGE - 1)).astype(np.uint16)
+        return cls(tokens.astype(np.uint32), pages[first], maxima, bounds, offsets, quantised)
 
     def to_arrow(self, blocks_a_batch: int = 65_536) -> Iterator[pa.RecordBatch]:
         """Record batches of BLOCK_SCHEMA."""

@@ -26,8 +26,8 @@ from pipelines.store.schema import table_uri
 from pipelines.store.table import Snapshot, open_table
 
 SEGMENT_KEY = b"tridex.segment"
-SEGMENT_ROWS = 2**21
-"""Rows of one segment: building one holds about 12 bytes a posting in memory, 3 GB at 128 tokens a row."""
+SEGMENT_ROWS = 2**20
+"""Rows of one segment: building one takes some 40 bytes a posting of memory, 5 GB at 128 tokens a row."""
 MAX_SEGMENTS = 8
 KEEP_VOID = timedelta(hours=1)
 """Void segments are dropped only after this time, for the sake of searches on an older version."""
