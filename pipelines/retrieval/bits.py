@@ -259,7 +259,18 @@ def _planes(rounded: Floats) -> Array:
 def _byte_tables(vectors: Floats) -> Floats:
     """(m, bytes, 256): what each byte of a code contributes to the product; bits are +1 and -1, padding counts 0."""
     m, dim = vectors.shape
-    padded = np.zeros((m, -(-dim // 8) * 8), np.float32)
-    padded[:, :dim] = vectors
-    signs = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype(np.float32) * 2 - 1
-    return np.ascontiguousarray((padded.reshape(-1, 8) @ signs.T).reshape(m, -1, 256))
+    padded = np.zeros((m, -(-dim // 8), 8), np.float32)
+    padded.reshape(m, -1)[:, :dim] = vectors
+    tables = np.empty((m, padded.shape[1], 256), np.float32)
+    _fill_tables(padded.reshape(-1, 8), tables.reshape(-1, 256))
+    return tables
+
+
+@compiled
+def _fill_tables(eights: Any, tables: Any) -> None:
+    """Each further bit doubles what is known: with the bit set a sum is twice its value larger."""
+    for i in range(len(eights)):
+        tables[i, 0] = -eights[i].sum()
+        for bit in range(8):
+            for low in range(1 << bit):
+                tables[i, low | 1 << bit] = tables[i, low] + 2 * eights[i, bit]

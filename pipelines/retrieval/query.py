@@ -273,7 +273,7 @@ class Index(Opened):
         """One channel's own ranking."""
         search = self.channels[channel]
         if isinstance(search, Colbert) and not (search.scans or request.exact):
-            found = self.candidates(queries, [channel], request.candidates, request.where)
+            found = self.candidates(queries, [channel], request.candidates, request.where, rule=request.effective_rule)
             return [f.tops[channel] for f in found]
         return search.top(queries, request.candidates, request.where, request.exact)
 

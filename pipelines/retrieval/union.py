@@ -2,8 +2,8 @@
 
 ColBERT has no index of its own. On a small table (`candidates.SCANNED_BYTES`) it scores every row; above, its best rows
 are looked for among the best of the other channels, which bring FOLLOWED times as many rows for its sake. Where the
-fusion is known, those rows are first scored roughly, and only the best KEPT times n of them exactly. What that misses,
-and what other factors would miss, is in benchmarks/RESULTS.md.
+fusion is known, those rows are first scored roughly, and only the best of them exactly. What that misses, and what
+other factors would miss, is in benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ from pipelines.retrieval.kernels import top_n
 
 SAMPLED = 256
 """Rows that z-scores are measured against."""
-FOLLOWED: Mapping[Channel, int] = {"dense": 1, "sparse": 3, "bm25": 2}
-FOLLOWED_FAR: Mapping[Channel, int] = {"dense": 8, "sparse": 8, "bm25": 4}
-"""The second where ColBERT has most of the weight: its best rows then lie deeper in the other channels' lists. A long
-list costs little where the sparse index brings it."""
-KEPT = 1
+FOLLOWED: Mapping[Channel, int] = {"dense": 1, "sparse": 3, "bm25": 2, "colbert": 1}
+FOLLOWED_FAR: Mapping[Channel, int] = {"dense": 12, "sparse": 8, "bm25": 8, "colbert": 2}
+"""How many times n rows each channel brings for ColBERT's sake, and how many of all are then scored exactly. The second
+where ColBERT has most of the weight: its best rows then lie deeper in the other channels' lists."""
 COSTLY: Channel = "bm25"
 """Asking Lance for the scores of some rows takes longer than asking for the best of all: 12 ms for 1,800 of a million,
 6 ms for the best 800."""
@@ -37,7 +36,7 @@ Scores = Mapping[Channel, Floats]
 
 
 def followed(channel: Channel, rule: Rule | None) -> int:
-    """How many times n rows a channel brings for ColBERT's sake; most where the fusion is not known."""
+    """Times n rows, of FOLLOWED or FOLLOWED_FAR; most where the fusion is not known."""
     light = rule is not None and 2 * rule.weights.get("colbert", 0) <= sum(rule.weights.values())
     return (FOLLOWED if light else FOLLOWED_FAR)[channel]
 
@@ -137,7 +136,7 @@ class Union:
         plan: Plan,
     ) -> IntArray:
         """The best of some rows by the fusion, with rough scores."""
-        n, rule = KEPT * plan.n, plan.rule
+        n, rule = plan.depth("colbert"), plan.rule
         assert rule is not None
         colbert = self.channels["colbert"]
         if len(rows) <= n or not (isinstance(colbert, Colbert) and colbert.has_rough):

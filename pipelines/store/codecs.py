@@ -21,6 +21,7 @@ from actors.outputs import Array, IntArray, MultiVectors, offsets_of
 from actors.rotation import rotation
 from pipelines.store import halves, pq
 from pipelines.store.books import TRAINERS, Book
+from pipelines.store.products import times
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint8]
@@ -55,9 +56,9 @@ class Codec:
         the dimensions: the levels of `bits2` are high x the upper bit's sign + low x the lower's.
         """
         if self.name == "sign_half" and self.book is not None:
-            return query @ self.book, CODECS["sign"]
+            return times(query, self.book), CODECS["sign"]
         if self.name == "rotated_sign":
-            return query @ rotation(query.shape[1]), CODECS["sign"]
+            return times(query, rotation(query.shape[1])), CODECS["sign"]
         if self.name == "bits2":
             high, low = (OUTER + INNER) / 2, (OUTER - INNER) / 2
             pairs = np.sqrt(2) * np.stack([low * query, high * query], axis=2)
