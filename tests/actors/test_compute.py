@@ -5,7 +5,7 @@ import torch
 from transformers import BertConfig
 
 from actors import compute
-from actors.compute import resolve
+from actors.compute import one_thread, resolve
 from actors.spec import ComputeSpec
 
 
@@ -34,3 +34,20 @@ def test_every_choice_is_explained() -> None:
 
 def test_the_rate_of_a_matrix_product_is_a_rate() -> None:
     assert compute.gemm_rate(torch.device("cpu"), torch.float32, (64, 64, 64)) > 1e6
+
+
+def test_one_thread_is_given_back_whatever_happens() -> None:
+    before, seen = torch.get_num_threads(), []
+
+    def fail() -> None:
+        with one_thread():
+            seen.append(torch.get_num_threads())
+            raise KeyError
+
+    try:
+        torch.set_num_threads(3)
+        with pytest.raises(KeyError):
+            fail()
+        assert (*seen, torch.get_num_threads()) == (1, 3)
+    finally:
+        torch.set_num_threads(before)
