@@ -46,8 +46,8 @@ class Codec:
 
     @property
     def is_signs(self) -> bool:
-        """One bit for each dimension that is kept."""
-        return self.name in ("sign", "rotated_sign", "sign_half")
+        """Whether its codes are signs, of the dimensions that are kept or of twice as many (`as_signs`)."""
+        return self.name in ("sign", "rotated_sign", "sign_half", "bits2")
 
     def as_signs(self, query: Floats) -> tuple[Floats, Codec]:
         """Query vectors and the `sign` codec that give the same products with what this one stores, if there are such.

@@ -245,11 +245,14 @@ def test_a_channel_that_matches_words_always_brings_rows_for_colbert(uri: str, m
     }
 
 
-@pytest.mark.parametrize(("fusion", "lexical"), [("weighted", "sparse"), ("zscore", "sparse"), ("zscore", "bm25")])
+@pytest.mark.parametrize(
+    ("fusion", "lexical", "codec"),
+    [("weighted", "sparse", "sign"), ("zscore", "sparse", "bits2"), ("zscore", "bm25", "rotated_sign")],
+)
 def test_rough_scores_choose_rows_and_exact_ones_rank_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fusion: str, lexical: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fusion: str, lexical: str, codec: str
 ) -> None:
-    uri = make_index(tmp_path, corpus(), codec="sign", full_text=lexical == "bm25")
+    uri = make_index(tmp_path, corpus(), codec=codec, full_text=lexical == "bm25")
     weights = {"dense": 1.0, lexical: 0.3, "colbert": 1.0}
     expected = open_index(uri, embedder=WordEmbedder()).search(
         QUERY, k=10, fusion=fusion, weights=weights, candidates=400
