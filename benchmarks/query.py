@@ -162,7 +162,7 @@ def stages(index: Index, queries: Queries, n: int, rule: Rule) -> float:
         timed(f"  {channel}: best {size}", n, lambda i, s=search, w=size: s.top(singles[i], w, None), whole)
     for channel in rule.weights:
         search = index.channels[channel]
-        rows = found if channel in ("colbert", union.COSTLY) else brought
+        rows = found if channel == "colbert" else brought
         timed(f"  {channel}: exact scores", n, lambda i, s=search, r=rows: s.scores(singles[i], 0, r[i]), whole)
     timed("  colbert: rough scores", n, lambda i: colbert.rough(singles[i], 0, brought[i]), whole)
     request = index.request(K, fusion=rule.fusion, weights=rule.weights, candidates=N)

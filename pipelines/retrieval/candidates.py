@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from lance.dataset import serialize_row_addrs
 from lance.query import MatchQuery
 
 from actors.outputs import Array, EmbeddingBatch, IntArray, MultiVectors, SparseVectors
@@ -22,7 +23,7 @@ from pipelines.retrieval.kernels import accumulate, dense_dots, sparse_dots, top
 from pipelines.retrieval.maxsim import maxsim
 from pipelines.retrieval.stored import Stored
 from pipelines.store.blocks import HAS_NUMBA, by_token
-from pipelines.store.table import Snapshot, sql_in
+from pipelines.store.table import Snapshot
 from pipelines.store.vectors import VectorIndex, find_vector_index
 
 Floats = npt.NDArray[np.float32]
@@ -342,23 +343,32 @@ class FullText:
     options: dict[str, Any] = field(default_factory=dict)
 
     def top(self, queries: Queries, n: int, where: Filter | None, exact: bool = False) -> list[Ranking]:
-        condition = None if where is None else where.where
-        return [self._ask(text, condition, n) for text in queries.texts]
+        if where is None:
+            return [self._ask(text, limit=n) for text in queries.texts]
+        found = [self._ask(text, limit=n, filter=where.where) for text in queries.texts]
+        return [self._rescored(queries, i, ranking) for i, ranking in enumerate(found)]
+
+    def _rescored(self, queries: Queries, i: int, found: Ranking) -> Ranking:
+        """Under a filter Lance takes the word counts of rows that the index does not cover from those that pass it."""
+        positions = np.sort(found.positions)
+        scores = self.scores(queries, i, positions)
+        order = np.lexsort((positions, -scores))
+        return Ranking(positions[order], scores[order])
 
     def scores(self, queries: Queries, i: int, positions: IntArray) -> Floats:
         if not len(positions):
             return np.zeros(0, np.float32)
-        addresses = self.snapshot.rows.addresses(positions)
-        return self._ask(queries.texts[i], sql_in("_rowaddr", addresses.tolist()), None).at(positions)[0]
+        # As a condition the addresses would be compared with those of all rows: 9 ms for 200 of a million, this 1.4.
+        allowed = serialize_row_addrs(self.snapshot.rows.addresses(positions).tolist())
+        return self._ask(queries.texts[i], row_addr_allowlist=allowed).at(positions)[0]
 
-    def _ask(self, text: str, condition: str | None, n: int | None) -> Ranking:
+    def _ask(self, text: str, **limits: Any) -> Ranking:
         table = self.snapshot.dataset.scanner(
             columns=["_rowaddr", "_score"],
             full_text_query=MatchQuery(text, "text"),
-            filter=condition,
             prefilter=True,
-            limit=n,
             disable_scoring_autoprojection=True,
+            **limits,
         ).to_table()
         positions = self.snapshot.rows.positions(table["_rowaddr"].to_numpy())
         scores = table["_score"].to_numpy().astype(np.float32, copy=False)

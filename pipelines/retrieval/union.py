@@ -19,19 +19,15 @@ import numpy as np
 from actors.outputs import IntArray
 from pipelines.config import Channel
 from pipelines.retrieval.candidates import ChannelSearch, Colbert, Filter, Floats, Queries, Ranking
-from pipelines.retrieval.fusion import LEXICAL, Rule, fuse
+from pipelines.retrieval.fusion import Rule, fuse
 from pipelines.retrieval.kernels import top_n
 
 SAMPLED = 256
 """Rows that z-scores are measured against."""
 FOLLOWED: Mapping[Channel, int] = {"dense": 1, "sparse": 3, "bm25": 2, "colbert": 1}
-FOLLOWED_FAR: Mapping[Channel, int] = {"dense": 12, "sparse": 8, "bm25": 8, "colbert": 2}
+FOLLOWED_FAR: Mapping[Channel, int] = {"dense": 12, "sparse": 6, "bm25": 6, "colbert": 2}
 """How many times n rows each channel brings for ColBERT's sake, and how many of all are then scored exactly. The second
 where ColBERT has most of the weight: its best rows then lie deeper in the other channels' lists."""
-COSTLY: Channel = "bm25"
-"""Asking Lance for the scores of some rows takes longer than asking for the best of all: 12 ms for 1,800 of a million,
-6 ms for the best 800."""
-GUESSED = 0.5
 Scores = Mapping[Channel, Floats]
 
 
@@ -43,10 +39,7 @@ def followed(channel: Channel, rule: Rule | None) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidates:
-    """One query's candidates, ascending by position, with every channel's exact score.
-
-    Where the fusion is known and has no use for full text, its scores are left out (`Union.shown`).
-    """
+    """One query's candidates, ascending by position, with every channel's exact score."""
 
     positions: IntArray
     scores: Mapping[Channel, Floats]
@@ -105,81 +98,47 @@ class Union:
         return "colbert" in wanted and isinstance(colbert, Colbert) and not (colbert.scans or exact) and bool(others)
 
     def _leading(self, wanted: tuple[Channel, ...]) -> tuple[Channel, ...]:
-        """The channels that bring rows for ColBERT: those of the search, and always one that matches words."""
-        others = tuple(c for c in wanted if c != "colbert")
-        if not others:
-            return tuple(c for c in self.channels if c != "colbert")
-        lexical = {*LEXICAL} & {*others}
-        return others if lexical or "sparse" not in self.channels else (*others, "sparse")
+        """The channels that bring rows for ColBERT: those of the search, and always sparse, which finds its words."""
+        others = {*wanted} - {"colbert"} or {*self.channels} - {"colbert"}
+        return tuple(c for c in self.channels if c == "sparse" or c in others)
 
     def _one(
         self, queries: Queries, i: int, tops: Mapping[Channel, Ranking], sample: Scores | None, plan: Plan
     ) -> Candidates:
         """One query's candidates out of what channels brought. What ColBERT then finds best is its own ranking."""
         rows = np.unique(np.concatenate([np.zeros(0, np.int64), *(top.positions for top in tops.values())]))
-        if plan.follows and plan.rule is not None:
-            rows = self._promising(queries, i, rows, tops, sample, plan)
-        scores = self._exact(queries, i, rows, tops, plan.rule)
+        scores: Scores = {}
+        if plan.rule is not None and plan.follows and len(rows) > plan.depth("colbert"):
+            rows, scores = self._promising(queries, i, rows, sample, plan.rule, plan.depth("colbert"))
+        scores = {**scores, **self._exact(queries, i, rows, self.channels.keys() - scores.keys())}
         if plan.follows:
             places, best = top_n(scores["colbert"], plan.n)
             tops = {c: Ranking(top.positions[: plan.n], top.scores[: plan.n]) for c, top in tops.items()}
             tops["colbert"] = Ranking(rows[places], best)
-        return Candidates(rows, scores, tops, sample)
+        return Candidates(rows, {c: scores[c] for c in self.channels}, tops, sample)
 
     def _promising(
-        self,
-        queries: Queries,
-        i: int,
-        rows: IntArray,
-        tops: Mapping[Channel, Ranking],
-        sample: Scores | None,
-        plan: Plan,
-    ) -> IntArray:
-        """The best of some rows by the fusion, with rough scores."""
-        n, rule = plan.depth("colbert"), plan.rule
-        assert rule is not None
+        self, queries: Queries, i: int, rows: IntArray, sample: Scores | None, rule: Rule, n: int
+    ) -> tuple[IntArray, Scores]:
+        """The n best rows by the fusion with ColBERT's scores rough, and the scores of theirs that are exact."""
         colbert = self.channels["colbert"]
-        if len(rows) <= n or not (isinstance(colbert, Colbert) and colbert.has_rough):
-            return rows
-        used: list[Channel] = [c for c, weight in rule.weights.items() if weight > 0 and c not in ("colbert", COSTLY)]
-        scores = {c: self.channels[c].scores(queries, i, rows) for c in used}
-        scores["colbert"] = colbert.rough(queries, i, rows)
-        if rule.weights.get(COSTLY):
-            scores[COSTLY] = _guessed(tops.get(COSTLY), rows, plan.depth(COSTLY))
-        if sample is not None:
-            sample = {**sample, "colbert": colbert.rough(queries, i, self.sample)}
-        return rows[np.sort(top_n(fuse(scores, rule, sample).astype(np.float32), n)[0])]
+        if not (isinstance(colbert, Colbert) and colbert.has_rough):
+            return rows, {}
+        used = [c for c, weight in rule.weights.items() if weight > 0 and c != "colbert"]
+        rough = _pool().submit(colbert.rough, queries, i, rows)
+        scores = self._exact(queries, i, rows, used)
+        fused = fuse({**scores, "colbert": rough.result()}, rule, sample)
+        kept = np.sort(top_n(fused.astype(np.float32), n)[0])
+        return rows[kept], {c: some[kept] for c, some in scores.items()}
 
     def scored(self, queries: Queries, i: int, tops: Mapping[Channel, Ranking]) -> Candidates:
         """The union of some rankings of query i, scored by every channel."""
         return self._one(queries, i, tops, None, Plan(0, None, False))
 
-    def shown(self, queries: Queries, i: int, found: Candidates, places: IntArray) -> Future[Scores]:
-        """Every channel's scores of some of the candidates: those that the fusion had no use for are asked for now."""
-        return _pool().submit(self._shown, queries, i, found, places)
-
-    def _shown(self, queries: Queries, i: int, found: Candidates, places: IntArray) -> Scores:
-        missing = self.channels.keys() - found.scores.keys()
-        late = {c: self.channels[c].scores(queries, i, found.positions[places]) for c in missing}
-        known = {c: scores[places] for c, scores in found.scores.items()}
-        return {c: {**known, **late}[c] for c in self.channels}
-
-    def _exact(
-        self, queries: Queries, i: int, rows: IntArray, tops: Mapping[Channel, Ranking], rule: Rule | None
-    ) -> Scores:
-        """Exact scores by every channel, full text's beside the others'; those only where they have a say."""
-        wanted = COSTLY in self.channels and (rule is None or rule.weights.get(COSTLY, 0) > 0)
-        costly = _pool().submit(self._filled, queries, i, rows, tops.get(COSTLY)) if wanted else None
-        scores = {c: channel.scores(queries, i, rows) for c, channel in self.channels.items() if c != COSTLY}
-        return scores if costly is None else {**scores, COSTLY: costly.result()}
-
-    def _filled(self, queries: Queries, i: int, rows: IntArray, known: Ranking | None) -> Floats:
-        """Full text's scores of some rows; those of its own ranking are not asked for again."""
-        if known is None:
-            return self.channels[COSTLY].scores(queries, i, rows)
-        scores, there = known.at(rows)
-        scores[~there] = self.channels[COSTLY].scores(queries, i, rows[~there])
-        return scores
+    def _exact(self, queries: Queries, i: int, rows: IntArray, wanted: Iterable[Channel]) -> Scores:
+        """Exact scores by these channels, side by side."""
+        asked = {c: _pool().submit(self.channels[c].scores, queries, i, rows) for c in wanted}
+        return {c: scores.result() for c, scores in asked.items()}
 
     def _sampled(self, queries: Queries, i: int, rule: Rule | None) -> Mapping[Channel, Future[Floats]]:
         """Scores of the index's sample by every channel that may be asked for them, beside all else."""
@@ -194,24 +153,14 @@ class Union:
 
     def with_rows(self, queries: Queries, found: Candidates, rows: IntArray) -> Candidates:
         """A single query's candidates with these rows among them, found or not, and with every channel's scores."""
-        if not len(np.setdiff1d(rows, found.positions)) and found.scores.keys() == self.channels.keys():
+        if not len(np.setdiff1d(rows, found.positions)):
             return found
         both = np.union1d(found.positions, rows)
-        return Candidates(both, self._exact(queries, 0, both, {}, None), found.tops, found.sample)
+        return Candidates(both, self._exact(queries, 0, both, self.channels), found.tops, found.sample)
 
 
 def _results(sample: Mapping[Channel, Future[Floats]] | None) -> Scores | None:
     return None if sample is None else {c: scores.result() for c, scores in sample.items()}
-
-
-def _guessed(known: Ranking | None, rows: IntArray, asked: int) -> Floats:
-    """A ranking's scores; a row that is not among the best that were asked for gets half of what the last one has."""
-    if known is None:
-        return np.zeros(len(rows), np.float32)
-    scores, there = known.at(rows)
-    if len(known.scores) >= asked:
-        scores[~there] = GUESSED * known.scores[-1]
-    return scores
 
 
 @lru_cache(maxsize=1)

@@ -52,4 +52,4 @@ def settle_quarantine(target: Target) -> None:
     """After a complete run: drops the rows of earlier runs, which this run tried again or no longer met."""
     dataset = open_dataset(target.quarantine_uri, target.storage_options)
     if dataset is not None:
-        dataset.delete(f"run IS DISTINCT FROM {sql_literal(target.run)}")
+        dataset.delete(f"run IS NULL OR run <> {sql_literal(target.run)}")

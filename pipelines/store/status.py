@@ -111,7 +111,7 @@ def _last_job(dataset: lance.LanceDataset) -> str | None:
 def _coverage(snapshot: Snapshot) -> list[Coverage]:
     found = []
     for column, index in snapshot.indexes().items():
-        stats = snapshot.dataset.index_statistics(index.name)
+        stats = snapshot.index_statistics(index.name)
         rows, missing = stats["num_indexed_rows"], stats["num_unindexed_rows"]
         found.append(Coverage(index.name, column, index.index_type, rows, missing))
     return found

@@ -9,6 +9,7 @@ for the others.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -159,6 +160,12 @@ class Snapshot:
     def indexes(self) -> dict[str, Any]:
         """Column name to the description of Lance's index on it."""
         return {d.field_names[0]: d for d in self.dataset.describe_indices()}
+
+    def index_statistics(self, name: str) -> dict[str, Any]:
+        """What an index covers, and of a vector index its kind, metric and partitions."""
+        # Else all centroids come along: 73 ms in place of 5 at a million rows, and a warning.
+        os.environ.setdefault("LANCE_INCLUDE_VECTOR_CENTROIDS", "false")
+        return dict(self.dataset.stats.index_stats(name))
 
     def scan(self, columns: Sequence[str], batch_rows: int = 8192) -> Iterator[pa.RecordBatch]:
         """Batches of the whole table in the order of positions."""

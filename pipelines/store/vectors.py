@@ -47,7 +47,7 @@ def find_vector_index(snapshot: Snapshot, column: str) -> VectorIndex | None:
     described = snapshot.indexes().get(column)
     if described is None:
         return None
-    stats = snapshot.dataset.stats.index_stats(described.name)
+    stats = snapshot.index_statistics(described.name)
     (first, *_) = stats["indices"]
     return VectorIndex(
         described.name, stats["index_type"], first["metric_type"], first["num_partitions"], stats["num_unindexed_rows"]

@@ -73,15 +73,22 @@ def test_candidates_have_every_channels_exact_score(index: Index) -> None:
     np.testing.assert_allclose(found.scores["bm25"], bm25[found.positions], rtol=1e-5)
 
 
-def test_full_text_that_has_no_say_is_scored_for_the_page_alone(index: Index) -> None:
-    weights = {"dense": 1.0, "sparse": 0.3, "colbert": 1.0}
-    queries, request = index.encode([QUERY]), index.request(5, weights=weights, fusion="weighted")
-    assert index._found(queries, request)[0].scores.keys() == {"dense", "sparse", "colbert"}
-    hits = index.search(QUERY, k=5, weights=weights, fusion="weighted")
-    rows = index.snapshot.matching(" OR ".join(f"chunk_id = '{hit.chunk_id}'" for hit in hits))
-    by_id = dict(zip(sorted(hits.ids), index.channels["bm25"].scores(queries, 0, rows), strict=True))
-    assert {hit.chunk_id: hit.scores["bm25"] for hit in hits} == pytest.approx(by_id)
-    assert "bm25" in index.explain(QUERY, hits.ids[0], weights=weights, fusion="weighted").channels
+@pytest.mark.parametrize("where", [None, "chunk_id >= 'd0300'"])
+def test_bm25_of_a_row_is_one_score_whoever_asks_and_whatever_is_indexed(tmp_path: Path, where: str | None) -> None:
+    texts = corpus()
+    indexed, late = dict(list(texts.items())[:300]), dict(list(texts.items())[300:])
+    uri = make_index(tmp_path, indexed)
+    more = documents(late, WordEmbedder(), "float32", "none", {})
+    lance.write_dataset(more, uri + "/documents.lance", mode="append")
+    index = open_index(uri, embedder=WordEmbedder())
+    queries, bm25 = index.encode([QUERY]), index.channels["bm25"]
+    expected = bm25.top(queries, 400, None)[0].at(np.arange(400))[0]
+    assert np.count_nonzero(expected[300:])
+    np.testing.assert_array_equal(bm25.scores(queries, 0, np.arange(290, 310)), expected[290:310])
+    hits = index.search(QUERY, k=400, mode="bm25", where=where)
+    assert len(hits) == np.count_nonzero(expected if where is None else expected[300:])
+    assert [hit.score for hit in hits] == [expected[IDS.index(hit.chunk_id)] for hit in hits]
+    assert index.search(QUERY, k=5, where=where)[0].scores["bm25"] in expected
 
 
 def test_hybrid_with_raw_weights_is_m3s_weighted_mean(index: Index) -> None:
@@ -230,7 +237,7 @@ def test_on_a_large_table_colbert_ranks_what_the_others_bring(
     assert len(large.search(QUERY, k=10)) == 10
 
 
-def test_a_channel_that_matches_words_always_brings_rows_for_colbert(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sparse_always_brings_rows_for_colbert(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates, "SCANNED_BYTES", 100)
     large = open_index(uri, embedder=WordEmbedder())
     queries = large.encode([QUERY])
@@ -240,7 +247,7 @@ def test_a_channel_that_matches_words_always_brings_rows_for_colbert(uri: str, m
     }
     assert brought == {
         ("dense", "colbert"): {"dense", "sparse"},
-        ("dense", "bm25", "colbert"): {"dense", "bm25"},
+        ("dense", "bm25", "colbert"): {"dense", "bm25", "sparse"},
         ("sparse", "colbert"): {"sparse"},
     }
 
