@@ -7,8 +7,9 @@ cut. Rows are positions in the snapshot; equal scores keep table order.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, Protocol
 
@@ -23,7 +24,7 @@ from pipelines.retrieval.kernels import accumulate, dense_dots, sparse_dots, top
 from pipelines.retrieval.maxsim import maxsim
 from pipelines.retrieval.stored import Stored
 from pipelines.store.blocks import HAS_NUMBA, by_token
-from pipelines.store.table import Snapshot
+from pipelines.store.table import Rows, Snapshot
 from pipelines.store.vectors import VectorIndex, find_vector_index
 
 Floats = npt.NDArray[np.float32]
@@ -86,12 +87,23 @@ class Queries:
         return vectors.vectors[part].astype(np.float32, copy=False), weights
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Filter:
-    """A condition, as Lance takes it and as a mask over positions."""
+    """The rows that a condition allows, as a mask over positions."""
 
-    where: str
     allowed: Mask
+    rows: Rows
+
+    @cached_property
+    def mask(self) -> Mapping[str, bytes]:
+        """The same as an argument of Lance's scanner, which would evaluate the condition again for every channel.
+
+        Whichever list is shorter: it takes 90 ns and 50 bytes a row to make.
+        """
+        name, listed = "row_addr_allowlist", self.allowed
+        if 2 * np.count_nonzero(listed) > len(listed):
+            name, listed = "row_addr_blocklist", ~listed
+        return {name: serialize_row_addrs(self.rows.addresses(np.flatnonzero(listed)).tolist())}
 
 
 class ChannelSearch(Protocol):
@@ -146,10 +158,9 @@ class Dense:
             "minimum_nprobes": index.probes,
             "maximum_nprobes": index.probes if where is None else index.partitions,
         }
-        snapshot = self.stored.snapshot
-        condition = None if where is None else where.where
+        snapshot, mask = self.stored.snapshot, {} if where is None else where.mask
         scanner = snapshot.dataset.scanner(
-            columns=["_rowaddr"], nearest=nearest, filter=condition, prefilter=True, disable_scoring_autoprojection=True
+            columns=["_rowaddr"], nearest=nearest, prefilter=True, disable_scoring_autoprojection=True, **mask
         )
         positions = np.sort(snapshot.rows.positions(scanner.to_table()["_rowaddr"].to_numpy()))
         places, best = top_n(self.scores(queries, i, positions), n)
@@ -340,25 +351,16 @@ class FullText:
     """Raw BM25 of Lance's full-text index over the text. A row without any query word does not match and scores 0."""
 
     snapshot: Snapshot
-    options: dict[str, Any] = field(default_factory=dict)
 
     def top(self, queries: Queries, n: int, where: Filter | None, exact: bool = False) -> list[Ranking]:
-        if where is None:
-            return [self._ask(text, limit=n) for text in queries.texts]
-        found = [self._ask(text, limit=n, filter=where.where) for text in queries.texts]
-        return [self._rescored(queries, i, ranking) for i, ranking in enumerate(found)]
-
-    def _rescored(self, queries: Queries, i: int, found: Ranking) -> Ranking:
-        """Under a filter Lance takes the word counts of rows that the index does not cover from those that pass it."""
-        positions = np.sort(found.positions)
-        scores = self.scores(queries, i, positions)
-        order = np.lexsort((positions, -scores))
-        return Ranking(positions[order], scores[order])
+        mask = {} if where is None else where.mask
+        return [self._ask(text, limit=n, **mask) for text in queries.texts]
 
     def scores(self, queries: Queries, i: int, positions: IntArray) -> Floats:
         if not len(positions):
             return np.zeros(0, np.float32)
-        # As a condition the addresses would be compared with those of all rows: 9 ms for 200 of a million, this 1.4.
+        # As a condition the addresses would be compared with those of all rows, 9 ms for 200 of a million in place of
+        # 1.4, and rows that the index does not cover would get word counts of the asked rows alone.
         allowed = serialize_row_addrs(self.snapshot.rows.addresses(positions).tolist())
         return self._ask(queries.texts[i], row_addr_allowlist=allowed).at(positions)[0]
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -42,7 +42,7 @@ from pipelines.retrieval.statistics import TokenStatistics, by_rarity, read_stat
 from pipelines.retrieval.union import Candidates, Union
 from pipelines.retrieval.update import delete, upsert
 from pipelines.store.schema import Identity
-from pipelines.store.table import open_table
+from pipelines.store.table import check_filter, open_table
 
 if TYPE_CHECKING:
     from actors.embedders.base import Embedder
@@ -183,10 +183,18 @@ class Index(Opened):
             raise ConfigError(f"mode: the index has no {mode} output; it has {', '.join(self.channels)}")
 
     def filter(self, where: str) -> Filter:
-        """A SQL condition, evaluated once for all channels."""
+        """A SQL condition, evaluated once for all channels; the last one is kept for the next page or query."""
+        check_filter(where)
+        return self._filter(where)
+
+    @cached_property
+    def _filter(self) -> Callable[[str], Filter]:
+        return lru_cache(maxsize=1)(self._evaluated)
+
+    def _evaluated(self, where: str) -> Filter:
         allowed = np.zeros(len(self), bool)
         allowed[self.snapshot.matching(where)] = True
-        return Filter(where, allowed)
+        return Filter(allowed, self.snapshot.rows)
 
     def encode(self, queries: Sequence[str]) -> Queries:
         """Queries for `candidates`; ConfigError for one that is empty or not a text."""

@@ -55,6 +55,7 @@ def index(uri: str) -> Index:
         ({"where": ""}, "where: the condition is empty"),
         ({"where": "   "}, "where: the condition is empty"),
         ({"where": 3}, "where: expected a SQL condition as a string, got int"),
+        ({"where": ["year = 3"]}, "where: expected a SQL condition as a string, got list"),
         ({"where": "year = "}, "where: syntax error: Expected: an expression, found: EOF in 'year = '"),
         ({"where": "yaer = 3"}, r"where: No field named yaer.* in 'yaer = 3'"),
         ({"where": "year = 'abc'"}, "where: .*could not convert to literal of type 'Int64'"),

@@ -221,8 +221,11 @@ def test_a_vector_index_is_asked_with_its_own_metric_and_refined_exactly(tmp_pat
     for hit in approximate:
         assert hit.score == pytest.approx(expected[hit.chunk_id], rel=1e-5)
     assert index.search(QUERY, k=20, mode="dense", exact=True).ids == before.ids
-    filtered = index.search(QUERY, k=50, mode="dense", where="chunk_id < 'd0030'")
-    assert len(filtered) == 30
+    filtered = index.search(QUERY, k=400, mode="dense", where="chunk_id < 'd0030'", candidates=400)
+    assert sorted(filtered.ids) == IDS[:30]
+    filtered = index.search(QUERY, k=400, mode="dense", where="chunk_id >= 'd0030'", candidates=400)
+    assert sorted(filtered.ids) == IDS[30:]
+    assert len(index.search(QUERY, mode="dense", where="chunk_id = 'none'")) == 0
 
 
 def test_on_a_large_table_colbert_ranks_what_the_others_bring(
