@@ -308,10 +308,11 @@ class Index(Opened):
         order = np.argsort(-fused, kind="stable")
         for depth in _depths(request, len(order)):
             kept = order[: _depth_with_ties(fused[order], depth)]
+            scores = self.union.shown(queries, i, found, kept)
             rows = self.snapshot.take(found.positions[kept], self._fetched_columns(request)).to_pylist()
             hits = [
-                _hit(row, float(fused[j]), {c: float(s[j]) for c, s in found.scores.items()}, request)
-                for row, j in zip(rows, kept, strict=True)
+                _hit(row, float(fused[j]), {c: float(s[place]) for c, s in scores.items()}, request)
+                for place, (row, j) in enumerate(zip(rows, kept, strict=True))
             ]
             if request.grouping is None or len({request.grouping.key(hit) for hit in hits}) >= request.depth:
                 break

@@ -39,7 +39,10 @@ def followed(channel: Channel, rule: Rule | None) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidates:
-    """One query's candidates, ascending by position, with every channel's exact score."""
+    """One query's candidates, ascending by position, with every channel's exact score.
+
+    Where the fusion is known, of the channels that it adds up; `Union.shown` has the others'.
+    """
 
     positions: IntArray
     scores: Mapping[Channel, Floats]
@@ -60,6 +63,10 @@ class Plan:
     def depth(self, channel: Channel) -> int:
         """How many rows the channel brings."""
         return self.n * (followed(channel, self.rule) if self.follows else 1)
+
+    def counts(self, channel: Channel) -> bool:
+        """Whether candidates are ranked by the channel's scores."""
+        return self.rule is None or self.rule.weights.get(channel, 0) > 0 or (self.follows and channel == "colbert")
 
 
 @dataclass(frozen=True)
@@ -110,12 +117,13 @@ class Union:
         scores: Scores = {}
         if plan.rule is not None and plan.follows and len(rows) > plan.depth("colbert"):
             rows, scores = self._promising(queries, i, rows, sample, plan.rule, plan.depth("colbert"))
-        scores = {**scores, **self._exact(queries, i, rows, self.channels.keys() - scores.keys())}
+        counted = [c for c in self.channels if plan.counts(c)]
+        scores = {**scores, **self._exact(queries, i, rows, [c for c in counted if c not in scores])}
         if plan.follows:
             places, best = top_n(scores["colbert"], plan.n)
             tops = {c: Ranking(top.positions[: plan.n], top.scores[: plan.n]) for c, top in tops.items()}
             tops["colbert"] = Ranking(rows[places], best)
-        return Candidates(rows, {c: scores[c] for c in self.channels}, tops, sample)
+        return Candidates(rows, {c: scores[c] for c in counted}, tops, sample)
 
     def _promising(
         self, queries: Queries, i: int, rows: IntArray, sample: Scores | None, rule: Rule, n: int
@@ -135,6 +143,13 @@ class Union:
         """The union of some rankings of query i, scored by every channel."""
         return self._one(queries, i, tops, None, Plan(0, None, False))
 
+    def shown(self, queries: Queries, i: int, found: Candidates, places: IntArray) -> Scores:
+        """Every channel's scores of some of the candidates: those that the fusion has no use for are asked for now."""
+        missing = [c for c in self.channels if c not in found.scores]
+        scores = {c: some[places] for c, some in found.scores.items()}
+        scores |= self._exact(queries, i, found.positions[places], missing)
+        return {c: scores[c] for c in self.channels}
+
     def _exact(self, queries: Queries, i: int, rows: IntArray, wanted: Iterable[Channel]) -> Scores:
         """Exact scores by these channels, side by side."""
         asked = {c: _pool().submit(self.channels[c].scores, queries, i, rows) for c in wanted}
@@ -153,7 +168,7 @@ class Union:
 
     def with_rows(self, queries: Queries, found: Candidates, rows: IntArray) -> Candidates:
         """A single query's candidates with these rows among them, found or not, and with every channel's scores."""
-        if not len(np.setdiff1d(rows, found.positions)):
+        if not len(np.setdiff1d(rows, found.positions)) and found.scores.keys() == self.channels.keys():
             return found
         both = np.union1d(found.positions, rows)
         return Candidates(both, self._exact(queries, 0, both, self.channels), found.tops, found.sample)

@@ -73,6 +73,19 @@ def test_candidates_have_every_channels_exact_score(index: Index) -> None:
     np.testing.assert_allclose(found.scores["bm25"], bm25[found.positions], rtol=1e-5)
 
 
+def test_a_channel_that_has_no_say_is_scored_for_the_page_alone(index: Index) -> None:
+    weights = {"dense": 1.0, "colbert": 1.0}
+    queries, request = index.encode([QUERY]), index.request(5, weights=weights, fusion="weighted")
+    assert index._found(queries, request)[0].scores.keys() == weights.keys()
+    hits = index.search(QUERY, k=5, weights=weights, fusion="weighted")
+    rows = index.snapshot.matching(" OR ".join(f"chunk_id = '{hit.chunk_id}'" for hit in hits))
+    for channel in ("sparse", "bm25"):
+        by_id = dict(zip(sorted(hits.ids), index.channels[channel].scores(queries, 0, rows), strict=True))
+        assert {hit.chunk_id: hit.scores[channel] for hit in hits} == pytest.approx(by_id)
+    explained = index.explain(QUERY, hits.ids[0], weights=weights, fusion="weighted")
+    assert explained.channels.keys() == {"dense", "sparse", "colbert", "bm25"}
+
+
 @pytest.mark.parametrize("where", [None, "chunk_id >= 'd0300'"])
 def test_bm25_of_a_row_is_one_score_whoever_asks_and_whatever_is_indexed(tmp_path: Path, where: str | None) -> None:
     texts = corpus()
