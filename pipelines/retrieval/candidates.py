@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from threading import Lock
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -93,13 +94,17 @@ class Filter:
 
     allowed: Mask
     rows: Rows
+    lock: Lock = field(default_factory=Lock, repr=False)
+
+    @property
+    def mask(self) -> Mapping[str, bytes]:
+        """The same as an argument of Lance's scanner, which would evaluate the condition again for every channel."""
+        with self.lock:  # since Python 3.12 a cached_property has none of its own, and two channels ask at once
+            return self._mask
 
     @cached_property
-    def mask(self) -> Mapping[str, bytes]:
-        """The same as an argument of Lance's scanner, which would evaluate the condition again for every channel.
-
-        Whichever list is shorter: it takes 90 ns and 50 bytes a row to make.
-        """
+    def _mask(self) -> Mapping[str, bytes]:
+        """Whichever list is shorter: it takes 90 ns and 50 bytes a row to make."""
         name, listed = "row_addr_allowlist", self.allowed
         if 2 * np.count_nonzero(listed) > len(listed):
             name, listed = "row_addr_blocklist", ~listed
