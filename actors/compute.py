@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 
 import torch
 from transformers import PretrainedConfig
@@ -110,12 +111,21 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+_lock, _found = Lock(), list[int]()
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """torch computes with the calling thread alone: OpenMP's other threads spin for milliseconds after each call."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """torch computes with the calling thread alone: OpenMP's other threads spin for milliseconds after each call.
+
+    A thread's number is its own, but a new thread starts with the one that was set last, anywhere. So all that overlap
+    give back what the first of them found; one that computes nothing but starts meanwhile keeps 1.
+    """
+    with _lock:
+        _found.append(_found[0] if _found else torch.get_num_threads())
+        torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        with _lock:
+            torch.set_num_threads(_found.pop())

@@ -112,7 +112,7 @@ def all_scores(index: Index, queries: Queries, i: int, channel: Channel) -> Arra
     search, rows = index.channels[channel], len(index)
     if not isinstance(search, FullText):
         return search.scores(queries, i, np.arange(rows))
-    return search.top(one(queries, i), rows, None)[0].at(np.arange(rows))[0]
+    return search.top(one(queries, i), rows, None)[0].at(np.arange(rows))
 
 
 def recall(index: Index, queries: Queries, n: int, rule: Rule) -> None:
@@ -155,7 +155,7 @@ def stages(index: Index, queries: Queries, n: int, rule: Rule) -> float:
     sizes = (np.mean([len(f) for f in rows]) for rows in (brought, found))
     print("{:.0f} candidates a query, {:.0f} of them scored exactly".format(*sizes))
     print(f"{'one query at a time':44}   ratio       p50      p95      p99   cpu p50  queries/s")
-    whole = timed("three-channel hybrid, best 100", n, lambda i: hybrid(index, singles[i], rule))
+    whole = timed("hybrid, best 100", n, lambda i: hybrid(index, singles[i], rule))
     for channel in others:
         search = index.channels[channel]
         size = wide[channel]

@@ -46,15 +46,15 @@ class Ranking(NamedTuple):
     positions: IntArray
     scores: Floats
 
-    def at(self, rows: IntArray) -> tuple[Floats, Mask]:
-        """The scores of these rows, 0 where it does not have them, and which it has."""
-        scores, there = np.zeros(len(rows), np.float32), np.zeros(len(rows), bool)
+    def at(self, rows: IntArray) -> Floats:
+        """The scores of these rows, 0 where it does not have them."""
+        scores = np.zeros(len(rows), np.float32)
         if len(self.positions):
             order = np.argsort(self.positions)
             places = np.minimum(np.searchsorted(self.positions, rows, sorter=order), len(order) - 1)
             there = self.positions[order[places]] == rows
             scores[there] = self.scores[order[places[there]]]
-        return scores, there
+        return scores
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -367,7 +367,7 @@ class FullText:
         # As a condition the addresses would be compared with those of all rows, 9 ms for 200 of a million in place of
         # 1.4, and rows that the index does not cover would get word counts of the asked rows alone.
         allowed = serialize_row_addrs(self.snapshot.rows.addresses(positions).tolist())
-        return self._ask(queries.texts[i], row_addr_allowlist=allowed).at(positions)[0]
+        return self._ask(queries.texts[i], row_addr_allowlist=allowed).at(positions)
 
     def _ask(self, text: str, **limits: Any) -> Ranking:
         table = self.snapshot.dataset.scanner(

@@ -184,7 +184,7 @@ class Index(Opened):
 
     def filter(self, where: str) -> Filter:
         """A SQL condition, evaluated once for all channels; the last one is kept for the next page or query."""
-        check_filter(where)
+        check_filter(where)  # what is no text need not have a hash
         return self._filter(where)
 
     @cached_property

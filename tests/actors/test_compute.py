@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
 import pytest
 import torch
 from transformers import BertConfig
@@ -49,5 +53,24 @@ def test_one_thread_is_given_back_whatever_happens() -> None:
         with pytest.raises(KeyError):
             fail()
         assert (*seen, torch.get_num_threads()) == (1, 3)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_questions_of_several_threads_do_not_leave_the_process_with_one() -> None:
+    before, both = torch.get_num_threads(), Barrier(2, timeout=60)
+
+    def ask(seconds: float) -> int:
+        with one_thread():
+            both.wait()
+            time.sleep(seconds)
+        return torch.get_num_threads()
+
+    try:
+        torch.set_num_threads(3)
+        with ThreadPoolExecutor(2) as threads:
+            assert list(threads.map(ask, (0.0, 0.05))) == [3, 3]
+        with ThreadPoolExecutor(1) as threads:
+            assert threads.submit(torch.get_num_threads).result() == 3
     finally:
         torch.set_num_threads(before)
