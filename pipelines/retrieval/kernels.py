@@ -7,6 +7,8 @@ threading layers are not safe to enter from several Python threads.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,12 @@ from actors.outputs import IntArray, ranges
 from pipelines.store.blocks import compiled, compiled_or
 
 Floats = npt.NDArray[np.float32]
+
+
+@lru_cache(maxsize=1)
+def workers(threads: int) -> ThreadPoolExecutor:
+    """Threads for kernels, one pool for the process: starting them costs as much as scoring fifty documents."""
+    return ThreadPoolExecutor(threads, "kernels")
 
 
 @compiled

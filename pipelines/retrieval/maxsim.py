@@ -6,15 +6,13 @@ looking products up (`lookup`); all other codecs are decoded in blocks that fit 
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from actors.outputs import IntArray, MultiVectors
-from pipelines.retrieval.kernels import segment_max
+from pipelines.retrieval.kernels import segment_max, workers
 from pipelines.store.blocks import HAS_NUMBA
 from pipelines.store.codecs import Codec, decode, get_codec
 
@@ -69,7 +67,7 @@ def maxsim(
     parts = row_blocks(lengths, size)
     if threads == 1 or len(parts) == 1:
         return np.concatenate([score(p) for p in parts])
-    return np.concatenate(list(_pool(threads).map(score, parts)))
+    return np.concatenate(list(workers(threads).map(score, parts)))
 
 
 def _prepared(query: Floats, codec: Codec, rough: bool) -> BitQuery | SignQuery | TableQuery | None:
@@ -77,12 +75,6 @@ def _prepared(query: Floats, codec: Codec, rough: bool) -> BitQuery | SignQuery 
     if HAS_NUMBA and codec.is_signs:
         return SignQuery(query) if rough else BitQuery(query)
     return TableQuery(query, codec.book) if HAS_NUMBA and codec.book is not None else None
-
-
-@lru_cache(maxsize=1)
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """One for the process: starting threads costs as much as scoring fifty documents."""
-    return ThreadPoolExecutor(threads, "maxsim")
 
 
 def row_blocks(lengths: IntArray, vectors: int | None) -> list[slice]:
