@@ -9,10 +9,10 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "FlagAutoModel": "actors.auto",
+    "FlagAutoModel": "actors.embedders.auto",
     "FlagAutoReranker": "actors.rerankers.registry",
     "load_reranker": "actors.rerankers.registry",
-    "load_embedder": "actors.registry",
+    "load_embedder": "actors.embedders.registry",
     "FlagModel": "actors.embedders.dense",
     "BGEM3FlagModel": "actors.embedders.m3",
     "FlagLLMModel": "actors.embedders.dense",
@@ -26,8 +26,8 @@ _HOMES = {
     "mix_models": "actors.mixing",
     "mix_models_by_layers": "actors.mixing",
     "mix_models_with_data": "actors.mixing",
-    "EmbedderModelClass": "actors.model_classes",
-    "RerankerModelClass": "actors.model_classes",
+    "EmbedderModelClass": "actors.models.model_classes",
+    "RerankerModelClass": "actors.models.model_classes",
     "EmbeddingBatch": "actors.outputs",
     "EmbedderSpec": "actors.spec",
     "ComputeSpec": "actors.spec",

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from actors.blocks import all_rows, mark, place, tokens_of
-from actors.isolate import Isolated, isolate
+from actors.arrow.blocks import all_rows, mark, place, tokens_of
+from actors.arrow.isolate import Isolated, isolate
+from actors.codecs.on_device import Shrink
 from actors.outputs import EmbeddingBatch, IntArray, TokenBatch, concat
-from actors.shrink import Shrink
 from actors.spec import EmbedderSpec, Output, PoolSpec
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class EmbedActor:
         finish: Finish,
         shrink: Shrink | None = None,
     ) -> None:
-        from actors.registry import load_embedder  # here: a driver that only names this class needs no torch
+        from actors.embedders.registry import load_embedder  # here: a driver that only names this class needs no torch
 
         self.embedder: Embedder = load_embedder(spec)
         self.name, self.outputs, self.fields, self.finish = name, outputs, fields, finish

@@ -18,7 +18,7 @@ OUTPUTS: tuple[Output, ...] = ("dense", "sparse", "colbert")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComputeSpec:
-    """How the forward pass runs. `auto` (None for numbers) decides from the hardware; see `actors.compute`."""
+    """How the forward pass runs. `auto` (None for numbers) decides from the hardware; see `actors.compute.resolve`."""
 
     dtype: DType = "auto"
     """fp32 is exact; auto takes bf16 where the processor multiplies it in hardware, fp32 otherwise."""

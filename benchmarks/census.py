@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from pipelines.census.take import Here, OnRay, partitions_for, take_census
+from pipelines.changes.detect import Here, OnRay, partitions_for, take_census
 
 UNIT_ROWS = 200_000
 BATCH_ROWS = 20_000

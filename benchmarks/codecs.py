@@ -15,16 +15,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from actors.codecs.codebooks import TRAINERS
+from actors.codecs.codecs import Codec, encode_colbert, get_codec, width
 from actors.outputs import IntArray, MultiVectors, concat
 from pipelines.evaluation import read_qrels, read_queries
 from pipelines.evaluation.metrics import paired_p, per_query
 from pipelines.evaluation.qrels import judged
 from pipelines.evaluation.runs import Judged, rank
 from pipelines.retrieval import open_index
-from pipelines.retrieval.maxsim import maxsim
-from pipelines.retrieval.query import Index
-from pipelines.store.books import TRAINERS
-from pipelines.store.codecs import Codec, encode_colbert, get_codec, width
+from pipelines.retrieval.index import Index
+from pipelines.retrieval.scoring.maxsim import maxsim
 
 CASES = [
     ("float16", "none"), ("int8", "none"), ("bits2", "none"), ("sign", "none"), ("rotated_sign", "none"),

@@ -18,7 +18,7 @@ from statistics import median
 import torch
 
 from actors.embedders.base import Embedder
-from actors.registry import load_embedder
+from actors.embedders.registry import load_embedder
 from actors.spec import ComputeSpec, EmbedderSpec
 from benchmarks import shapes
 

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from actors.batching import padding_share, plan
-from actors.compute import cpu_has_bf16, gemm_rate
+from actors.compute.batching import padding_share, plan
+from actors.compute.resolve import cpu_has_bf16, gemm_rate
 from actors.spec import OUTPUTS, Output
 from benchmarks import peers, shapes
 from benchmarks.peers import CLOCKS, SIZE, Subject
@@ -134,7 +134,7 @@ def _packaged_config() -> object:
 
 def padding(longest: int, budget: int, window: int = 1000) -> None:
     """Padding share of blocks of 1,000 documents: what padded batches would hold, and what our packing adds."""
-    from actors.batching import rounded
+    from actors.compute.batching import rounded
 
     lengths = shapes.lengths_of(shapes.corpus("linux-doc")[: 12 * window], longest)
     blocks = [lengths[start : start + window] for start in range(0, len(lengths) - window + 1, window)]

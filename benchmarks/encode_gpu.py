@@ -26,11 +26,11 @@ from transformers import PreTrainedModel, XLMRobertaConfig, XLMRobertaModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from actors.backbones.encoder import PackedEncoder
-from actors.compute import Compute, gemm_rate
-from actors.engine import Ask, Engine
+from actors.codecs.on_device import Shrink
+from actors.compute.resolve import Compute, gemm_rate
+from actors.embedders.engine import Ask, Engine
+from actors.network.packed_encoder import PackedEncoder
 from actors.outputs import EmbeddingBatch, TokenBatch, offsets_of
-from actors.shrink import Shrink
 from actors.spec import OUTPUTS
 
 QUANTILES = (

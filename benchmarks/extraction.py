@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from torch.nn.functional import normalize
 
-from actors import heads
+from actors.network import heads
 from actors.outputs import offsets_of
 from benchmarks import shapes
 

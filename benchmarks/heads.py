@@ -23,7 +23,8 @@ import Stemmer
 import torch
 from torch import Tensor, nn
 
-from actors.checkpoint import load_head
+from actors.checkpoints.loading import load_head
+from actors.codecs.sparse import encode_sparse
 from actors.fitting.encoder import Encoder, encoded, load_encoder
 from actors.fitting.mining import dense_vectors, document_frequency, idf, sparse_scores
 from actors.fitting.result import FitConfig
@@ -36,8 +37,7 @@ from pipelines.evaluation.metrics import paired_p, per_query
 from pipelines.evaluation.qrels import judged
 from pipelines.retrieval.encoder import pieces
 from pipelines.retrieval.fusion import Rule, fuse
-from pipelines.retrieval.neighbours import Neighbours
-from pipelines.store.terms import encode_sparse
+from pipelines.retrieval.query_expansion import Neighbours
 
 Scores = npt.NDArray[np.float32]
 DEPTH = 200

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from pipelines.build import build_index
 from pipelines.config import load_config
+from pipelines.indexing.build import build_index
 from pipelines.monitor.summary import Summary
 
 COLUMNS = "| step | documents embedded | tokens embedded | unchanged | pruned | widened | seconds | of it embedding |"

@@ -25,7 +25,7 @@ def bare(paths: list[str]) -> tuple[int, float, float]:
     """Tokens, first and last moment of one process."""
     import torch
 
-    from actors.registry import load_embedder
+    from actors.embedders.registry import load_embedder
     from actors.spec import EmbedderSpec
 
     torch.set_num_threads(1)
@@ -47,8 +47,8 @@ def bare_rate(paths: list[str]) -> float:
 
 
 def job_rate(paths: list[str]) -> float:
-    from pipelines.build import build_index
     from pipelines.config import load_config
+    from pipelines.indexing.build import build_index
     from pipelines.monitor.runlog import RunLog
 
     points: list[tuple[float, int]] = []

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from actors.registry import load_embedder
+from actors.embedders.registry import load_embedder
 from actors.spec import ComputeSpec, DType, EmbedderSpec, Output
 
 Encode = Callable[[list[str]], dict[str, np.ndarray]]

@@ -30,13 +30,13 @@ from lancedb.rerankers import RRFReranker
 from actors.outputs import Array, EmbeddingBatch, SparseVectors
 from benchmarks.passages import Sentences, draw
 from pipelines.config import Channel
-from pipelines.retrieval import union
-from pipelines.retrieval.candidates import Colbert, FullText, Queries
+from pipelines.retrieval import candidates as union
+from pipelines.retrieval.channels import Colbert, FullText, Queries
 from pipelines.retrieval.fusion import Rule, fuse
-from pipelines.retrieval.indexes import update_indexes
-from pipelines.retrieval.kernels import top_n
-from pipelines.retrieval.query import Index, open_index
-from pipelines.store.fulltext import update_full_text
+from pipelines.retrieval.index import Index, open_index
+from pipelines.retrieval.scoring.kernels import top_n
+from pipelines.search_indexes.full_text import update_full_text
+from pipelines.search_indexes.update import update_indexes
 from pipelines.store.schema import Identity, Target, documents_schema
 
 M3_RULE = Rule("weighted", {"dense": 1.0, "sparse": 0.3, "colbert": 1.0})

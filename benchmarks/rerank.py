@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from actors.checkpoint import resolve_folder
+from actors.checkpoints.loading import resolve_folder
 from actors.rerankers.registry import load_reranker
 from actors.spec import ComputeSpec
 

@@ -89,8 +89,8 @@ def write_shards(folder: Path, passages: int) -> None:
 
 def one(folder: Path, passages: int, actors: int) -> dict[str, Any]:
     """Builds one index in this process and says what that took."""
-    from pipelines.build import build_index
     from pipelines.config import load_config
+    from pipelines.indexing.build import build_index
 
     peaks = Peaks()
     peaks.start()

@@ -21,12 +21,12 @@ import pyarrow as pa
 
 from actors.outputs import IntArray, SparseVectors
 from benchmarks.query import read_queries
-from pipelines.retrieval.candidates import Inverted, Queries
-from pipelines.retrieval.inverted import InvertedIndex, Segment, as_lists
-from pipelines.retrieval.kernels import top_n
-from pipelines.retrieval.query import Index, open_index
-from pipelines.store.blocks import Blocks
-from pipelines.store.postings import SegmentInfo, update_postings
+from pipelines.retrieval.channels import Inverted, Queries
+from pipelines.retrieval.index import Index, open_index
+from pipelines.retrieval.scoring.inverted_index import InvertedIndex, Segment, as_lists
+from pipelines.retrieval.scoring.kernels import top_n
+from pipelines.search_indexes.posting_blocks import Blocks
+from pipelines.search_indexes.postings import SegmentInfo, update_postings
 from pipelines.store.schema import Identity, documents_schema
 from pipelines.store.table import open_table
 

@@ -43,7 +43,7 @@ class Stage:
 
 def our_stage(folder: Path, kind: str, longest: int, dtype: str) -> Callable[[], Any]:
     def make() -> Callable[[list[str]], dict[str, pa.Array]]:
-        from actors.registry import load_embedder
+        from actors.embedders.registry import load_embedder
         from actors.spec import ComputeSpec
 
         spec = EmbedderSpec(

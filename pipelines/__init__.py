@@ -9,10 +9,10 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "build_index": "pipelines.build",
+    "build_index": "pipelines.indexing.build",
     "open_index": "pipelines.retrieval",
     "load_config": "pipelines.config",
-    "submit_job": "pipelines.submit",
+    "submit_job": "pipelines.cluster.submit",
     "BuildConfig": "pipelines.config",
     "SearchConfig": "pipelines.config",
     "ConfigError": "pipelines.config",

@@ -13,9 +13,9 @@ import lance
 import numpy as np
 import pyarrow as pa
 
+from actors.codecs.codebooks import TRAINERS
+from actors.codecs.codecs import encode_colbert, get_codec
 from actors.outputs import EmbeddingBatch, MultiVectors, SparseVectors, TokenBatch, offsets_of
-from pipelines.store.books import TRAINERS
-from pipelines.store.codecs import encode_colbert, get_codec
 from pipelines.store.schema import Identity, documents_schema
 
 DIM = 32

@@ -16,17 +16,17 @@ import pyarrow as pa
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from actors.backbone import load_backbone
-from actors.checkpoint import check_weights, load_head
-from actors.compute import Compute, resolve
-from actors.describe import Identity, available_outputs, describe, head_folder
-from actors.engine import Ask, Engine
-from actors.folder import CheckpointError
+from actors.checkpoints.files import CheckpointError
+from actors.checkpoints.loading import check_weights, load_head
+from actors.codecs.on_device import Shrink
+from actors.compute.resolve import Compute, resolve
+from actors.embedders.engine import Ask, Engine
+from actors.models.identity import Identity, available_outputs, describe, head_folder
+from actors.models.preparation import Kind, Preparation
+from actors.network.backbone import load_backbone
 from actors.outputs import EmbeddingBatch, IntArray, TokenBatch, concat
-from actors.preparation import Kind, Preparation
-from actors.shrink import Shrink
 from actors.spec import OUTPUTS, Output
-from actors.tokenizer import checked_texts
+from actors.text.tokenizer import checked_texts
 
 T = TypeVar("T")
 R = TypeVar("R")

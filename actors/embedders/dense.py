@@ -10,8 +10,8 @@ from torch import Tensor
 
 from actors.embedders.front import Front
 from actors.outputs import Array, EmbeddingBatch
-from actors.prompts import INSTRUCT
 from actors.spec import ModelClass, Output
+from actors.text.prompts import INSTRUCT
 
 
 @dataclass(eq=False)

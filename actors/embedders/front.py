@@ -14,15 +14,15 @@ from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import numpy as np
 
-from actors.checkpoint import check_weights
-from actors.describe import available_outputs
-from actors.devices import DevicePool, Devices, device_names
+from actors.checkpoints.loading import check_weights
 from actors.embedders.base import checked_outputs, load_engine
-from actors.engine import Ask, Engine
+from actors.embedders.device_pool import DevicePool, Devices, device_names
+from actors.embedders.engine import Ask, Engine
+from actors.models.identity import available_outputs
+from actors.models.preparation import load_preparation
 from actors.outputs import Array, EmbeddingBatch, TokenBatch
-from actors.preparation import load_preparation
-from actors.prompts import PLAIN, instruct
 from actors.spec import ComputeSpec, EmbedderSpec, ModelClass, Output, Pooling
+from actors.text.prompts import PLAIN, instruct
 
 Result = TypeVar("Result")
 NO_EFFECT = frozenset({"pad_to_multiple_of"})
@@ -46,7 +46,7 @@ class Front(ABC, Generic[Result]):
     trust_remote_code: bool = False
     cache_dir: str | None = None
     batch_size: int = 256
-    """Only an upper bound here, of batch_size x max_length tokens: batches are cut by tokens, see `actors.batching`."""
+    """An upper bound of batch_size x max_length tokens: batches are cut by tokens, see `actors.compute.batching`."""
     query_max_length: int | None = None
     """Default: 512, or the model's positions where it has fewer."""
     passage_max_length: int | None = None

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from actors.embedders.dense import DenseFront
 from actors.outputs import TokenBatch
-from actors.prompts import TAGGED, InContext, examples_prefix
 from actors.spec import ModelClass
+from actors.text.prompts import TAGGED, InContext, examples_prefix
 
 Examples = Sequence[Mapping[str, Any]]
 

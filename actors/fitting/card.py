@@ -16,9 +16,9 @@ import yaml
 from safetensors.torch import save_file
 from torch import nn
 
-from actors.checkpoint import FITTED, head_file, load_head
+from actors.checkpoints.files import weight_files
+from actors.checkpoints.loading import FITTED, head_file, load_head
 from actors.fitting.result import FitResult
-from actors.folder import weight_files
 
 HEADS = ("sparse_linear", "colbert_linear")
 ENCODER_FILES = ("*.json", "*.txt", "*.model", "1_Pooling/config.json")

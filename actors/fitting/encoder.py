@@ -8,14 +8,14 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
-from actors.backbone import Backbone, load_backbone
-from actors.checkpoint import check_weights, fingerprint
-from actors.compute import Compute, resolve
+from actors.checkpoints.loading import check_weights, fingerprint
+from actors.compute.resolve import Compute, resolve
 from actors.embedders.base import UNWEIGHTED
 from actors.fitting.card import check_existing_heads
 from actors.fitting.result import FitConfig
 from actors.fitting.states import States, compute_states
-from actors.preparation import Kind, Preparation, load_preparation
+from actors.models.preparation import Kind, Preparation, load_preparation
+from actors.network.backbone import Backbone, load_backbone
 from actors.spec import EmbedderSpec, Pooling
 
 

@@ -15,9 +15,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from actors import heads
 from actors.fitting.data import Rng, Source
 from actors.fitting.states import States
+from actors.network import heads
 from actors.outputs import IntArray, SparseVectors, offsets_of
 from actors.spec import Pooling
 

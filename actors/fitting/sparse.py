@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from actors import heads
 from actors.fitting.mining import CHUNK, Mined, document_frequency, idf
 from actors.fitting.states import States
+from actors.network import heads
 from actors.outputs import IntArray, SparseVectors, offsets_of, ranges
 
 ABSENT = -1

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from actors.backbone import Backbone
-from actors.batching import plan
+from actors.compute.batching import plan
+from actors.network.backbone import Backbone
 from actors.outputs import Array, IntArray, TokenBatch, ranges
 
 Flags = npt.NDArray[np.bool_]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from actors.mixing.sources import Entry, Source
-from actors.tokenizer import TextTokenizer, read_tokenizer
+from actors.text.tokenizer import TextTokenizer, read_tokenizer
 
 SUM_TOLERANCE = 1e-3
 IRRELEVANT = frozenset({

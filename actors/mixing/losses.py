@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from actors.embedders.base import Embedder
-from actors.registry import load_embedder
+from actors.embedders.registry import load_embedder
 from actors.spec import ComputeSpec, EmbedderSpec
 
 SIMILARITY_SCALE = 20.0

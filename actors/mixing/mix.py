@@ -16,7 +16,7 @@ from typing import Literal, get_args
 
 import torch
 
-from actors.folder import read_json
+from actors.checkpoints.files import read_json
 from actors.mixing.card import model_card
 from actors.mixing.check import check_alike, check_reranker, check_tokenizers, normalised_weights
 from actors.mixing.losses import Example, decoder_loss, embedder_batches, embedder_loss, weights_from_losses

@@ -15,8 +15,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from actors.checkpoint import head_file, resolve_folder
-from actors.folder import CheckpointError, read_json, weight_files
+from actors.checkpoints.files import CheckpointError, read_json, weight_files
+from actors.checkpoints.loading import head_file, resolve_folder
 
 HEADS = ("colbert_linear", "sparse_linear")
 """The M3 heads, in files beside the weights of the backbone."""

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actors.checkpoint import load_tensors, resolve_folder
-from actors.folder import CheckpointError, read_json
+from actors.checkpoints.files import CheckpointError, read_json
+from actors.checkpoints.loading import load_tensors, resolve_folder
 
 WRAPPER = "base_model.model."
 

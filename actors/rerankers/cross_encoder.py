@@ -5,8 +5,8 @@ transformers loads for sequence classification runs padded through its own code.
 multiplications, so it stays in float32 even where the encoder does not.
 
 In half precision only matrix products and attention are halved: embeddings, norms and the sums between layers stay in
-float32, and on a CPU so does the first token's own row (`actors.backbones.first`). Neither costs time that could be
-measured on a CPU; together they bring the error of a score down to a tenth.
+float32, and on a CPU so does the first token's own row (`actors.network.first_token_encoder`). Neither costs time that
+could be measured on a CPU; together they bring the error of a score down to a tenth.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
 
-from actors.backbone import load_pretrained
-from actors.backbones.first import FirstTokenEncoder
-from actors.catalogue import ENCODERS, max_positions
-from actors.compute import Compute, resolve
+from actors.compute.resolve import Compute, resolve
+from actors.models.catalogue import ENCODERS, max_positions
+from actors.network.backbone import load_pretrained
+from actors.network.first_token_encoder import FirstTokenEncoder
 from actors.outputs import IntArray, ranges
-from actors.prompts import PLAIN
 from actors.rerankers.engine import RerankOptions, Scorer
 from actors.rerankers.fronts import Front
 from actors.rerankers.loading import Checkpoint
 from actors.rerankers.pairs import Layout, PairBatch, encoder_layout
+from actors.text.prompts import PLAIN
 
 Logits = Callable[[Tensor, IntArray, Tensor | None], Tensor]
 """int64 ids (T,), host offsets (n + 1,), token types (T,) or None -> (n, 1)."""

@@ -17,14 +17,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from actors.batching import inverse
-from actors.checkpoint import fingerprint
-from actors.compute import Compute
-from actors.lanes import Lanes
+from actors.checkpoints.loading import fingerprint
+from actors.compute.batch_threads import Lanes
+from actors.compute.batching import inverse
+from actors.compute.resolve import Compute
 from actors.outputs import IntArray
-from actors.prompts import PLAIN, instruct
 from actors.rerankers.loading import Checkpoint
 from actors.rerankers.pairs import Layout, PairBatch, checked_pairs, join, token_ids
+from actors.text.prompts import PLAIN, instruct
 
 Scores = npt.NDArray[np.float32]
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from actors.devices import Devices, device_names
-from actors.prompts import PLAIN
+from actors.embedders.device_pool import Devices, device_names
 from actors.rerankers.engine import Reranker, RerankOptions, Scorer, Scores, score_lists
 from actors.rerankers.loading import Checkpoint, open_checkpoint
 from actors.rerankers.pairs import checked_pairs
 from actors.spec import ComputeSpec, DType
+from actors.text.prompts import PLAIN
 
 OPTIONS = frozenset(field.name for field in fields(RerankOptions))
 NO_EFFECT = frozenset({"use_dataloader", "num_workers"})

@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actors.checkpoint import load_weights
-from actors.compute import Compute, resolve
-from actors.decoders import MiniCPM, MiniCPMConfig, Source, read_config
-from actors.folder import CheckpointError
+from actors.checkpoints.files import CheckpointError
+from actors.checkpoints.loading import load_weights
+from actors.compute.resolve import Compute, resolve
+from actors.network.decoders import MiniCPM, MiniCPMConfig, Source, read_config
 from actors.rerankers import llm
 from actors.rerankers.adapters import merge_lora
 from actors.rerankers.engine import RerankOptions, Scorer
 from actors.rerankers.fronts import DecoderFront
 from actors.rerankers.loading import Checkpoint
 from actors.rerankers.pairs import Layout, PairBatch, prompt_layout
-from actors.tokenizer import TextTokenizer
+from actors.text.tokenizer import TextTokenizer
 
 
 def asked_layers(cutoffs: int | Sequence[int] | None, valid: range) -> tuple[int, ...]:

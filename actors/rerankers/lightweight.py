@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actors.checkpoint import load_weights
-from actors.compute import Compute, resolve
-from actors.decoders import Compression, Gemma2, Gemma2Config, Source, read_config
-from actors.folder import CheckpointError
+from actors.checkpoints.files import CheckpointError
+from actors.checkpoints.loading import load_weights
+from actors.compute.resolve import Compute, resolve
+from actors.network.decoders import Compression, Gemma2, Gemma2Config, Source, read_config
 from actors.rerankers import llm
 from actors.rerankers.adapters import merge_lora
 from actors.rerankers.engine import RerankOptions, Scorer
@@ -25,7 +25,7 @@ from actors.rerankers.fronts import DecoderFront
 from actors.rerankers.layerwise import always_bos, asked_layers
 from actors.rerankers.loading import Checkpoint
 from actors.rerankers.pairs import Layout, PairBatch, prompt_layout
-from actors.tokenizer import TextTokenizer
+from actors.text.tokenizer import TextTokenizer
 
 PROMPT = "Predict whether passage B contains an answer to query A."
 RATIOS = (1, 2, 4, 8)

@@ -1,7 +1,7 @@
 """Decoder rerankers that are asked a question: the score is the logit of 'Yes' after the pair and the prompt.
 
 Of the LM head only the row of 'Yes' is kept, so a pass costs no product with the vocabulary. Any causal model that
-transformers loads can be used; the architectures that `actors.backbone` packs run unpadded.
+transformers loads can be used; the architectures that `actors.network.backbone` packs run unpadded.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from actors.backbone import Backbone, load_pretrained
-from actors.backbones.hf import PACKABLE, PACKED_ATTENTION, PackedTransformer, PaddedTransformer
-from actors.compute import Compute, resolve
+from actors.compute.resolve import Compute, resolve
+from actors.network.backbone import Backbone, load_pretrained
+from actors.network.transformers_backbone import PACKABLE, PACKED_ATTENTION, PackedTransformer, PaddedTransformer
 from actors.rerankers.adapters import merge_lora
 from actors.rerankers.engine import RerankOptions, Scorer
 from actors.rerankers.fronts import DecoderFront
 from actors.rerankers.loading import Checkpoint
 from actors.rerankers.pairs import Layout, PairBatch, prompt_layout
-from actors.tokenizer import TextTokenizer
+from actors.text.tokenizer import TextTokenizer
 
 PROMPT = (
     "Given a query A and a passage B, determine whether the passage contains an answer to the query by providing a "

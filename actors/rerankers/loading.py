@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.checkpoint import check_weights, resolve_folder
-from actors.folder import CheckpointError, read_json
+from actors.checkpoints.files import CheckpointError, read_json
+from actors.checkpoints.loading import check_weights, resolve_folder
 from actors.spec import ComputeSpec
-from actors.tokenizer import TextTokenizer, read_tokenizer
+from actors.text.tokenizer import TextTokenizer, read_tokenizer
 
 
 @dataclass(frozen=True, slots=True)

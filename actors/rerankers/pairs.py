@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from actors.outputs import IntArray, TokenBatch, ranges
-from actors.tokenizer import TextTokenizer, batch_of
+from actors.text.tokenizer import TextTokenizer, batch_of
 
 Ids = list[int]
 

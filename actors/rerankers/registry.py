@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from actors.catalogue import short_name
-from actors.checkpoint import resolve_folder
+from actors.checkpoints.loading import resolve_folder
+from actors.models.catalogue import short_name
 from actors.rerankers.cross_encoder import FlagReranker
 from actors.rerankers.engine import Reranker
 from actors.rerankers.fronts import Front

@@ -19,15 +19,15 @@ from torch import Tensor
 from torch.nn.functional import embedding
 from transformers import AutoConfig
 
-from actors import heads
-from actors.backbones.encoder import PackedEncoder
-from actors.batching import inverse
-from actors.compute import resolve
+from actors.codecs.on_device import Shrink
+from actors.compute.batching import inverse
+from actors.compute.resolve import resolve
 from actors.embedders.base import Embedder
-from actors.engine import Engine
+from actors.embedders.engine import Engine
+from actors.models.preparation import Kind, load_preparation
+from actors.network import heads
+from actors.network.packed_encoder import PackedEncoder
 from actors.outputs import EmbeddingBatch, IntArray, TokenBatch, concat, offsets_of, ranges
-from actors.preparation import Kind, load_preparation
-from actors.shrink import Shrink
 from actors.spec import EmbedderSpec, Output, Pooling
 from actors.vision.preprocess import Picture, Pixels, load, normalised, pixels_of
 from actors.vision.weights import load_parts

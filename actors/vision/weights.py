@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
-from actors.checkpoint import load_tensors
-from actors.folder import CheckpointError
+from actors.checkpoints.files import CheckpointError
+from actors.checkpoints.loading import load_tensors
 from actors.vision.eva import EvaConfig, EvaTower, config_of
 
 UNUSED = re.compile(

@@ -24,7 +24,7 @@ def build(
     """Build an index, or bring it up to date: only new and changed documents are embedded."""
     extra = ["job.prune=true"] if prune else []
     job = build_config(config, input_paths, index, [*(overrides or []), *extra])
-    from pipelines.build import build_index
+    from pipelines.indexing.build import build_index
 
     summary = build_index(job)
     print_json(summary.to_dict()) if as_json else typer.echo(summary.text(), err=True)
@@ -40,7 +40,7 @@ def retry(
 ) -> None:
     """Try the rows in quarantine again, as their files are now."""
     job = build_config(config, input_paths, index, overrides)
-    from pipelines.build import retry as run
+    from pipelines.indexing.build import retry as run
 
     summary = run(job)
     if as_json:
@@ -85,7 +85,7 @@ def submit(
     as_json: Json = False,
 ) -> None:
     """Run a build on a Ray cluster through Ray Jobs; --follow, --status, --stop look after one that was started."""
-    from pipelines.submit import follow_job, job_status, stop_job, submit_job
+    from pipelines.cluster.submit import follow_job, job_status, stop_job, submit_job
 
     if state or stop or follow:
         look_after = stop_job if stop else follow_job if follow else job_status
@@ -127,7 +127,7 @@ def optimize(
     as_json: Json = False,
 ) -> None:
     """Join small fragments, remove what nothing refers to, and bring all search indexes up to date."""
-    from pipelines.retrieval.indexes import update_indexes
+    from pipelines.search_indexes.update import update_indexes
     from pipelines.store.maintain import optimize as run
 
     done = run(index)
@@ -135,8 +135,8 @@ def optimize(
     if address is None:
         built = update_indexes(index, **asked)
     else:
-        from pipelines.cluster import running
-        from pipelines.index_job import create_on_ray
+        from pipelines.cluster.connect import running
+        from pipelines.indexing.distributed_vectors import create_on_ray
 
         with running(RayConfig(address=address)):
             built = update_indexes(index, **asked, create=create_on_ray)
@@ -150,8 +150,8 @@ def demo(
     folder: Annotated[Path, typer.Option(help="Where the corpus and the index are written.")] = Path("demo"),
 ) -> None:
     """Build an index from the documentation of Python's standard library and answer three questions."""
-    from pipelines.build import build_index
-    from pipelines.demo import QUESTIONS, write_corpus
+    from pipelines.cli.demo import QUESTIONS, write_corpus
+    from pipelines.indexing.build import build_index
     from pipelines.retrieval import open_index
 
     shutil.rmtree(folder, ignore_errors=True)

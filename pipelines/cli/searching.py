@@ -134,7 +134,7 @@ def rerank(
 ) -> None:
     """Rerank a run file, with the texts from an index, over a pool of actors; resumable."""
     from pipelines.config import apply_override, parse_override, validated
-    from pipelines.rerank_job import RerankConfig, rerank_run, to_json
+    from pipelines.reranking.job import RerankConfig, rerank_run, to_json
 
     tree: dict[str, Any] = {
         "index": index, "run": run, "queries": queries, "output": output, "model": model, "depth": depth,

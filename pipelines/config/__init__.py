@@ -1,5 +1,6 @@
 """Everything a job can be told (`settings`), and how files and command lines say it (`load`)."""
 
+from actors.codecs.sparse import SparseCodec
 from pipelines.config.load import (
     apply_override,
     load_config,
@@ -31,7 +32,6 @@ from pipelines.config.settings import (
     PoolConfig,
     RayConfig,
     SearchConfig,
-    SparseCodec,
     WorkFailed,
     plain,
 )

@@ -21,13 +21,13 @@ from pydantic import (
     model_validator,
 )
 
+from actors.codecs.sparse import SparseCodec
 from actors.spec import ComputeSpec, DType, EmbedderSpec, ModelClass, Output, Pooling, PoolSpec, Window
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 TEXT_BESIDE_PICTURE = 256
 """Tokens of a text where nothing else is said: with a picture's 196 or 256 patches it fits both published models."""
 
-SparseCodec = Literal["max", "counted"]
 ColbertCodec = Literal["float16", "float32", "int8", "bits2", "sign", "rotated_sign", "sign_half", "pq"]
 ColbertPooling = Literal["none", "sequential2", "sequential3", "distinct"]
 Channel = Literal["dense", "sparse", "colbert", "bm25"]
@@ -195,7 +195,7 @@ class CodecConfig(Model):
     """None: `rotated_sign` for the packaged model, where it loses next to nothing, `float16` for all others."""
     colbert_pooling: ColbertPooling = "none"
     sparse: SparseCodec | None = None
-    """None: `counted` for the packaged model, `max`, which is M3's, for all others (`pipelines.store.terms`)."""
+    """None: `counted` for the packaged model, `max`, which is M3's, for all others (`actors.codecs.sparse`)."""
 
 
 class EmbedderConfig(Model):

@@ -17,7 +17,7 @@ from pipelines.evaluation.metrics import Run, interval, paired_p, per_query
 from pipelines.evaluation.qrels import Qrels, judged
 from pipelines.evaluation.runs import Judged, rank
 from pipelines.retrieval.fusion import Rule, fuse
-from pipelines.retrieval.query import Index
+from pipelines.retrieval.index import Index
 
 MEASURE = "nDCG@10"
 

@@ -17,7 +17,7 @@ from pipelines.evaluation.metrics import MEASURES, Doubles, Run, interval, means
 from pipelines.evaluation.qrels import Qrels, judged
 from pipelines.evaluation.runs import channel_run, fused_run, rank, reranked_run
 from pipelines.retrieval.fusion import Rule
-from pipelines.retrieval.query import Index
+from pipelines.retrieval.index import Index
 
 BASELINE = "bm25"
 DECIDING = next(iter(MEASURES))

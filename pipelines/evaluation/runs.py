@@ -16,9 +16,9 @@ import numpy.typing as npt
 from actors.outputs import IntArray
 from pipelines.config import Channel
 from pipelines.evaluation.metrics import Run
+from pipelines.retrieval.candidates import Candidates
 from pipelines.retrieval.fusion import Rule, fuse
-from pipelines.retrieval.query import Index
-from pipelines.retrieval.union import Candidates
+from pipelines.retrieval.index import Index
 
 BATCH = 256
 DEPTH = 1000

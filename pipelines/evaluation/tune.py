@@ -21,7 +21,7 @@ from pipelines.evaluation.metrics import Doubles, interval, paired_p
 from pipelines.evaluation.qrels import Qrels, judged
 from pipelines.evaluation.runs import Judged, rank
 from pipelines.retrieval.fusion import normalised
-from pipelines.retrieval.query import Index
+from pipelines.retrieval.index import Index
 
 GRID = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0)
 FUSIONS: tuple[Fusion, ...] = ("zscore", "weighted", "rrf")

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from actors.batching import plan, rounded
-from actors.blocks import tokens_of
+from actors.arrow.blocks import tokens_of
+from actors.compute.batching import plan, rounded
 from actors.pool import EmbedActor
 from pipelines.store.writer import COSTS
 
@@ -146,7 +146,7 @@ class MeteredActor(EmbedActor):
 
 def computed(backbone: Any, lengths: npt.NDArray[np.int64]) -> int:
     """Tokens that one forward pass goes over for texts of these lengths."""
-    from actors.backbones.hf import PaddedTransformer  # here: the driver needs no torch
+    from actors.network.transformers_backbone import PaddedTransformer  # here: the driver needs no torch
 
     if isinstance(backbone, PaddedTransformer):
         return int(lengths.max()) * len(lengths)

@@ -15,18 +15,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from actors.compute import resolve
-from actors.describe import available_outputs, describe
+from actors.codecs.codecs import CODECS
+from actors.compute.resolve import resolve
+from actors.models.identity import available_outputs, describe
+from actors.models.preparation import Preparation, load_preparation
 from actors.pool import pool_size
-from actors.preparation import Preparation, load_preparation
 from pipelines.config import BuildConfig, ConfigError, EmbedderConfig, RayConfig
+from pipelines.indexing.sizing import block_rows, fragment_rows, output_bytes, row_bytes
 from pipelines.monitor.lengths import histogram
 from pipelines.plan.checks import warnings_of
 from pipelines.plan.figures import EmbedderPlan, Plan
 from pipelines.plan.sample import Sample, calibrate, model_config, take_sample
 from pipelines.reading.units import plan_units
-from pipelines.sizing import block_rows, fragment_rows, output_bytes, row_bytes
-from pipelines.store.codecs import CODECS
 from pipelines.store.schema import identity_of
 
 SAMPLE_ROWS = 2048
@@ -134,5 +134,5 @@ def _plan_embedder(
 
 
 def _here(config: RayConfig) -> dict[str, float]:
-    """What a local Ray offers, see `pipelines.cluster`."""
+    """What a local Ray offers, see `pipelines.cluster.connect`."""
     return {"CPU": float(config.num_cpus or (os.cpu_count() or 1) + 1), "GPU": float(torch.cuda.device_count())}

@@ -17,13 +17,13 @@ import pyarrow as pa
 import torch
 from transformers import AutoConfig
 
-from actors.blocks import tokens_of
+from actors.arrow.blocks import tokens_of
+from actors.embedders.registry import load_embedder
+from actors.models.preparation import Preparation
 from actors.outputs import IntArray
-from actors.preparation import Preparation
-from actors.registry import load_embedder
 from pipelines.config import BuildConfig, EmbedderConfig
+from pipelines.indexing.stages import chunk, good_rows, tokenise
 from pipelines.reading.units import Unit, metadata_fields, read_schema, read_unit, spread
-from pipelines.stages import chunk, good_rows, tokenise
 
 SAMPLE_UNITS = 16
 CALIBRATION_SECONDS = 8.0

@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.blocks import mark
-from actors.isolate import isolate
+from actors.arrow.blocks import mark
+from actors.arrow.isolate import isolate
 from actors.outputs import IntArray
 from actors.spec import Window
-from actors.windows import Offsets, windows_of
+from actors.text.windows import Offsets, windows_of
 
 CHUNK_FIELDS: tuple[pa.Field, ...] = (
     pa.field("chunk_id", pa.string()),

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from actors.blocks import mark
+from actors.arrow.blocks import mark
 from pipelines.config import ConfigError, InputConfig, PictureConfig
+from pipelines.indexing.sizing import PICTURE_ROWS
 from pipelines.reading.files import READ_ERRORS, filesystem, redact
-from pipelines.sizing import PICTURE_ROWS
 from pipelines.store.schema import Identity
 
 if TYPE_CHECKING:

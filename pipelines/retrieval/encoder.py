@@ -5,7 +5,7 @@ This is the only way from retrieval to torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from actors.models.identity import spec_from_identity
 from actors.outputs import EmbeddingBatch, IntArray
 from actors.spec import EmbedderSpec, Output
 from pipelines.config import ConfigError
@@ -21,18 +22,6 @@ from pipelines.store.schema import Identity
 if TYPE_CHECKING:
     from actors.embedders.base import Embedder
     from actors.vision.preprocess import Picture
-
-SPEC_FIELDS = (
-    "model", "revision", "model_class", "pooling", "normalize", "query_instruction", "query_instruction_format",
-    "passage_instruction", "passage_instruction_format", "query_max_length", "passage_max_length", "truncate_dim",
-    "picture_weights",
-)  # fmt: skip
-
-
-def spec_of(described: Mapping[str, Any]) -> EmbedderSpec:
-    """The spec that builds the embedder which an identity describes. Remote code is never run on a table's word."""
-    known = {key: described[key] for key in SPEC_FIELDS if described.get(key) is not None}
-    return EmbedderSpec(**known)
 
 
 def check_identity(uri: str, identity: Identity, name: str, embedder: Any) -> None:
@@ -69,9 +58,9 @@ class Encoder:
             return self._given
 
     def _load(self) -> Embedder:
-        from actors.registry import load_embedder
+        from actors.embedders.registry import load_embedder
 
-        embedder = load_embedder(self._spec or spec_of(self.identity.embedders[self.name]))
+        embedder = load_embedder(self._spec or spec_from_identity(self.identity.embedders[self.name]))
         check_identity(self.uri, self.identity, self.name, embedder)
         return embedder
 
@@ -81,7 +70,7 @@ class Encoder:
         One alone is encoded by one thread: others would spin beside the search that follows (30 ms for 45 in all).
         """
         embedder = self.embedder
-        from actors.compute import one_thread
+        from actors.compute.resolve import one_thread
 
         with one_thread() if len(texts) == 1 else nullcontext():
             return embedder.embed_queries(list(texts), list(outputs))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.config import ConfigError
-from pipelines.retrieval.results import Hit
+from pipelines.retrieval.hits import Hit
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipelines.config import Channel
-from pipelines.retrieval.candidates import Filter
+from pipelines.retrieval.channels import Filter
 from pipelines.retrieval.fusion import Rule
 from pipelines.retrieval.grouping import Grouping
 from pipelines.retrieval.rerank import Reranker

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from pipelines.config import ConfigError
-from pipelines.retrieval.results import Hit
+from pipelines.retrieval.hits import Hit
 
 
 class Reranker(Protocol):

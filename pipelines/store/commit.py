@@ -24,8 +24,8 @@ from lance.commit import CommitConflictError
 from lance.fragment import FragmentMetadata
 
 from pipelines.config import ConfigError, WorkFailed
-from pipelines.interrupt import uninterrupted
 from pipelines.store.datasets import create_dataset, open_dataset
+from pipelines.store.interrupt import uninterrupted
 from pipelines.store.lease import Lease
 from pipelines.store.schema import Identity, Target, quarantine_schema
 from pipelines.store.writer import address_parts

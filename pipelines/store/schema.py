@@ -14,8 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from actors.codecs import codebooks as trained
 from pipelines.config import BuildConfig, ConfigError
-from pipelines.store import books as trained
 
 FORMAT_VERSION = 1
 IDENTITY_KEY = b"tridex.identity"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from actors.catalogue import EMBEDDERS, short_name
-from actors.prompts import LLM_EMBEDDER_TASKS
+from actors.models.catalogue import EMBEDDERS, short_name
+from actors.text.prompts import LLM_EMBEDDER_TASKS
 from pipelines.config import EmbedderConfig
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "configs" / "models").glob("*.yaml"))

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from actors.blocks import mark, place, tokens_of
+from actors.arrow.blocks import mark, place, tokens_of
 from actors.outputs import EmbeddingBatch, TokenBatch
 from actors.pool import EmbedActor, pool_size
 from actors.spec import PoolSpec

@@ -13,7 +13,7 @@ import torch
 from checkpoints import build
 
 from actors import BGEM3FlagModel, EmbedderSpec, FlagAutoModel, FlagICLModel, FlagLLMModel, FlagModel, load_embedder
-from actors.folder import CheckpointError
+from actors.checkpoints.files import CheckpointError
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from checkpoints_rerankers import build, lora
 
-from actors.folder import CheckpointError
+from actors.checkpoints.files import CheckpointError
 from actors.rerankers.cross_encoder import FlagReranker
 from actors.rerankers.engine import Reranker
 from actors.rerankers.layerwise import LayerWiseFlagLLMReranker

@@ -14,7 +14,7 @@ import pytest
 
 from pipelines.config import ConfigError
 from pipelines.evaluation import evaluate, read_qrels, read_queries
-from pipelines.retrieval.query import Index, open_index
+from pipelines.retrieval.index import Index, open_index
 from pipelines.store.schema import Identity
 from pipelines.store.table import sql_in, sql_literal
 from tests.indexes import WordEmbedder, corpus, make_index

@@ -19,10 +19,10 @@ from typing import Any
 
 import pyarrow as pa
 
-import pipelines.build
-import pipelines.job
+import pipelines.indexing.build
+import pipelines.indexing.operators
 from pipelines.config import load_config
-from pipelines.job import LIGHT
+from pipelines.indexing.operators import LIGHT
 from pipelines.monitor.metrics import MeteredActor
 from pipelines.store import commit
 from pipelines.store.lease import Lease
@@ -109,11 +109,13 @@ def main(path: str, faults: dict[str, Any]) -> None:
         when, number = faults["die"].split(":")
         die_at_commit(when, int(number))
     if "memory" in faults:
-        pipelines.job.named_actor = small_device(faults["memory"])
+        pipelines.indexing.operators.named_actor = small_device(faults["memory"])
     if "freeze" in faults:
         freeze_after_check(folder)
-    pipelines.build.write_block = slow_and_mortal(str(folder), faults.get("write_deaths", 0), faults.get("slow", 0.0))
-    sys.stdout.write(json.dumps(pipelines.build.build_index(load_config(path)).to_dict()) + "\n")
+    pipelines.indexing.build.write_block = slow_and_mortal(
+        str(folder), faults.get("write_deaths", 0), faults.get("slow", 0.0)
+    )
+    sys.stdout.write(json.dumps(pipelines.indexing.build.build_index(load_config(path)).to_dict()) + "\n")
 
 
 if __name__ == "__main__":

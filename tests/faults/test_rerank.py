@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from harness import PATIENCE, Cluster, cluster, wait_for
 
-from pipelines.runfile import write_run
+from pipelines.evaluation.run_file import write_run
 from tests.checkpoints_rerankers import build
 from tests.indexes import make_index
 

@@ -11,7 +11,7 @@ from embedder_cases import CASES, TEXTS, checkpoint, run
 
 import actors
 from actors import ComputeSpec, EmbedderSpec, load_embedder
-from actors.tokenizer import read_tokenizer
+from actors.text.tokenizer import read_tokenizer
 
 HERE = Path(__file__).resolve().parent
 

@@ -12,7 +12,7 @@ import pytest
 from checkpoints import build
 
 from actors import BGEM3FlagModel, FlagAutoModel, FlagICLModel, FlagLLMModel, FlagModel
-from actors.prompts import task_instructions
+from actors.text.prompts import task_instructions
 
 MODELS = {
     "BAAI/bge-base-en-v1.5": "bert",

@@ -150,7 +150,7 @@ def _assert_free_of_secrets(store: pafs.S3FileSystem, folder: str) -> None:
 def test_an_index_is_built_on_the_store_and_searched(
     store: pafs.S3FileSystem, options: dict[str, str], capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from pipelines.build import build_index
+    from pipelines.indexing.build import build_index
     from pipelines.retrieval import open_index
 
     config = validate(

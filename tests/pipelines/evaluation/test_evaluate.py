@@ -16,7 +16,7 @@ from pipelines.evaluation.report import rules_of
 from pipelines.evaluation.runs import fused_run, rank
 from pipelines.evaluation.tune import features
 from pipelines.retrieval.fusion import Rule
-from pipelines.retrieval.query import Index, open_index
+from pipelines.retrieval.index import Index, open_index
 from tests.conftest import ROOT
 from tests.indexes import WordEmbedder, corpus, make_index
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from ray import cloudpickle
 
-from actors.blocks import tokens_of
+from actors.arrow.blocks import tokens_of
 from actors.pool import EmbedActor
 from pipelines.monitor import metrics
 from pipelines.monitor.metrics import MeteredActor, named_actor

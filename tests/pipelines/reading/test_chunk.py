@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors import windows as cutting
 from actors.spec import Window
-from actors.windows import segments, windows
+from actors.text import windows as cutting
+from actors.text.windows import segments, windows
 from pipelines.config import ChunkConfig
 from pipelines.reading.chunk import CHUNK_FIELDS, chunk_table
 from pipelines.reading.rows import error_table, read_schema

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipelines.retrieval.query import Index, open_index
+from pipelines.retrieval.index import Index, open_index
 from tests.indexes import WordEmbedder, corpus, make_index
 
 

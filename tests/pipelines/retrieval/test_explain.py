@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from pipelines.config import ConfigError
-from pipelines.retrieval.explain import mark
-from pipelines.retrieval.matches import aligned_spans
-from pipelines.retrieval.query import Index, open_index
+from pipelines.retrieval.explain.explain import aligned_spans
+from pipelines.retrieval.explain.explanation import mark
+from pipelines.retrieval.index import Index, open_index
 from tests.indexes import WordEmbedder, make_index
 
 QUERY = "scheduler reads the dirty pages"

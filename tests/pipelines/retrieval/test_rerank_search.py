@@ -8,7 +8,7 @@ import pytest
 
 from actors.rerankers.registry import load_reranker
 from pipelines.config import ConfigError
-from pipelines.retrieval.query import Index
+from pipelines.retrieval.index import Index
 from tests.checkpoints_rerankers import build
 
 

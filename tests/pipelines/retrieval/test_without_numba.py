@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.store.postings import update_postings
+from pipelines.search_indexes.postings import update_postings
 from tests.indexes import corpus, make_index
 
 SCRIPT = """
 import json, sys
 if sys.argv[2] == "absent":
     sys.modules["numba"] = None
-from pipelines.retrieval.query import open_index
-from pipelines.store.blocks import HAS_NUMBA
-from pipelines.store.postings import update_postings
+from pipelines.retrieval.index import open_index
+from actors.kernels.jit import HAS_NUMBA
+from pipelines.search_indexes.postings import update_postings
 from tests.indexes import WordEmbedder
 index = open_index(sys.argv[1], embedder=WordEmbedder())
 assert len(index.channels["sparse"].index.segments) == 1

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pytest
 
 from pipelines.config import ConfigError
-from pipelines.interrupt import interruptible
 from pipelines.store import commit as commit_module
 from pipelines.store.commit import CommitError, Committer, create_or_open
+from pipelines.store.interrupt import interruptible
 from pipelines.store.lease import Lease, LeaseLost, acquire
 from pipelines.store.schema import Target
 from pipelines.store.writer import write_block

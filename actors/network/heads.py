@@ -1,0 +1,150 @@
+"""What is read off the hidden states: one vector a text, a weight a term, a vector a token.
+
+Everything works on packed tokens, so the sparse head needs no (texts x vocabulary) table: it sorts (text, token id)
+keys and takes the maximum of each run. Results are float32 whatever the dtype of the pass, but for
+ColBERT vectors from a half-precision GPU pass.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize as to_unit
+
+from actors.codecs.on_device import Shrink
+from actors.outputs import Array, IntArray, MultiVectors, SparseVectors, offsets_of
+from actors.spec import Pooling
+
+LEAST_COMPILED = 512
+"""Tokens in a call from which compiling is worth its time; a query, say, is not."""
+
+
+@torch.inference_mode()
+def dense(
+    hidden: Tensor, offsets: IntArray, pooling: Pooling, *, normalize: bool = True, truncate_dim: int | None = None
+) -> Tensor:
+    """float32 (n, d): one vector a text. hidden: (T, h). Dimensions are cut before the L2 norm (eps 1e-12)."""
+    vectors = _pool(hidden, offsets, pooling)[:, :truncate_dim]
+    return to_unit(vectors, dim=-1) if normalize else vectors
+
+
+def _pool(hidden: Tensor, offsets: IntArray, pooling: Pooling) -> Tensor:
+    bounds = torch.from_numpy(offsets).to(hidden.device)
+    if pooling == "cls":
+        return hidden[bounds[:-1]].float()
+    if pooling == "last_token":
+        return hidden[bounds[1:] - 1].float()
+    if pooling == "mean":
+        return torch.segment_reduce(hidden.float(), "mean", offsets=bounds)
+    raise ValueError(f"pooling must be cls, mean or last_token, got {pooling!r}")
+
+
+@torch.inference_mode()
+def sparse(
+    hidden: Tensor, ids: Tensor, offsets: IntArray, linear: nn.Linear, excluded_ids: Collection[int]
+) -> SparseVectors:
+    """M3's lexical weights: ReLU of one number a token, the maximum where an id repeats, ids ascending in each row.
+
+    hidden: (T, h); ids: int64 (T,); excluded_ids: special tokens, which get no weight. Weights of 0 are dropped.
+    """
+    return collect(host(token_weights(hidden, linear)), host(ids), offsets, excluded_ids)
+
+
+@torch.inference_mode()
+def token_weights(hidden: Tensor, linear: nn.Linear) -> Tensor:
+    """float32 (T,): ReLU of one number a token. A linear layer of width 1 would take 2.3 times as long."""
+    return torch.relu(torch.mv(hidden, linear.weight[0]) + linear.bias).float()
+
+
+def collect(weights: Array, ids: Array, offsets: IntArray, excluded_ids: Collection[int]) -> SparseVectors:
+    """Token weights (T,) of packed texts to one row a text: the maximum of each id, ids ascending."""
+    counts = weights > 0
+    for special in excluded_ids:  # a handful: np.isin takes as long as all the rest
+        counts &= ids != special
+    kept = np.flatnonzero(counts)
+    keys = (np.repeat(np.arange(len(offsets) - 1) << 32, np.diff(offsets)) | ids)[kept]
+    order = np.argsort(keys)
+    keys, weights = keys[order], weights[kept[order]]
+    firsts = np.flatnonzero(np.diff(keys, prepend=-1))
+    best = np.maximum.reduceat(weights, firsts) if len(firsts) else weights
+    keys = keys[firsts]
+    bounds = np.searchsorted(keys, np.arange(len(offsets)) << 32)
+    return SparseVectors(bounds.astype(np.int64), keys.astype(np.uint32), best)
+
+
+@torch.inference_mode()
+def colbert(
+    hidden: Tensor, offsets: IntArray, linear: nn.Linear | None, *, normalize: bool = True,
+    truncate_dim: int | None = None, shrink: Shrink | None = None,
+) -> MultiVectors:  # fmt: skip
+    """One vector a token (`vector_dtype`), without each text's first token (cls); a closing eos is kept.
+
+    linear: None takes the hidden states as they are. Dimensions are cut before the L2 norm (eps 1e-12). shrink: pooled
+    and encoded before they leave the device, uint8.
+    """
+    projected = (hidden if linear is None else linear(hidden))[:, :truncate_dim]
+    vectors = (_each_text if projected.device.type == "cpu" else _all_texts)(projected, offsets, normalize)
+    if shrink is not None:
+        lengths = np.diff(offsets) - 1
+        return MultiVectors(offsets_of(shrink.lengths(lengths)), host(shrink(vectors, lengths)))
+    halved = vector_dtype(hidden.device, hidden.dtype) is np.float16
+    return MultiVectors(offsets - np.arange(len(offsets)), host(vectors.half() if halved else vectors))
+
+
+def _each_text(tokens: Tensor, offsets: IntArray, normalize: bool) -> Tensor:
+    """float32: all vectors but each text's first. Text by text, so that it is read once from memory: on a CPU half the
+    time of `_all_texts`, and compiled another half of that."""
+    shape = len(tokens) - len(offsets) + 1, tokens.shape[1]
+    out = torch.from_numpy(np.empty(shape, np.float32))  # numpy asks for huge pages, torch does not: a quarter faster
+    large = len(tokens) >= LEAST_COMPILED and tokens.dtype == torch.bfloat16
+    if normalize and large and (compiled := _compiled()):
+        compiled(tokens, offsets, out)
+        return out
+    for i, (start, end) in enumerate(pairwise(offsets.tolist())):
+        text, place = tokens[start + 1 : end].float(), out[start - i : end - i - 1]
+        torch.div(text, _norms(text) if normalize else 1, out=place)
+    return out
+
+
+@functools.cache
+def _compiled() -> Callable[[Tensor, IntArray, Tensor], None] | None:
+    """`actors.kernels.normalize_bf16.unit_vectors` where numba can compile it."""
+    try:
+        from actors.kernels import normalize_bf16 as unit
+    except (ImportError, RuntimeError):  # no numba, or no folder where it may keep what it compiles
+        return None
+    return unit.unit_vectors if unit.AVAILABLE else None
+
+
+def _all_texts(tokens: Tensor, offsets: IntArray, normalize: bool) -> Tensor:
+    """The same in a few kernels, for a GPU."""
+    kept = torch.ones(len(tokens), dtype=torch.bool)
+    kept[torch.from_numpy(offsets[:-1])] = False
+    vectors = tokens[kept.nonzero().flatten().to(tokens.device)].float()
+    return vectors.div_(_norms(vectors)) if normalize else vectors
+
+
+def _norms(vectors: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return norms.clamp_min_(1e-12)
+
+
+def vector_dtype(device: torch.device, dtype: torch.dtype) -> type[np.floating[Any]]:
+    """float16 for a half-precision pass on a GPU, where float32 would double what has to leave it; else float32."""
+    return np.float16 if device.type == "cuda" and dtype != torch.float32 else np.float32
+
+
+def host(x: Tensor) -> Array:
+    """The numbers in host memory. From a GPU through pinned memory, which waits for this stream only."""
+    if not x.is_cuda:
+        return x.numpy()
+    pinned = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    pinned.copy_(x, non_blocking=True)
+    torch.cuda.current_stream(x.device).synchronize()
+    return pinned.numpy()

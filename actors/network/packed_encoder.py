@@ -1,0 +1,165 @@
+"""BERT and XLM-RoBERTa, packed: they carry nearly all embedding work, so they get a forward of their own.
+
+Against the transformers modules over the same packed tokens: one matrix product for query, key and value, no mask, no
+dropout or cache bookkeeping, attention on views of that product. What it costs is this file, and a second place that
+must agree with transformers; the tests compare the two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding, layer_norm, linear, pad
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.activations import ACT2FN
+
+from actors.compute.batching import rounded
+from actors.network.attention import Rule, Segments, attend
+from actors.outputs import IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return layer_norm(x, (x.shape[-1],), self.weight, self.bias, self.eps)
+
+
+class Linear:
+    """`activation(x @ weight.T + bias)`.
+
+    On a CPU the weight is kept in oneDNN's blocked layout, and the erf-GELU runs inside the product. torch's own
+    linear copies the bias over the output first and reorders the weight in every call.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, activation: str | None = None, *, packed: bool = False) -> None:
+        self.packed = packed
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.packed else weight
+        self.bias = bias
+        self.fused = "gelu" if self.packed and activation == "gelu" else "none"
+        self.activation = ACT2FN[activation] if activation is not None and self.fused == "none" else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y: Tensor
+        if self.packed:
+            y = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.fused, [], "none")
+        else:
+            y = linear(x, self.weight, self.bias)
+        return y if self.activation is None else self.activation(y)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    qkv: Linear
+    out: Linear
+    attention_norm: Norm
+    up: Linear
+    down: Linear
+    output_norm: Norm
+
+
+class PackedEncoder:
+    """`BertModel` or `XLMRobertaModel` (and RoBERTa), without pooler, over packed tokens.
+
+    compiled: everything of a layer but its attention goes through torch.compile, which fuses the elementwise passes.
+    """
+
+    def __init__(self, model: PreTrainedModel, compiled: bool = False) -> None:
+        config = model.config
+        if config.is_decoder:
+            raise ValueError("PackedEncoder: the checkpoint says is_decoder, but this forward is bidirectional")
+        self.config: PretrainedConfig = config
+        self.hidden_size: int = config.hidden_size
+        self.vocab_size: int = config.vocab_size
+        self.pad_id: int | None = None if config.model_type == "bert" else config.pad_token_id
+        skipped = 0 if self.pad_id is None else self.pad_id + 1
+        self.max_positions: int = config.max_position_embeddings - skipped
+        self.heads: int = config.num_attention_heads
+        self.rule = Rule(scale=(config.hidden_size // config.num_attention_heads) ** -0.5)
+        table = model.embeddings
+        self.words, self.places = table.word_embeddings.weight, table.position_embeddings.weight
+        self.kinds = table.token_type_embeddings.weight
+        self.norm = _norm(table.LayerNorm)
+        self.packed: bool = model.device.type == "cpu" and torch._C._has_mkldnn and not compiled
+        self.layers = [read_layer(layer, config.hidden_act, self.packed) for layer in model.encoder.layer]
+        self.after_attention = torch.compile(_after_attention, dynamic=True) if compiled else _after_attention
+        self.device: torch.device = model.device
+
+    @torch.inference_mode()
+    def forward(self, ids: Tensor, offsets: IntArray, kinds: Tensor | None = None) -> Tensor:
+        """Last hidden states (T, h) of packed texts.
+
+        ids: int64 (T,); offsets: int64 (n + 1,) on the host; kinds: int64 (T,) token types, 0 where None.
+        """
+        segments = Segments(offsets, ids.device)
+        return self._encode(self._embed(ids, segments, kinds), segments)
+
+    @torch.inference_mode()
+    def forward_embedded(self, x: Tensor, offsets: IntArray) -> Tensor:
+        """Last hidden states (T, h) of tokens (T, h) that are embedded already: positions added, norm applied."""
+        return self._encode(x, Segments(offsets, x.device))
+
+    def _encode(self, x: Tensor, segments: Segments) -> Tensor:
+        tokens = len(x)
+        if self.packed:
+            x = pad(x, (0, 0, 0, rounded(tokens) - tokens))
+        for layer in self.layers:
+            x = self._layer(layer, x, segments)
+        return x[:tokens]
+
+    def _embed(self, ids: Tensor, segments: Segments, kinds: Tensor | None) -> Tensor:
+        places = self._places(ids, segments)
+        kind = self.kinds[0] if kinds is None else embedding(kinds, self.kinds)
+        return self.norm(embedding(ids, self.words) + kind + embedding(places, self.places))
+
+    def _places(self, ids: Tensor, segments: Segments) -> Tensor:
+        """Position of each token in its text; RoBERTa counts from pad + 1 and leaves literal pad tokens out."""
+        if segments.longest > self.max_positions:
+            raise ValueError(f"a text has {segments.longest} tokens, the model takes {self.max_positions}")
+        starts = segments.cumulative[:-1].long()
+        lengths = segments.cumulative.diff()
+        if self.pad_id is None:
+            base = torch.repeat_interleave(starts, lengths, output_size=len(ids))
+            return torch.arange(len(ids), device=ids.device) - base
+        real = (ids != self.pad_id).long()
+        seen = real.cumsum(0)
+        before = torch.repeat_interleave((seen - real)[starts], lengths, output_size=len(ids))
+        return (seen - before) * real + self.pad_id
+
+    def _layer(self, layer: Layer, x: Tensor, segments: Segments) -> Tensor:
+        query, key, value = layer.qkv(x).view(len(x), 3, self.heads, self.hidden_size // self.heads).unbind(1)
+        mixed = attend(query, key, value, segments, self.rule).view_as(x)
+        return self.after_attention(layer, mixed, x)
+
+
+def _norm(module: nn.LayerNorm) -> Norm:
+    return Norm(module.weight.detach(), module.bias.detach(), module.eps)
+
+
+def _after_attention(layer: Layer, mixed: Tensor, x: Tensor) -> Tensor:
+    x = layer.attention_norm(layer.out(mixed).add_(x))
+    return layer.output_norm(layer.down(layer.up(x)).add_(x))
+
+
+def join(*modules: nn.Linear, activation: str | None = None, packed: bool) -> Linear:
+    """Several layers with one input as one layer."""
+    weights, biases = [m.weight.detach() for m in modules], [m.bias.detach() for m in modules]
+    return Linear(torch.cat(weights), torch.cat(biases), activation, packed=packed)
+
+
+def read_layer(module: Any, activation: str, packed: bool) -> Layer:
+    attention = module.attention
+    return Layer(
+        qkv=join(attention.self.query, attention.self.key, attention.self.value, packed=packed),
+        out=join(attention.output.dense, packed=packed),
+        attention_norm=_norm(attention.output.LayerNorm),
+        up=join(module.intermediate.dense, activation=activation, packed=packed),
+        down=join(module.output.dense, packed=packed),
+        output_norm=_norm(module.output.LayerNorm),
+    )

@@ -1,0 +1,107 @@
+"""Where a long text is cut for a model: windows of tokens with overlap, that end at word boundaries where one is near.
+
+A window is an exact substring, given by its characters, so a hit can be shown in its document. Texts are counted
+first, which is cheap, and only those that do not fit are tokenised again with the place of every token. A long one is
+tokenised in segments of 100,000 characters cut at whitespace: one call over 50 MB would hold gigabytes of token
+objects. That changes a token only where a segment holds no whitespace at all. Snapping to words costs up to a quarter
+of a window and keeps a window's own tokens equal to those of the document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from actors.arrow.blocks import TOKENISED_TOGETHER, slices
+from actors.outputs import IntArray
+from actors.spec import Window
+
+SEGMENT_CHARS = 100_000
+
+
+class Offsets(Protocol):
+    """What cutting needs of a tokenizer."""
+
+    def counts(self, texts: Sequence[str]) -> IntArray:
+        """Tokens of each text, without special tokens."""
+        ...
+
+    def offsets(self, text: str) -> tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]:
+        """Token ids, and the first character and the one after the last of each token, without special tokens."""
+        ...
+
+
+def windows_of(texts: Sequence[str], tokenizer: Offsets, window: Window) -> list[IntArray]:
+    """For each text (n, 2): the first character of each window and the one after its last. Every text has one."""
+    chars = np.fromiter(map(len, texts), np.int64, len(texts))
+    long = chars > SEGMENT_CHARS
+    short = np.flatnonzero(~long)
+    for part in slices(chars[short], TOKENISED_TOGETHER):
+        rows = short[part]
+        long[rows] = tokenizer.counts([texts[i] for i in rows]) > window.size
+    return [
+        windows(text, tokenizer, window) if cut else np.array([[0, len(text)]])
+        for text, cut in zip(texts, long.tolist(), strict=True)
+    ]
+
+
+def windows(text: str, tokenizer: Offsets, window: Window) -> IntArray:
+    """(n, 2) first character and one after the last of each window; one at least."""
+    starts, ends, words = _tokens(text, tokenizer)
+    if len(starts) <= window.size:
+        return np.array([[0, len(text)]], dtype=np.int64)
+    cuts = np.array(list(_cuts(words, len(starts), window)), dtype=np.int64)
+    spans = np.stack([starts[cuts[:, 0]], ends[cuts[:, 1] - 1]], axis=1)
+    spans[0, 0], spans[-1, 1] = 0, len(text)
+    return spans
+
+
+def _cuts(words: IntArray, n_tokens: int, window: Window) -> Iterator[tuple[int, int]]:
+    """(first, one after the last) token of each window; `words` are the tokens that begin a word, ascending."""
+    slack = (window.size - window.overlap) // 4
+    first = 0
+    while first + window.size < n_tokens:
+        last = _snap(words, first + window.size, slack)
+        yield first, last
+        first = _snap(words, last - window.overlap, slack) if window.overlap else last
+    yield first, n_tokens
+
+
+def _snap(words: IntArray, token: int, slack: int) -> int:
+    """The last word begin at or up to `slack` tokens before `token`; `token` itself if there is none."""
+    i = int(np.searchsorted(words, token, side="right")) - 1
+    return int(words[i]) if i >= 0 and words[i] >= token - slack else token
+
+
+def _tokens(text: str, tokenizer: Offsets) -> tuple[IntArray, IntArray, IntArray]:
+    """Start and end character of each token, and which tokens begin a word: those after whitespace or with it."""
+    starts, ends, begins = [], [], []
+    n_tokens = 0
+    for a, b in segments(text):
+        segment = text[a:b]
+        _, first, last = (np.asarray(part, dtype=np.int64) for part in tokenizer.offsets(segment))
+        if len(first) == 0:
+            continue
+        space = np.fromiter((segment[i].isspace() for i in first.tolist()), dtype=bool, count=len(first))
+        after_gap = np.concatenate([[True], first[1:] > last[:-1]])
+        begins.append(np.flatnonzero(space | after_gap) + n_tokens)
+        starts.append(first + a)
+        ends.append(last + a)
+        n_tokens += len(first)
+    empty = [np.zeros(0, dtype=np.int64)]
+    return np.concatenate(starts or empty), np.concatenate(ends or empty), np.concatenate(begins or empty)
+
+
+def segments(text: str) -> Iterator[tuple[int, int]]:
+    """(start, end) of pieces of at most SEGMENT_CHARS characters that cover the text, cut after whitespace if any."""
+    start = 0
+    while len(text) - start > SEGMENT_CHARS:
+        end = start + SEGMENT_CHARS
+        space = max(text.rfind(" ", start, end), text.rfind("\n", start, end))
+        cut = end if space <= start else space
+        yield start, cut
+        start = cut
+    yield start, len(text)

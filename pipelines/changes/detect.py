@@ -1,0 +1,270 @@
+"""One cheap pass before the main pass: which rows of the input have to be embedded, and which rows of the table go.
+
+Both sides, input rows and table rows, are reduced to 128-bit keys of their ids and content hashes and split by key, so
+that each reducer sees all rows of its ids and no process sees all ids. What the driver keeps is one bit an input row
+(12.5 MB at 100 million) and the exceptions: duplicates, and the addresses of rows that changed documents replace.
+
+The price is that the input is read twice. A first build pays it too, though its table is empty: only a look at every
+id before the first commit finds duplicates without keeping all ids in one place, and reading is cheap beside embedding
+(benchmarks/RESULTS.md, "Census"). An empty table spares the join, not the read.
+"""
+
+from __future__ import annotations
+
+import itertools
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.changes.diff import InputRows, TableRows, Verdict, concat_rows, judge, no_input, no_table, split_rows
+from pipelines.changes.selection import ReadUnit, UnitPlan
+from pipelines.store.ids import Keys, hash_ids, words
+
+DUPLICATE = "duplicate id"
+"""How the error of a duplicate begins."""
+
+UNITS_A_TASK = 64
+ROWS_A_PARTITION = 250_000
+"""A reducer holds about 150 bytes a row while it sorts: 40 MB, which the worker that it ran in keeps."""
+BYTES_A_ROW = 64
+"""A guess at how much of a file one row takes, to choose the number of partitions before anything was read."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitSize:
+    """rows: good and bad together. bad: rows with an error. unreadable: files with rows that have no id."""
+
+    rows: int
+    bad: int
+    unreadable: tuple[str, ...]
+    sources: tuple[tuple[int, str], ...]
+    """(first row, source) of each file in the unit, in order."""
+
+    def source(self, row: int) -> str:
+        return self.sources[bisect_right([first for first, _ in self.sources], row) - 1][1]
+
+
+def _content(table: pa.Table, valid: pa.Array) -> Keys:
+    """Content hashes; zeros where a failed row has none."""
+    hashes = table.column("content_hash").filter(valid).combine_chunks()
+    return words(pc.fill_null(hashes, pa.scalar(bytes(16), hashes.type)))
+
+
+def input_rows(table: pa.Table, unit: int, start: int) -> InputRows:
+    """The rows of one table of a unit, the first of which is row `start` of the unit."""
+    valid = table.column("doc_id").is_valid()
+    where = np.flatnonzero(valid.to_numpy(zero_copy_only=False))
+    return InputRows(
+        hash_ids(table.column("doc_id").drop_null().combine_chunks()),
+        _content(table, valid),
+        np.full(len(where), unit, np.int32),
+        where + start,
+        table.column("position").to_numpy()[where],
+        table.column("error").is_null().to_numpy(zero_copy_only=False)[where],
+    )
+
+
+def scan_unit(number: int, unit: Any, read: ReadUnit) -> tuple[UnitSize, InputRows]:
+    """Reads a unit to the end and keeps 57 bytes a row."""
+    parts = [no_input()]
+    rows = bad = 0
+    sources: dict[str, int] = {}
+    unreadable: dict[str, None] = {}
+    for table in read(unit):
+        parts.append(input_rows(table, number, rows))
+        for source in table.column("source").unique().to_pylist():
+            sources.setdefault(source, rows + pc.index(table.column("source"), source).as_py())
+        unreadable |= dict.fromkeys(table.filter(table.column("doc_id").is_null()).column("source").to_pylist())
+        rows += table.num_rows
+        bad += table.num_rows - table.column("error").null_count
+    first_rows = tuple((first, source) for source, first in sources.items())
+    return UnitSize(rows, bad, tuple(unreadable), first_rows), concat_rows(parts)
+
+
+def table_rows(tables: Iterable[pa.RecordBatch]) -> TableRows:
+    """Batches of a scan over `doc_id, content_hash, chunk_count` with row addresses."""
+    parts = [no_table()]
+    for batch in tables:
+        parts.append(
+            TableRows(
+                hash_ids(batch.column("doc_id")),
+                words(batch.column("content_hash")),
+                batch.column("chunk_count").to_numpy(),
+                batch.column("_rowaddr").to_numpy(),
+            )
+        )
+    return concat_rows(parts)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Census:
+    """The work of a job. Document counts, except `bad`: input rows that carry an error."""
+
+    plans: list[UnitPlan]
+    new: int
+    changed: int
+    same: int
+    duplicates: int
+    bad: int
+    prune: npt.NDArray[np.uint64]
+    """Addresses of table rows whose document is gone from the input."""
+    unreadable: tuple[str, ...]
+    """Files with rows whose id cannot be read, or that break off: what these rows held may look as if it were gone."""
+
+    @property
+    def to_embed(self) -> int:
+        return self.new + self.changed
+
+    @property
+    def rows(self) -> int:
+        return sum(plan.rows for plan in self.plans)
+
+
+class Tally:
+    """Adds up verdicts; the only thing that grows with the corpus on the driver, by a bit a row."""
+
+    def __init__(self, sizes: Sequence[UnitSize]) -> None:
+        self._sizes = sizes
+        self._bits = [np.full(-(-s.rows // 8), 255, np.uint8) for s in sizes]
+        self._duplicates: list[dict[int, str]] = [{} for _ in sizes]
+        self._replaces: list[dict[int, list[int]]] = [{} for _ in sizes]
+        self._counts = np.zeros(4, np.int64)
+        self._gone: list[npt.NDArray[np.uint64]] = [np.zeros(0, np.uint64)]
+
+    def add(self, verdict: Verdict) -> None:
+        self._clear(verdict.done)
+        self._clear(verdict.duplicates[:, :2])
+        for unit, row, first_unit, first_row, position in verdict.duplicates.tolist():
+            source = self._sizes[first_unit].source(first_row)
+            self._duplicates[unit][row] = f"{DUPLICATE}, first seen in {source} row {position}"
+        for (unit, row), address in zip(verdict.replaced.tolist(), verdict.addresses.tolist(), strict=True):
+            self._replaces[unit].setdefault(row, []).append(address)
+        self._counts += [verdict.new, verdict.changed, len(verdict.done), len(verdict.duplicates)]
+        self._gone.append(verdict.gone)
+
+    def _clear(self, where: npt.NDArray[np.int64]) -> None:
+        order = np.argsort(where[:, 0], kind="stable")
+        units, rows = where[order, 0], where[order, 1]
+        bounds = np.flatnonzero(np.diff(units, prepend=-1, append=-1))
+        for start, end in itertools.pairwise(bounds):
+            part = rows[start:end]
+            np.bitwise_and.at(self._bits[units[start]], part >> 3, ~(np.uint8(1) << (part & 7).astype(np.uint8)))
+
+    def census(self) -> Census:
+        plans = [
+            UnitPlan(size.rows, size.sources, bits, duplicates, replaces)
+            for size, bits, duplicates, replaces in zip(
+                self._sizes, self._bits, self._duplicates, self._replaces, strict=True
+            )
+        ]
+        new, changed, same, duplicates = self._counts.tolist()
+        return Census(
+            plans,
+            new,
+            changed,
+            same,
+            duplicates,
+            bad=sum(s.bad for s in self._sizes),
+            prune=np.concatenate(self._gone),
+            unreadable=tuple(source for s in self._sizes for source in s.unreadable),
+        )
+
+
+class Here:
+    """Runs the steps of a census in this process, one after the other."""
+
+    def submit(self, step: Callable[..., Any], returns: int, *args: Any) -> list[Any]:
+        result = step(*args)
+        return list(result) if returns > 1 else [result]
+
+    def get(self, handle: Any) -> Any:
+        return handle
+
+
+class OnRay:
+    """Runs them as Ray tasks; handles are object references, so parts go from task to task without the driver."""
+
+    def submit(self, step: Callable[..., Any], returns: int, *args: Any) -> list[Any]:
+        import ray
+
+        task = ray.remote(step).options(num_returns=returns, name=f"census.{step.__name__}", max_retries=10)
+        handles = task.remote(*args)
+        return list(handles) if returns > 1 else [handles]
+
+    def get(self, handle: Any) -> Any:
+        import ray
+
+        return ray.get(handle)
+
+
+def _scan_input(first: int, units: Sequence[Any], read: ReadUnit, partitions: int) -> list[Any]:
+    """[sizes, part 0, part 1, ...] of neighbouring units, the first of which has number `first`."""
+    found = [scan_unit(first + i, unit, read) for i, unit in enumerate(units)]
+    return [
+        [size for size, _ in found],
+        *split_rows(concat_rows([no_input(), *(rows for _, rows in found)]), partitions),
+    ]
+
+
+def _scan_table(open_table: Callable[[], Any], fragments: Sequence[int], partitions: int) -> list[Any]:
+    """[rows, part 0, part 1, ...] of some fragments of the table."""
+    dataset = open_table()
+    scan = dataset.scanner(
+        columns=["doc_id", "content_hash", "chunk_count"],
+        fragments=[dataset.get_fragment(f) for f in fragments],
+        with_row_address=True,
+    )
+    rows = table_rows(scan.to_batches())
+    return [len(rows), *split_rows(rows, partitions)]
+
+
+def _judge(n_input: int, *parts: Any) -> Verdict:
+    return judge(concat_rows([no_input(), *parts[:n_input]]), concat_rows([no_table(), *parts[n_input:]]))
+
+
+def partitions_for(units: Sequence[Any], table_rows: int) -> int:
+    guess: int = max(sum(unit.size for unit in units) // BYTES_A_ROW, table_rows)
+    return min(max(1, -(-guess // ROWS_A_PARTITION)), 256)
+
+
+def take_census(
+    units: Sequence[Any],
+    read: ReadUnit,
+    open_table: Callable[[], Any] | None = None,
+    *,
+    run: Here | OnRay | None = None,
+) -> Census:
+    """Reads all units once and compares them with the table.
+
+    units: have a `size` in bytes. open_table: gives the Lance dataset at one version, the same wherever it is called;
+    None where the table is empty. run: `OnRay()` (the default) or `Here()`.
+    """
+    run = run or OnRay()
+    dataset = None if open_table is None else open_table()
+    partitions = partitions_for(units, 0 if dataset is None else dataset.count_rows())
+    each = max(1, len(units) // UNITS_A_TASK)
+    inputs = [
+        run.submit(_scan_input, partitions + 1, i, units[i : i + each], read, partitions)
+        for i in range(0, len(units), each)
+    ]
+    fragments = [] if dataset is None else [f.fragment_id for f in dataset.get_fragments()]
+    each = max(1, len(fragments) // UNITS_A_TASK)
+    tables = [
+        run.submit(_scan_table, partitions + 1, open_table, fragments[i : i + each], partitions)
+        for i in range(0, len(fragments), each)
+    ]
+    verdicts = [
+        run.submit(_judge, 1, len(inputs), *(handles[p + 1] for handles in inputs + tables))[0]
+        for p in range(partitions)
+    ]
+    tally = Tally([size for handles in inputs for size in run.get(handles[0])])
+    del inputs, tables
+    while verdicts:
+        tally.add(run.get(verdicts.pop(0)))
+    return tally.census()

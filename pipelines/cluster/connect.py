@@ -1,0 +1,125 @@
+"""Connects to Ray, or starts a local one that lives as long as the job.
+
+A local Ray gets one CPU more than the machine has: the light stages (reading, tokenising, writing) then always find a
+slot beside one model a core, and the operating system shares the cores out. Everything binds to the loopback interface.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import ray
+from ray.util.debug import log_once
+
+from actors.spec import EmbedderSpec
+from pipelines.config import ConfigError, EmbedderConfig, RayConfig
+
+LOOPBACK = "127.0.0.1"
+
+T = TypeVar("T")
+
+
+@contextmanager
+def running(config: RayConfig) -> Iterator[None]:
+    """A Ray to work on: the one that this process is connected to, that of `address` or `RAY_ADDRESS`, or a new one."""
+    if ray.is_initialized():
+        _quiet()
+        yield
+        return
+    _connect(config)
+    try:
+        _quiet()
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _connect(config: RayConfig) -> None:
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    # Ray's core warns on stderr, as an error, that actors have arguments in the object store. Ray Data holds them.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    silent: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    with warnings.catch_warnings(), _without(b"Set ray log level from environment variable"):
+        # Lance warns of every fork; Ray forks only to execute another program at once, which is safe.
+        warnings.filterwarnings("ignore", message="lance")
+        if address:
+            ray.init(address=address, **silent)
+            return
+        cpus = config.num_cpus or (os.cpu_count() or 1) + 1
+        ray.init(num_cpus=cpus, include_dashboard=False, _node_ip_address=LOOPBACK, **silent)
+
+
+@contextmanager
+def _without(chatter: bytes) -> Iterator[None]:
+    """Holds stderr back for the time of the block, and then shows it without the lines that have these words.
+
+    Ray's C++ core writes past Python, and cannot be told to be silent without saying so.
+    """
+    sys.stderr.flush()
+    shown = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(shown, 2)
+            os.close(shown)
+            held.seek(0)
+            for line in held:
+                if chatter not in line:
+                    os.write(2, line)
+
+
+def _quiet() -> None:
+    """Our own progress line says what happens; Ray's would be a second voice, and it even says that it is silent."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    log_once("ray_data_progress_manager_disabled")
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def on_worker(function: Callable[..., T], *arguments: Any) -> T:
+    """What a function gives on a worker: the driver needs neither a model's files nor the memory that torch takes."""
+    result: T = ray.get(ray.remote(num_cpus=0.25)(function).remote(*arguments))
+    return result
+
+
+@contextmanager
+def blamed_on(setting: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Errors of these kinds that a worker raised as ConfigError, behind the setting at fault; others as they are."""
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, kinds):
+            raise ConfigError(f"{setting}: {error.cause}") from error
+        raise
+
+
+def describe(embedders: Sequence[EmbedderConfig]) -> dict[str, dict[str, Any]]:
+    """Identity and outputs of each embedder by name, from a worker: the driver's machine need not hold the models.
+
+    ConfigError where a model cannot be used.
+    """
+    asked = {e.name: ray.remote(num_cpus=0.25)(_describe).remote(e.spec()) for e in embedders}
+    found: dict[str, dict[str, Any]] = {}
+    for i, embedder in enumerate(embedders):
+        with blamed_on(f"embedders.{i} ({embedder.model})", ValueError):
+            found[embedder.name] = ray.get(asked[embedder.name])
+    return found
+
+
+def _describe(spec: EmbedderSpec) -> dict[str, Any]:
+    from actors.models.identity import available_outputs, describe
+    from actors.models.preparation import load_preparation
+
+    preparation = load_preparation(spec)
+    return {**describe(preparation), "outputs": list(available_outputs(preparation))}

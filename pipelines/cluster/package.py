@@ -1,0 +1,63 @@
+"""What a cluster needs to run a job: the two packages and the configuration in one small folder, without secrets.
+
+Shipping the code makes any Ray cluster with the dependencies good enough, whatever version of tridex its image holds;
+it is under a megabyte and Ray uploads it once per content. Secrets are refused, not shipped: Ray keeps a job's files
+and environment where everyone who can see the job can read them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import SecretStr
+
+from pipelines.config import BuildConfig, ConfigError, plain
+from pipelines.reading.files import scheme_of
+
+PACKAGES = ("actors", "pipelines")
+EXCLUDES = ("__pycache__", "*.pyc", ".*")
+CONFIG = "job.yaml"
+SECRET_WORDS = ("secret", "key", "token", "password", "credential", "sas", "account")
+
+
+def write_package(folder: Path, config: BuildConfig, job_id: str) -> None:
+    """Fills an empty folder with the code and `job.yaml`; ConfigError if the config holds a secret."""
+    tree = shippable(config, job_id)
+    root = Path(__file__).resolve().parents[2]
+    for name in PACKAGES:
+        shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns(*EXCLUDES))
+    (folder / CONFIG).write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+
+
+def shippable(config: BuildConfig, job_id: str) -> dict[str, Any]:
+    """The config as a tree that means the same on another machine: absolute paths, its own Ray, no secrets."""
+    tree = config.model_dump(mode="json", exclude_defaults=True)
+    for section, options in (("input", config.input.storage_options), ("index", config.index.storage_options)):
+        if options:
+            tree[section]["storage_options"] = _public(section, options)
+    tree["input"]["paths"] = [_absolute(path) for path in config.input.paths]
+    tree["index"]["uri"] = _absolute(config.index.uri)
+    for embedder in tree.get("embedders", []):
+        if "model" in embedder and Path(embedder["model"]).expanduser().is_dir():
+            embedder["model"] = _absolute(embedder["model"])
+    tree["job"] = {**tree.get("job", {}), "id": job_id}
+    tree.pop("ray", None)
+    return tree
+
+
+def _public(section: str, options: Mapping[str, SecretStr]) -> dict[str, str]:
+    secret = sorted(key for key in options if any(word in key.lower() for word in SECRET_WORDS))
+    if secret:
+        raise ConfigError(
+            f"{section}.storage_options.{secret[0]}: secrets are not sent with a job, where others could read them; "
+            "put them into the environment of the cluster's machines"
+        )
+    return plain(options)
+
+
+def _absolute(path: str) -> str:
+    return path if scheme_of(path) else str(Path(path).expanduser().absolute())

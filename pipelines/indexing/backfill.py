@@ -1,0 +1,117 @@
+"""New outputs for an index that exists: a second embedder, or an output that was left out before.
+
+The texts come from the index itself, so the input files are not needed and what is embedded is what is indexed; only
+the new columns are computed and written. It runs before the rows are brought up to date, under the same lease.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
+from typing import Any
+
+import lance
+import pyarrow as pa
+import ray
+
+from actors.spec import Output
+from pipelines.cluster.connect import on_worker
+from pipelines.config import BuildConfig, ConfigError
+from pipelines.indexing.driver import JobFailed, records
+from pipelines.indexing.operators import LIGHT, Job, embed
+from pipelines.indexing.sizing import block_rows, row_bytes
+from pipelines.indexing.stages import tokenise
+from pipelines.monitor.progress import Progress
+from pipelines.store.columns import (
+    ColumnCommitter,
+    begin_columns,
+    finish_columns,
+    read_fragments,
+    unfilled,
+    write_columns,
+)
+from pipelines.store.commit import Totals, fence
+from pipelines.store.datasets import open_dataset, open_version
+from pipelines.store.interrupt import interruptible
+from pipelines.store.lease import Lease
+from pipelines.store.schema import Identity, Target
+
+
+def missing_outputs(target: Target) -> dict[str, tuple[Output, ...]]:
+    """Outputs by embedder that the job has and the index lacks, if nothing else differs; else empty."""
+    dataset = open_dataset(target.documents_uri, target.storage_options)
+    have = None if dataset is None else Identity.from_metadata(dataset.schema.metadata)
+    return {} if have is None else have.additions(target.identity)  # type: ignore[return-value]
+
+
+def widen(job: Job, lease: Lease) -> Totals:
+    """Adds the outputs that are missing, and returns the rows that got them. Resumes where an earlier try stopped."""
+    missing = missing_outputs(job.target)
+    if not missing:
+        return Totals()
+    refuse_pictures(job.config, missing)
+    if lease.took_over:
+        fence(job.target, lease)
+    dataset, fields = begin_columns(job.target)
+    committer = ColumnCommitter(job.target, lease, dataset, fields)
+    left = unfilled(lance.dataset(dataset.uri, storage_options=dict(job.target.storage_options)), fields)
+    if left:
+        rows = sum(dataset.get_fragment(i).count_rows() for i in left)
+        fill(records(graph(job, dataset, left, missing, fields)), committer, job.config, rows)
+    finish_columns(job.target, fields)
+    return committer.totals
+
+
+def refuse_pictures(config: BuildConfig, missing: Mapping[str, tuple[Output, ...]]) -> None:
+    """ConfigError for an embedder that sees pictures: the index keeps thumbnails, and only the input has the rest."""
+    blind = [e.name for e in config.embedders if e.name in missing and e.picture_weights is not None]
+    if config.input.pictures is not None and blind:
+        raise ConfigError(
+            f"embedders: {blind[0]} sees pictures, which the index at {config.index.uri} does not keep; "
+            "build a new index with it"
+        )
+
+
+def fill(
+    finished: Generator[Mapping[str, Any]], committer: ColumnCommitter, config: BuildConfig, rows: int | None = None
+) -> None:
+    progress = Progress(rows, enabled=config.ray.progress)
+    with interruptible(), closing(finished):
+        try:
+            for record in finished:
+                committer.add(record)
+                progress.show(committer.totals)
+                if committer.pending >= config.index.commit_fragments:
+                    committer.commit()
+        finally:
+            committer.commit()
+            progress.show(committer.totals, now=True)
+    if committer.incomplete:
+        raise JobFailed(f"rows of {len(committer.incomplete)} fragments are missing: {committer.incomplete[:5]}")
+
+
+def graph(
+    job: Job,
+    dataset: lance.LanceDataset,
+    fragments: list[int],
+    missing: Mapping[str, tuple[Output, ...]],
+    fields: list[pa.Field],
+) -> ray.data.Dataset:
+    """Texts of the index -> tokens -> the missing outputs -> files with the new columns."""
+    embedders = tuple(e for e in job.config.embedders if e.name in missing)
+    sample = on_worker(tokenise, next(read_fragments(dataset, fragments, 256)), embedders)
+    rows = block_rows(job.config, row_bytes(job.target.identity, sample))
+    data = ray.data.from_items([{"fragment": i} for i in fragments], override_num_blocks=len(fragments))
+    source = {"target": job.target, "version": dataset.version}
+    data = data.map_batches(stored_texts, batch_size=1, fn_kwargs=source, **LIGHT)
+    data = data.map_batches(tokenise, batch_size=None, fn_kwargs={"embedders": embedders}, **LIGHT)
+    data = data.repartition(target_num_rows_per_block=rows, strict=True)
+    for embedder in embedders:
+        data = embed(data, job, embedder, rows, dataset.count_rows(), missing[embedder.name])
+    return data.map_batches(write_columns, batch_size=None, fn_kwargs={"target": job.target, "fields": fields}, **LIGHT)
+
+
+def stored_texts(work: pa.Table, target: Target, version: int) -> Iterator[pa.Table]:
+    """Rows of fragments that have to be filled."""
+    dataset = open_version(target, version)
+    yield from read_fragments(dataset, work.column("fragment").to_pylist(), 1024)

@@ -1,0 +1,91 @@
+"""What the trained codecs of a job have learnt: the books of the index, or new ones where there are none yet.
+
+Training looks at texts drawn from all over the input, on a worker, before anything is written: the first texts of a
+corpus are often about one thing. It costs the reading of some hundred thousand rows. Two jobs that start the same index
+at once may train twice; the table that is made first decides, and the other job is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from actors.codecs.codebooks import TRAINERS, Book, from_metadata
+from pipelines.cluster.connect import blamed_on, on_worker
+from pipelines.config import BuildConfig, EmbedderConfig, plain
+from pipelines.indexing.stages import chunk, good_rows, tokenise
+from pipelines.reading.units import Unit, metadata_fields, read_schema, read_unit, spread
+from pipelines.store.datasets import open_dataset
+from pipelines.store.schema import table_uri
+
+BATCH_ROWS = 1024
+SAMPLE_UNITS, UNIT_ROWS = 16, 16_384
+SAMPLE_TEXTS, SAMPLE_TOKENS = 2048, 131_072
+SAMPLE_VECTORS = 65_536
+"""256 for each centroid."""
+
+
+def codebooks(config: BuildConfig, units: Sequence[Unit]) -> dict[str, Book]:
+    """The book of each embedder whose ColBERT codec is trained, by its name."""
+    wanted = {i: e.name for i, e in enumerate(config.embedders) if e.colbert_codec in TRAINERS}
+    if not wanted:
+        return {}
+    dataset = open_dataset(table_uri(config.index.uri, config.index.table), plain(config.index.storage_options))
+    metadata = None if dataset is None else dataset.schema.metadata
+    books: dict[str, Book] = {}
+    for i, name in wanted.items():
+        there = from_metadata(metadata, name)
+        books[name] = _trained(config, units, i) if there is None else there
+    return books
+
+
+def _trained(config: BuildConfig, units: Sequence[Unit], i: int) -> Book:
+    with blamed_on(f"embedders.{i}.codec.colbert", ValueError):
+        return on_worker(train_codebook, config, units, i)
+
+
+def train_codebook(config: BuildConfig, units: Sequence[Unit], i: int) -> Book:
+    """Runs on a worker: embeds a sample of the input and trains the codec on its ColBERT vectors, pooled as stored.
+
+    ValueError where the sample holds no text, or the model gives no ColBERT vectors.
+    """
+    from actors.arrow.blocks import tokens_of
+    from actors.codecs.codecs import pool
+    from actors.embedders.registry import load_embedder
+
+    embedder = config.embedders[i]
+    tokens, _ = tokens_of(drawn(config, units, embedder), embedder.name)
+    tokens = tokens.take(np.flatnonzero(tokens.lengths.cumsum() <= max(SAMPLE_TOKENS, tokens.lengths[:1].sum())))
+    found = load_embedder(embedder.spec()).embed_tokens(tokens, ["colbert"]).colbert
+    assert found is not None
+    ids = np.delete(tokens.ids, tokens.offsets[:-1])
+    vectors = pool(found, embedder.codec.colbert_pooling, ids).vectors
+    chosen = np.random.default_rng(0).permutation(len(vectors))[:SAMPLE_VECTORS]
+    return TRAINERS[embedder.colbert_codec](vectors[np.sort(chosen)])
+
+
+def drawn(config: BuildConfig, units: Sequence[Unit], embedder: EmbedderConfig) -> pa.Table:
+    """Up to SAMPLE_TEXTS documents in random order, chunked and tokenised: an equal share of units from all over."""
+    fields = metadata_fields(config.input, units)
+    chosen_units = spread(units, SAMPLE_UNITS)
+    rng = np.random.default_rng(0)
+    tables = [read_schema(fields).empty_table()]
+    for unit in chosen_units:
+        rows = _good(unit, config, fields)
+        chosen = rng.permutation(len(rows))[: -(-SAMPLE_TEXTS // len(chosen_units))]
+        tables.append(rows.take(pa.array(np.sort(chosen))))
+    documents = pa.concat_tables(tables)
+    return tokenise(chunk(documents.take(pa.array(rng.permutation(len(documents)))), config), (embedder,))
+
+
+def _good(unit: Unit, config: BuildConfig, fields: Sequence[pa.Field]) -> pa.Table:
+    """The rows that can be used among the first UNIT_ROWS of a unit."""
+    tables, seen = [read_schema(fields).empty_table()], 0
+    for block in read_unit(unit, config.input, BATCH_ROWS, fields):
+        tables.append(block.take(pa.array(good_rows(block))))
+        seen += len(block)
+        if seen >= UNIT_ROWS:
+            break
+    return pa.concat_tables(tables)

@@ -1,0 +1,95 @@
+"""What the stages of a job share: what the driver knows before it starts, and how an embedder becomes an operator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy
+
+from actors.codecs.codebooks import from_metadata
+from actors.pool import CPU_HEADROOM, pool_size
+from actors.spec import Output, PoolSpec
+from pipelines.changes.selection import Only
+from pipelines.config import BuildConfig, EmbedderConfig
+from pipelines.indexing.stages import Finish
+from pipelines.monitor.metrics import named_actor
+from pipelines.reading.units import Unit
+from pipelines.store.schema import Target, output_field
+
+LIGHT: dict[str, Any] = {"num_cpus": 0.25, "batch_format": "pyarrow"}
+"""Stages that wait for disks and networks more than they compute."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What the driver knows before it looks at a single document."""
+
+    config: BuildConfig
+    units: list[Unit]
+    fields: list[pa.Field]
+    """Metadata columns that are kept."""
+    target: Target
+    only: Only | None = None
+    """Rows that the job is limited to; None: all. The census looks at all of them in any case."""
+
+    def wants(self, unit: Unit) -> bool:
+        """Whether the unit can hold a wanted row; a piece of a JSON Lines file is named FILE@BYTE."""
+        return self.only is None or any(s == p or s.startswith(f"{p}@") for p in unit.paths for s in self.only)
+
+
+def embed(
+    data: ray.data.Dataset,
+    job: Job,
+    embedder: EmbedderConfig,
+    rows: int,
+    expected: int,
+    outputs: tuple[Output, ...] | None = None,
+) -> ray.data.Dataset:
+    """The pool of one embedder over `expected` rows in blocks of `rows`; `outputs` None: all that the index has of it.
+
+    The number of actors is fixed: Ray starts a pool that may grow with its minimum, and was seen never to add the
+    second actor to a job of 16 seconds.
+    """
+    described = job.target.identity.embedders[embedder.name]
+    outputs = outputs or tuple(described["outputs"])
+    fields = tuple(output_field(embedder.name, described, output) for output in outputs)
+    spec = embedder.pool.spec()
+    size = actors(job, embedder, rows, expected)
+    typed = {} if spec.accelerator_type is None else {"accelerator_type": spec.accelerator_type}
+    finish = Finish(embedder, from_metadata(job.target.schema.metadata, embedder.name))
+    arguments = (job.config.job.id, embedder.spec(), embedder.name, outputs, fields, finish, finish.on_device)
+    return data.map_batches(
+        named_actor(embedder.name),
+        fn_constructor_args=arguments,
+        batch_size=rows,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=size),
+        num_cpus=cpus_of_an_actor(job, spec, size),
+        num_gpus=spec.num_gpus or None,
+        **typed,
+    )
+
+
+def most_actors(job: Job) -> int:
+    """Of the largest pool."""
+    return max(_fits(job, embedder) for embedder in job.config.embedders)
+
+
+def _fits(job: Job, embedder: EmbedderConfig) -> int:
+    """Actors of a pool that the cluster has room for, beside the job's other pools."""
+    return pool_size(embedder.pool.spec(), ray.cluster_resources(), 1 / len(job.config.embedders))
+
+
+def actors(job: Job, embedder: EmbedderConfig, rows: int, expected: int) -> int:
+    """As many as the configuration and the cluster allow, but none that would find no block to work on."""
+    return max(1, min(_fits(job, embedder), -(-expected // rows)))
+
+
+def cpus_of_an_actor(job: Job, spec: PoolSpec, size: int) -> float:
+    """What the pool asks for, or less where that would leave nothing to the stages that feed it: Ray would then wait
+    for ever for a CPU. Two pools of one actor each already come to that on a machine of two CPUs."""
+    free = max(0.0, ray.cluster_resources().get("CPU", 0.0) - CPU_HEADROOM) / len(job.config.embedders)
+    return spec.num_cpus if size * spec.num_cpus <= free else round(free / size, 2)

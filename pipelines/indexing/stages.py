@@ -1,0 +1,121 @@
+"""What happens to a block between reading and writing: plain functions over pyarrow tables, none of which knows Ray.
+
+A row that has failed keeps its place with `error` set and nulls elsewhere, so every stage handles the good rows and
+leaves the others as they are; that costs a gather and a scatter for blocks that hold a failed row, nothing for others.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from actors.arrow.blocks import TOKENISED_TOGETHER, mark, place, slices
+from actors.arrow.isolate import isolate
+from actors.codecs.codebooks import Book
+from actors.codecs.codecs import get_codec
+from actors.codecs.encode import encode_batch
+from actors.codecs.on_device import Shrink
+from actors.models.preparation import Preparation, load_preparation
+from actors.outputs import EmbeddingBatch, IntArray, TokenBatch, concat_tokens
+from actors.spec import EmbedderSpec
+from pipelines.changes.selection import Only, select
+from pipelines.config import BuildConfig, EmbedderConfig
+from pipelines.reading.chunk import chunk_table
+from pipelines.reading.units import Unit, read_schema, read_unit
+
+BLOCK_ROWS = 1024
+SAMPLE_ROWS = 256
+
+
+def good_rows(table: pa.Table) -> IntArray:
+    """Positions of the rows without an error: int64."""
+    return np.flatnonzero(pc.is_null(table.column("error")).to_numpy(zero_copy_only=False)).astype(np.int64)
+
+
+@lru_cache(maxsize=16)
+def _preparation(spec: EmbedderSpec) -> Preparation:
+    """Once for each worker process and embedder."""
+    return load_preparation(spec)
+
+
+def tokenise(table: pa.Table, embedders: tuple[EmbedderConfig, ...]) -> pa.Table:
+    """Adds `NAME_ids` and `NAME_truncated` of each embedder, and `n_tokens`, `n_truncated`: the largest of them."""
+    counts, cuts = np.zeros(len(table), np.int32), np.zeros(len(table), np.int32)
+    for embedder in embedders:
+        table, tokens, rows = _tokenise(table, embedder)
+        counts[rows] = np.maximum(counts[rows], tokens.lengths)
+        cuts[rows] = np.maximum(cuts[rows], tokens.n_truncated)
+    return table.append_column("n_tokens", pa.array(counts)).append_column("n_truncated", pa.array(cuts))
+
+
+def _tokenise(table: pa.Table, embedder: EmbedderConfig) -> tuple[pa.Table, TokenBatch, IntArray]:
+    preparation = _preparation(embedder.spec())
+    rows = good_rows(table)
+    texts = table.column("text").take(pa.array(rows))
+    parts, kept = [preparation.tokenise([])], [rows[:0]]
+    failures: dict[int, str] = {}
+    for piece in slices(pc.binary_length(texts).to_numpy(zero_copy_only=False), TOKENISED_TOGETHER):
+        found = isolate(lambda part: preparation.tokenise(texts.take(pa.array(part)).to_pylist()), piece)
+        parts += [tokens for _, tokens in found.parts]
+        kept.append(rows[found.rows])
+        failures |= {int(rows[failure.row]): str(failure) for failure in found.failures}
+    tokens, where = concat_tokens(parts), np.concatenate(kept)
+    ids = pa.ListArray.from_arrays(pa.array(tokens.offsets.astype(np.int32)), pa.array(tokens.ids))
+    table = mark(table, failures).append_column(f"{embedder.name}_ids", place(ids, where, len(table)))
+    cuts = place(pa.array(tokens.n_truncated), where, len(table))
+    return table.append_column(f"{embedder.name}_truncated", cuts), tokens, where
+
+
+def select_documents(
+    work: pa.Table, config: BuildConfig, fields: Sequence[pa.Field], only: Only | None = None
+) -> Iterator[pa.Table]:
+    """Reads units of input and keeps what the census says is to be done. `work` holds pickled (Unit, UnitPlan)."""
+    read = partial(read_unit, config=config.input, batch_rows=BLOCK_ROWS, fields=fields)
+    for pair in work.column("work").to_pylist():
+        unit, plan = pickle.loads(pair)  # noqa: S301  # made by the driver of this job
+        yield from select(unit, plan, read, only, read_schema(fields))
+
+
+def chunk(table: pa.Table, config: BuildConfig) -> pa.Table:
+    """Documents to chunks, by the tokens of the first embedder."""
+    preparation = _preparation(config.embedders[0].spec())
+    return chunk_table(table, preparation.tokenizer, config.chunking.window(preparation.room))
+
+
+def sample(units: Sequence[Unit], config: BuildConfig, fields: Sequence[pa.Field]) -> pa.Table:
+    """The first rows of the input, chunked and tokenised: what the rest will be like."""
+    for unit in units:
+        for table in read_unit(unit, config.input, SAMPLE_ROWS, fields):
+            good = table.take(pa.array(good_rows(table)))
+            if len(good):
+                return tokenise(chunk(good, config), config.embedders)
+    return tokenise(chunk(read_schema(fields).empty_table(), config), config.embedders)
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Turns what an embedder gives into the columns that its index keeps: dtype, codecs and pooling."""
+
+    embedder: EmbedderConfig
+    book: Book | None = None
+    """Of a trained codec."""
+
+    def __call__(self, batch: EmbeddingBatch, tokens: TokenBatch) -> dict[str, pa.Array]:
+        embedder, codec = self.embedder, self.embedder.codec
+        colbert = get_codec(embedder.colbert_codec, self.book)
+        stored = encode_batch(batch, tokens, codec.dense, embedder.sparse_codec, colbert, codec.colbert_pooling)
+        return stored.to_arrow(self.embedder.name)
+
+    @property
+    def on_device(self) -> Shrink | None:
+        """What an actor on a GPU does of this before anything leaves it; None: only the host can do it."""
+        codec, pooling = self.embedder.colbert_codec, self.embedder.codec.colbert_pooling
+        if codec not in ("sign", "rotated_sign", "int8") or pooling == "distinct":
+            return None
+        return Shrink(codec, 1 if pooling == "none" else int(pooling.removeprefix("sequential")))

@@ -1,0 +1,164 @@
+"""Where a hit's score comes from: for each channel its score, weight and share, for each token what it matched.
+
+The parts are those that the fusion summed, so they add up to the score that the search showed. Token parts add up to
+the channel's own score: the sum over shared tokens of both weights (sparse), the mean over query tokens of the best
+product (ColBERT). Dense is one number, for a single vector has no parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from html import escape
+from typing import Any
+
+from pipelines.retrieval.hits import COLOURS
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class SparseMatch:
+    """A token that query and document share: both weights, their product, and where the document has it.
+
+    asked_by: query tokens that asked for it as a neighbour; beside its own place in the query, if it has one.
+    """
+
+    token: str
+    token_id: int
+    query_weight: float
+    document_weight: float
+    product: float
+    spans: tuple[Span, ...]
+    asked_by: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ColbertMatch:
+    """A query token and the stored vector that it matched best.
+
+    part: what it adds to the channel's score, similarity times weight. document_tokens and spans are several where
+    pooling joined several tokens into one vector, and empty for special tokens.
+    """
+
+    query_token: str
+    document_tokens: tuple[str, ...]
+    similarity: float
+    weight: float
+    part: float
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelPart:
+    """score: the channel's own. part: what it adds to the fused score; share: part over the sum of absolute parts."""
+
+    score: float
+    weight: float
+    part: float
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Everything about one hit of one query. `score` is the sum of the channels' parts."""
+
+    query: str
+    doc_id: str
+    chunk_id: str
+    rank: int
+    score: float
+    fusion: str
+    channels: Mapping[str, ChannelPart]
+    sparse: tuple[SparseMatch, ...]
+    colbert: tuple[ColbertMatch, ...]
+    text: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [f"{self.chunk_id} is {_ordinal(self.rank)} for {self.query!r}: {self.score:.4f} ({self.fusion})"]
+        for name, c in self.channels.items():
+            lines.append(
+                f"  {name:8} score {c.score:9.4f}  weight {c.weight:5.2f}  part {c.part:+9.4f}  {c.share:4.0%}"
+            )
+        for s in self.sparse:
+            near = f"  near {', '.join(s.asked_by)}" if s.asked_by else ""
+            numbers = f"{s.query_weight:.3f} x {s.document_weight:.3f} = {s.product:.4f}"
+            lines.append(f"  sparse   {s.token:16} {numbers}{near}")
+        for m in self.colbert:
+            matched = " ".join(m.document_tokens) or "(special token)"
+            place = f" at {m.spans[0][0]}" if m.spans else ""
+            lines.append(f"  colbert  {m.query_token:16} -> {matched}{place}  {m.similarity:.3f} x {m.weight:.3f}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def highlighted(self) -> str:
+        """The text as HTML with the matches marked: the stronger the part, the deeper the colour."""
+        strength: dict[Span, float] = {}
+        for match in self.colbert:
+            for span in match.spans:
+                strength[span] = strength.get(span, 0.0) + max(0.0, match.part)
+        for shared in self.sparse:
+            for span in shared.spans:
+                strength.setdefault(span, 0.0)
+        return mark(self.text, strength)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(_channel_row(name, part) for name, part in self.channels.items())
+        return (
+            "<div style='font-family:system-ui,sans-serif;max-width:860px;line-height:1.5'>"
+            f"<b>{escape(self.chunk_id)}</b> <span style='color:#888'>{escape(self.query)} · {self.score:.4f} · "
+            f"{escape(self.fusion)}</span><table style='font-size:12px;border-collapse:collapse'>"
+            "<tr style='color:#888'><td></td><td>score</td><td>weight</td><td>part</td><td>share</td></tr>"
+            f"{rows}</table><p style='font-size:14px;white-space:pre-wrap'>{self.highlighted()}</p>"
+            f"{_matches(self)}</div>"
+        )
+
+
+def _ordinal(rank: int) -> str:
+    return f"rank {rank}" if rank else "not among the candidates"
+
+
+def _channel_row(name: str, part: ChannelPart) -> str:
+    swatch = f"<span style='color:{COLOURS.get(name, '#777')}'>&#9632;</span> {escape(name)}"
+    numbers = (f"{part.score:.4f}", f"{part.weight:g}", f"{part.part:+.4f}", f"{part.share:.0%}")
+    cells = "".join(f"<td style='padding:1px 10px 1px 0'>{value}</td>" for value in numbers)
+    return f"<tr><td style='padding-right:14px'>{swatch}</td>{cells}</tr>"
+
+
+def _matches(explanation: Explanation) -> str:
+    rows = "".join(
+        f"<tr><td style='padding-right:12px'>{escape(m.query_token)}</td><td>{escape(' '.join(m.document_tokens))}</td>"
+        f"<td style='padding-left:12px'>{m.similarity:.3f}</td></tr>"
+        for m in explanation.colbert
+    )
+    return f"<details><summary>token matches</summary><table style='font-size:12px'>{rows}</table></details>"
+
+
+def mark(text: str, strength: Mapping[Span, float]) -> str:
+    """Wraps spans (they may touch, and overlapping ones are joined) in <mark>, shaded by strength; escapes the text."""
+    strongest = max([*strength.values(), 1e-9])
+    pieces, end = [], 0
+    for (start, stop), value in sorted(strength.items()):
+        start = max(start, end)
+        if start >= stop:
+            continue
+        shade = 0.15 + 0.75 * value / strongest
+        style = f"background:rgba(178,121,162,{shade:.2f});border-radius:3px"
+        pieces += [escape(text[end:start]), f"<mark style='{style}'>{escape(text[start:stop])}</mark>"]
+        end = stop
+    return "".join([*pieces, escape(text[end:])])
+
+
+def channel_parts(
+    scores: Mapping[str, float], weights: Mapping[str, float], parts: Mapping[str, float]
+) -> dict[str, ChannelPart]:
+    """Every channel's line; one without a weight has part 0."""
+    total = sum(abs(part) for part in parts.values()) or 1.0
+    return {
+        name: ChannelPart(score, weights.get(name, 0.0), parts.get(name, 0.0), abs(parts.get(name, 0.0)) / total)
+        for name, score in scores.items()
+    }

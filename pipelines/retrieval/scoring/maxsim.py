@@ -1,0 +1,103 @@
+"""ColBERT scores: the mean over query vectors of the best product with a document's vectors, as the codec stores them.
+
+The query stays in float. One-bit codes are scored in integers first (`bits`), exactly, product-quantised ones by
+looking products up (`lookup`); all other codecs are decoded in blocks that fit the cache and multiplied by BLAS.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from actors.codecs.codecs import Codec, decode, get_codec
+from actors.kernels.jit import HAS_NUMBA
+from actors.outputs import IntArray, MultiVectors
+from pipelines.retrieval.scoring.kernels import segment_max, workers
+
+if HAS_NUMBA:
+    from pipelines.retrieval.scoring.maxsim_1bit import BitQuery, SignQuery
+    from pipelines.retrieval.scoring.maxsim_pq import TableQuery
+
+Floats = npt.NDArray[np.float32]
+BLOCK_VECTORS = 4096
+
+
+def normalised_weights(n: int, weights: Floats | None) -> Floats:
+    """Weights of n query vectors with sum 1; None weighs all alike."""
+    if weights is None or not weights.sum() > 0:
+        return np.full(n, 1 / max(n, 1), np.float32)
+    shares: Floats = weights / weights.sum()
+    return shares
+
+
+def maxsim(
+    query: Floats,
+    documents: MultiVectors,
+    codec: str | Codec,
+    weights: Floats | None = None,
+    threads: int = 1,
+    rows: IntArray | None = None,
+    rough: bool = False,
+) -> Floats:
+    """Scores of all documents, or of these rows of them: float32 (n,); a document without vectors scores 0.
+
+    query: (m, dim); weights: (m,) or None, made to sum to 1. rough: signs are compared with the query's signs.
+    """
+    n = len(documents) if rows is None else len(rows)
+    shares = normalised_weights(len(query), weights)
+    if not len(query) or not n:
+        return np.zeros(n, np.float32)
+    query, codec = get_codec(codec).as_signs(query)
+    prepared = _prepared(query, codec, rough)
+    if rows is not None and (prepared is None or documents.vectors.shape[1] % 8):  # codes in whole words stay in place
+        documents, rows = documents.take(rows), None
+    starts, ends = documents.offsets[:-1], documents.offsets[1:]
+    if rows is not None:
+        starts, ends = starts[rows], ends[rows]
+
+    def score(part: slice) -> Floats:
+        if prepared is not None:
+            return prepared.scores(documents.vectors, starts[part], ends[part], shares)
+        return _decoded_scores(query, documents, part, codec, shares)
+
+    lengths = ends - starts
+    size = max(BLOCK_VECTORS, int(lengths.sum()) // threads + 1) if prepared is not None else BLOCK_VECTORS
+    parts = row_blocks(lengths, size)
+    if threads == 1 or len(parts) == 1:
+        return np.concatenate([score(p) for p in parts])
+    return np.concatenate(list(workers(threads).map(score, parts)))
+
+
+def _prepared(query: Floats, codec: Codec, rough: bool) -> BitQuery | SignQuery | TableQuery | None:
+    """The query as a kernel takes it that scores codes without decoding them; None where there is none."""
+    if HAS_NUMBA and codec.is_signs:
+        return SignQuery(query) if rough else BitQuery(query)
+    return TableQuery(query, codec.book) if HAS_NUMBA and codec.book is not None else None
+
+
+def row_blocks(lengths: IntArray, vectors: int | None) -> list[slice]:
+    """Cuts rows into ranges of about `vectors` vectors each (None: one range)."""
+    n, ends = len(lengths), np.cumsum(lengths)
+    if vectors is None or ends[-1] <= vectors:
+        return [slice(0, n)]
+    cuts = np.searchsorted(ends, np.arange(vectors, ends[-1], vectors)) + 1
+    bounds = np.unique(np.concatenate([[0], np.clip(cuts, 1, n), [n]]))
+    return [slice(int(a), int(b)) for a, b in pairwise(bounds)]
+
+
+def _decoded_scores(query: Floats, documents: MultiVectors, rows: slice, codec: Codec, shares: Floats) -> Floats:
+    bounds = documents.offsets[rows.start : rows.stop + 1]
+    out = np.zeros(len(bounds) - 1, np.float32)
+    products = query @ decode(documents.vectors[bounds[0] : bounds[-1]], codec, query.shape[1]).T
+    segment_max(products, bounds - bounds[0], shares, out)
+    return out
+
+
+def best_matches(query: Floats, document: MultiVectors, codec: str | Codec) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """For one document (a MultiVectors of one row): each query vector's best product, and which vector gave it."""
+    query, codec = get_codec(codec).as_signs(query)
+    products = query @ decode(document.vectors, codec, query.shape[1]).T
+    best = products.argmax(axis=1)
+    return products[np.arange(len(query)), best], best

@@ -1,0 +1,95 @@
+"""Products of 16 query vectors with one-bit codes by the 8-bit dot product of AVX-512 (VNNI), where the machine has it.
+
+A code is unfolded to one byte a dimension; one instruction then multiplies four of its dimensions by the same four of
+all 16 query vectors. Four codes go together, so that the query is loaded once for them. The 16 sums stand side by side
+and need no adding across lanes, which is most of what the popcounts of `bits` spend: 3 to 4 times fewer cycles a
+product. numba offers no such instruction, so the inner loop is written as LLVM here; other machines use the popcounts.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import llvmlite.binding  # type: ignore[import-untyped]
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from actors.kernels.llvm import I8, I32, call, i64, splat
+from actors.outputs import Array
+
+LANES, CODES, WORD = 16, 8, 64
+"""Query vectors and codes of one step; dimensions of a word."""
+MULTIPLY = "llvm.x86.avx512.vpdpbusd.512"
+_SUMS = ir.VectorType(I32, LANES)
+
+
+@lru_cache(maxsize=1)
+def has_vnni() -> bool:
+    """Whether this processor has the instructions."""
+    features = llvmlite.binding.get_host_cpu_features()
+    return all(features.get(name, False) for name in ("avx512vnni", "avx512bw", "avx512vl"))
+
+
+def _build_unfold(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    codes = context.make_array(signature.args[0])(context, builder, arguments[0])
+    target = context.make_array(signature.args[2])(context, builder, arguments[2])
+    words = cgutils.unpack_tuple(builder, codes.shape)[1]
+    code = builder.gep(codes.data, [builder.mul(arguments[1], words)])
+    width = builder.mul(words, i64(WORD))
+    place = builder.gep(target.data, [builder.mul(arguments[3], width)])
+    with cgutils.for_range(builder, words) as loop:
+        bits = builder.bitcast(builder.load(builder.gep(code, [loop.index])), ir.VectorType(ir.IntType(1), WORD))
+        ones = builder.zext(bits, ir.VectorType(I8, WORD))
+        at = builder.gep(place, [builder.mul(loop.index, i64(WORD))])
+        builder.store(ones, builder.bitcast(at, ones.type.as_pointer()), align=1)
+    return context.get_dummy_value()
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def unfold(_context: Any, codes: Any, t: Any, target: Any, row: Any) -> Any:
+    """target[row, d] = bit d of code t; C arrays codes (n, words) uint64, target (CODES, words * 64) uint8."""
+    return types.void(codes, types.int64, target, types.int64), _build_unfold
+
+
+def _build_products(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    query, unfolded, out = (
+        context.make_array(kind)(context, builder, value)
+        for kind, value in zip(signature.args[:3], arguments[:3], strict=True)
+    )
+    steps = cgutils.unpack_tuple(builder, query.shape)[0]
+    zero = ir.Constant(_SUMS, [0] * LANES)
+    sums = [cgutils.alloca_once_value(builder, zero) for _ in range(CODES)]
+    vectors = builder.bitcast(query.data, _SUMS.as_pointer())
+    fours = builder.bitcast(unfolded.data, I32.as_pointer())
+    with cgutils.for_range(builder, steps) as loop:
+        values = builder.load(builder.gep(vectors, [loop.index]), align=1)
+        for code, total in enumerate(sums):
+            at = builder.add(builder.mul(steps, i64(code)), loop.index)
+            four = splat(builder, builder.load(builder.gep(fours, [at]), align=1), LANES)
+            builder.store(call(builder, MULTIPLY, _SUMS, builder.load(total), four, values), total)
+    target = builder.bitcast(out.data, _SUMS.as_pointer())
+    for code, total in enumerate(sums):
+        at = builder.add(arguments[3], i64(code))
+        builder.store(builder.load(total), builder.gep(target, [at]), align=1)
+    return context.get_dummy_value()
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def products(_context: Any, query: Any, unfolded: Any, out: Any, row: Any) -> Any:
+    """out[row + c, l] = sum over d of query vector l at d, where unfolded[c, d] is one; for c in 0..3, l in 0..15.
+
+    C arrays: query (steps, 16, 4) int8, unfolded (CODES, steps * 4) uint8, out (rows, 16) int32.
+    """
+    return types.void(query, unfolded, out, types.int64), _build_products
+
+
+def query_lanes(rounded: npt.NDArray[np.int8]) -> Array:
+    """Rounded query vectors (m, dim) as groups of 16: int8 (groups, steps, 16, 4), filled up with zeros."""
+    m, dim = rounded.shape
+    padded = np.zeros((-(-m // LANES) * LANES, -(-dim // WORD) * WORD), np.int8)
+    padded[:m, :dim] = rounded
+    return np.ascontiguousarray(padded.reshape(-1, LANES, padded.shape[1] // 4, 4).transpose(0, 2, 1, 3))
