@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from actors.arrow.blocks import all_rows, mark, place, tokens_of
-from actors.arrow.isolate import Isolated, isolate
+from actors.arrow.blocks import all_rows, scatter_rows, set_row_errors, tokens_from_table
+from actors.arrow.isolate import Isolated, isolate_failures
 from actors.codecs.on_device import Shrink
 from actors.outputs import EmbeddingBatch, IntArray, TokenBatch, concat
 from actors.spec import EmbedderSpec, Output, PoolSpec
@@ -63,14 +63,14 @@ class EmbedActor:
         self.shrink = None if self.embedder.compute.device.type == "cpu" else shrink
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        tokens, rows = tokens_of(table, self.name)
-        found = isolate(
+        tokens, rows = tokens_from_table(table, self.name)
+        found = isolate_failures(
             lambda part: self.embedder.embed_rows(tokens.take(part), table, rows[part], self.outputs, self.shrink),
             all_rows(len(rows)),
         )
         columns = self._columns(tokens, rows, found, len(table))
         table = table.drop_columns([f"{self.name}_ids", f"{self.name}_truncated"])
-        table = mark(table, {int(rows[failure.row]): str(failure) for failure in found.failures})
+        table = set_row_errors(table, {int(rows[failure.row]): str(failure) for failure in found.failures})
         for field, column in zip(self.fields, columns, strict=True):
             table = table.append_column(field, column)
         return table
@@ -81,4 +81,4 @@ class EmbedActor:
         if not found.parts:
             return [pa.nulls(size, field.type) for field in self.fields]
         columns = self.finish(concat([batch for _, batch in found.parts]), tokens.take(found.rows))
-        return [place(columns[field.name], rows[found.rows], size) for field in self.fields]
+        return [scatter_rows(columns[field.name], rows[found.rows], size) for field in self.fields]

@@ -33,7 +33,7 @@ def start(threads: int, split: bool) -> None:
     torch.set_num_threads(threads)
     model = load_embedder(EmbedderSpec(model="all-MiniLM-L6-v2", compute=ComputeSpec(threads=threads)))
     if split:
-        model.engine.lanes.width = 1
+        model.engine.executor.width = 1
 
 
 def embed(texts: list[str]) -> int:

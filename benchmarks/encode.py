@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from actors.compute.batching import padding_share, plan
-from actors.compute.resolve import cpu_has_bf16, gemm_rate
+from actors.compute.batching import padding_share, plan_batches
+from actors.compute.resolve import cpu_has_bf16, measure_matmul_flops
 from actors.spec import OUTPUTS, Output
 from benchmarks import peers, shapes
 from benchmarks.peers import CLOCKS, SIZE, Subject
@@ -119,7 +119,7 @@ def fraction_of_peak(kind: str, layers: int | None, speed: float, clock: Callabl
     h, f, n = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     dtype = torch.bfloat16 if cpu_has_bf16() else torch.float32
     products = [(4096, h, 3 * h), (4096, h, h), (4096, h, f), (4096, f, h)]
-    rates = [gemm_rate(torch.device("cpu"), dtype, product, clock) for product in products]
+    rates = [measure_matmul_flops(torch.device("cpu"), dtype, product, clock) for product in products]
     seconds = n * sum(2 * k * m / rate for (_, k, m), rate in zip(products, rates, strict=True))
     print(f"{dtype} products at this model's shapes: {', '.join(f'{rate / 1e12:.2f}' for rate in rates)} TFLOP/s")
     print(f"tridex auto reaches {seconds * speed:.0%} of them (attention, norms, heads, tokenising count as loss)")
@@ -134,13 +134,13 @@ def _packaged_config() -> object:
 
 def padding(longest: int, budget: int, window: int = 1000) -> None:
     """Padding share of blocks of 1,000 documents: what padded batches would hold, and what our packing adds."""
-    from actors.compute.batching import rounded
+    from actors.compute.batching import round_up_tokens
 
     lengths = shapes.lengths_of(shapes.corpus("linux-doc")[: 12 * window], longest)
     blocks = [lengths[start : start + window] for start in range(0, len(lengths) - window + 1, window)]
-    padded = np.mean([padding_share(block, plan(block, budget)) for block in blocks])
-    sums = np.array([block[rows].sum() for block in blocks for rows in plan(block, budget)])
-    packed = 1 - sums.sum() / sum(map(rounded, sums.tolist()))
+    padded = np.mean([padding_share(block, plan_batches(block, budget)) for block in blocks])
+    sums = np.array([block[rows].sum() for block in blocks for rows in plan_batches(block, budget)])
+    packed = 1 - sums.sum() / sum(map(round_up_tokens, sums.tolist()))
     print(f"\npadding share, blocks of {window}, budget {budget}: padded {padded:.2%}, packed {packed:.2%}")
     upstream = sum(flag_tokens(block) for block in blocks) / sum(int(block.sum()) for block in blocks)
     print(f"FlagEmbedding computes {upstream:.2f} times the real tokens: padding, and a first batch run twice")

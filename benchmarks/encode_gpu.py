@@ -27,7 +27,7 @@ from transformers import PreTrainedModel, XLMRobertaConfig, XLMRobertaModel
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from actors.codecs.on_device import Shrink
-from actors.compute.resolve import Compute, gemm_rate
+from actors.compute.resolve import Compute, measure_matmul_flops
 from actors.embedders.engine import Ask, Engine
 from actors.network.packed_encoder import PackedEncoder
 from actors.outputs import EmbeddingBatch, TokenBatch, offsets_of
@@ -171,7 +171,9 @@ def bench(scale: Scale, device: torch.device, compiled: bool) -> None:
         head.bfloat16()
     found = engine(model, heads, 4096, compiled).embed_tokens(few, Ask(OUTPUTS))
     print("worst cosine to fp32:", check(found, *reference))
-    rate = gemm_rate(device, torch.bfloat16, (16384 if device.type == "cuda" else 256, scale.width, 4 * scale.width))
+    rate = measure_matmul_flops(
+        device, torch.bfloat16, (16384 if device.type == "cuda" else 256, scale.width, 4 * scale.width)
+    )
     work, total = flop(config, tokens.lengths), int(tokens.lengths.sum())
     print(f"{total} tokens in {len(tokens)} texts; bf16 products {rate / 1e12:.1f} TFLOP/s\n")
     print("| encoder | tokens/s | share of the measured rate |\n|---|---|---|")

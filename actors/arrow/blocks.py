@@ -7,12 +7,12 @@ import pyarrow as pa
 
 from actors.outputs import IntArray, TokenBatch
 
-TOKENISED_TOGETHER = 2**18
+TOKENIZER_CALL_BYTES = 2**18
 """Text, in characters or bytes, that a tokenizer gets in one call: its own objects take some 50 times the space of the
 text, and 4 MiB in one call took a sixth more time, too."""
 
 
-def tokens_of(table: pa.Table, name: str) -> tuple[TokenBatch, IntArray]:
+def tokens_from_table(table: pa.Table, name: str) -> tuple[TokenBatch, IntArray]:
     """One embedder's token columns as a TokenBatch, and the table's rows that have any (the others have failed)."""
     ids = table.column(f"{name}_ids").combine_chunks()
     rows = np.flatnonzero(ids.is_valid().to_numpy(zero_copy_only=False)).astype(np.int64)
@@ -27,14 +27,14 @@ def all_rows(n: int) -> IntArray:
     return np.arange(n, dtype=np.int64)
 
 
-def slices(sizes: IntArray, limit: int) -> list[IntArray]:
+def split_by_size(sizes: IntArray, limit: int) -> list[IntArray]:
     """Neighbouring rows whose sizes sum to about `limit`; a larger row stands alone."""
     bins = np.cumsum(sizes, dtype=np.int64) // limit
     edges = np.flatnonzero(np.diff(bins)) + 1
     return np.split(all_rows(len(sizes)), edges) if len(sizes) else []
 
 
-def place(column: pa.Array, positions: IntArray, size: int) -> pa.Array:
+def scatter_rows(column: pa.Array, positions: IntArray, size: int) -> pa.Array:
     """A column of `size` rows with `column[i]` at `positions[i]` and null elsewhere."""
     if len(positions) == size:
         return column
@@ -45,7 +45,7 @@ def place(column: pa.Array, positions: IntArray, size: int) -> pa.Array:
     return column.take(pa.array(source, mask=missing))
 
 
-def mark(table: pa.Table, failures: dict[int, str]) -> pa.Table:
+def set_row_errors(table: pa.Table, failures: dict[int, str]) -> pa.Table:
     """Writes the errors into the block's `error` column."""
     if not failures:
         return table

@@ -44,7 +44,7 @@ class Isolated(Generic[T]):
         return np.concatenate([rows for rows, _ in self.parts]) if self.parts else np.zeros(0, dtype=np.int64)
 
 
-def isolate(apply: Callable[[IntArray], T], rows: IntArray) -> Isolated[T]:
+def isolate_failures(apply: Callable[[IntArray], T], rows: IntArray) -> Isolated[T]:
     """Applies a step to the rows; where it raises, to each half of them, down to the single rows that are at fault."""
     found: Isolated[T] = Isolated()
     _isolate(apply, rows, found)

@@ -21,7 +21,7 @@ from actors.codecs import pq
 from actors.codecs import sign_half as halves
 from actors.codecs.codebooks import TRAINERS, Book
 from actors.codecs.rotation import rotation
-from actors.kernels.matmul import times
+from actors.kernels.matmul import matmul_single_thread
 from actors.outputs import Array, IntArray, MultiVectors, offsets_of
 
 Floats = npt.NDArray[np.float32]
@@ -57,9 +57,9 @@ class Codec:
         the dimensions: the levels of `bits2` are high x the upper bit's sign + low x the lower's.
         """
         if self.name == "sign_half" and self.book is not None:
-            return times(query, self.book), CODECS["sign"]
+            return matmul_single_thread(query, self.book), CODECS["sign"]
         if self.name == "rotated_sign":
-            return times(query, rotation(query.shape[1])), CODECS["sign"]
+            return matmul_single_thread(query, rotation(query.shape[1])), CODECS["sign"]
         if self.name == "bits2":
             high, low = (OUTER + INNER) / 2, (OUTER - INNER) / 2
             pairs = np.sqrt(2) * np.stack([low * query, high * query], axis=2)

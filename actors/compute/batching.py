@@ -15,7 +15,7 @@ import numpy as np
 from actors.outputs import IntArray
 
 
-def plan(lengths: IntArray, budget: int) -> list[IntArray]:
+def plan_batches(lengths: IntArray, budget: int) -> list[IntArray]:
     """Row numbers of each batch, longest text first; every row is in exactly one batch.
 
     lengths: int (n,), in tokens. A batch holds at most `budget` tokens; a text longer than half of that stands alone.
@@ -42,7 +42,7 @@ def _even(order: IntArray, lengths: IntArray, budget: int) -> list[IntArray]:
         batches += 1
 
 
-def inverse(batches: Sequence[IntArray]) -> IntArray:
+def inverse_permutation(batches: Sequence[IntArray]) -> IntArray:
     """int64 (n,): where each text's result lies once the batches' results are joined; `joined[inverse]` is in order."""
     order = np.concatenate([np.zeros(0, np.int64), *batches])
     places = np.empty_like(order)
@@ -56,7 +56,7 @@ def padding_share(lengths: IntArray, batches: Sequence[IntArray]) -> float:
     return 1 - int(lengths.sum()) / padded if padded else 0.0
 
 
-def rounded(tokens: int) -> int:
+def round_up_tokens(tokens: int) -> int:
     """The next of 32 sizes in every doubling, in whole 16s: at most 3% more than `tokens` from 512 tokens on.
 
     oneDNN compiles a kernel for every new number of rows (up to 16 ms each on one core, in bf16, where a batch of 4096

@@ -35,7 +35,7 @@ class Compute:
     """The weights are rounded to this before they are used in `dtype`."""
 
 
-def resolve(spec: ComputeSpec, config: PretrainedConfig) -> Compute:
+def resolve_compute(spec: ComputeSpec, config: PretrainedConfig) -> Compute:
     """Fill in every `auto` of `spec` for a model of this configuration on this machine."""
     device, why_device = _device(spec)
     dtype, why_dtype = _dtype(spec, device)
@@ -84,7 +84,7 @@ def cpu_has_bf16() -> bool:
 
 
 @torch.inference_mode()
-def gemm_rate(
+def measure_matmul_flops(
     device: torch.device,
     dtype: torch.dtype,
     shape: tuple[int, int, int],
@@ -115,7 +115,7 @@ _lock, _found = Lock(), list[int]()
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def single_torch_thread() -> Iterator[None]:
     """torch computes with the calling thread alone: OpenMP's other threads spin for milliseconds after each call.
 
     A thread's number is its own, but a new thread starts with the one that was set last, anywhere. So all that overlap

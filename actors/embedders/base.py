@@ -19,7 +19,7 @@ from transformers import AutoConfig
 from actors.checkpoints.files import CheckpointError
 from actors.checkpoints.loading import check_weights, load_head
 from actors.codecs.on_device import Shrink
-from actors.compute.resolve import Compute, resolve
+from actors.compute.resolve import Compute, resolve_compute
 from actors.embedders.engine import Ask, Engine
 from actors.models.identity import Identity, available_outputs, describe, head_folder
 from actors.models.preparation import Kind, Preparation
@@ -144,7 +144,7 @@ def load_engine(preparation: Preparation) -> Engine:
     assert spec.pooling is not None, "the spec is complete"
     check_weights(folder)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
-    compute = resolve(spec.compute, config)
+    compute = resolve_compute(spec.compute, config)
     backbone = load_backbone(folder, compute, trust_remote_code=spec.trust_remote_code)
     outputs = available_outputs(preparation)
     sparse = _head(preparation, "sparse", compute, backbone.hidden_size) if "sparse" in outputs else None

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from actors.compute.batching import inverse, plan
+from actors.compute.batching import inverse_permutation, plan_batches
 from actors.embedders.engine import Ask
 from actors.outputs import EmbeddingBatch, TokenBatch, concat
 from actors.spec import EmbedderSpec
@@ -92,7 +92,7 @@ class DevicePool:
         Raises what a worker raised, with the worker's traceback as its cause; RuntimeError where a worker has died.
         """
         share = max(LEAST_SHARE, int(tokens.lengths.sum()) // (SHARES * len(self.specs)))
-        batches = plan(tokens.lengths, share) or [tokens.lengths]
+        batches = plan_batches(tokens.lengths, share) or [tokens.lengths]
         with self._lock:
             self._start()
             try:
@@ -102,7 +102,7 @@ class DevicePool:
                 raise
         if failure is not None:
             raise failure
-        return concat([results[number] for number in range(len(batches))]).take(inverse(batches))
+        return concat([results[number] for number in range(len(batches))]).take(inverse_permutation(batches))
 
     def close(self) -> None:
         """Ends the processes; the next call starts them again."""

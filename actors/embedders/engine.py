@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from actors.codecs.on_device import Shrink
-from actors.compute.batch_threads import Lanes
-from actors.compute.batching import inverse
+from actors.compute.batch_executor import BatchExecutor
+from actors.compute.batching import inverse_permutation
 from actors.compute.resolve import Compute
 from actors.network import heads
 from actors.network.backbone import Backbone
@@ -53,10 +53,10 @@ class Engine:
     sparse: nn.Linear | None
     colbert: nn.Linear | None
     excluded_ids: frozenset[int]
-    lanes: Lanes = field(init=False)
+    executor: BatchExecutor = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "lanes", Lanes(self.compute))
+        object.__setattr__(self, "executor", BatchExecutor(self.compute))
 
     @property
     def dim(self) -> int:
@@ -79,9 +79,9 @@ class Engine:
         def embed(rows: IntArray) -> SparseVectors:
             return self._embed_batch(tokens, filled[rows], ask, dense, colbert)
 
-        done, parts = self.lanes.run(lengths[filled], embed, ask.budget)
+        done, parts = self.executor.run(lengths[filled], embed, ask.budget)
         parts.append(SparseVectors.empty(len(empty)))
-        places = inverse([*(filled[rows] for rows in done), empty])
+        places = inverse_permutation([*(filled[rows] for rows in done), empty])
         sparse = SparseVectors.join(parts).take(places) if "sparse" in ask.outputs else None
         return EmbeddingBatch(dense, sparse, colbert, lengths.astype(np.int32), tokens.n_truncated)
 

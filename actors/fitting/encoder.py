@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import AutoConfig
 
 from actors.checkpoints.loading import check_weights, fingerprint
-from actors.compute.resolve import Compute, resolve
+from actors.compute.resolve import Compute, resolve_compute
 from actors.embedders.base import UNWEIGHTED
 from actors.fitting.card import check_existing_heads
 from actors.fitting.result import FitConfig
@@ -45,7 +45,7 @@ def load_encoder(config: FitConfig) -> Encoder:
         raise ValueError(
             f"colbert_dim must be between 1 and the encoder's {settings.hidden_size}, got {config.colbert_dim}"
         )
-    compute = resolve(config.compute, settings)
+    compute = resolve_compute(config.compute, settings)
     backbone = load_backbone(preparation.folder, compute, trust_remote_code=config.trust_remote_code)
     named = preparation.tokenizer.named
     excluded = frozenset(named[role] for role in UNWEIGHTED if role in named)

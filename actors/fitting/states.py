@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from actors.compute.batching import plan
+from actors.compute.batching import plan_batches
 from actors.network.backbone import Backbone
 from actors.outputs import Array, IntArray, TokenBatch, ranges
 
@@ -74,7 +74,7 @@ def _key(tokens: TokenBatch, model: str) -> str:
 def _write(backbone: Backbone, tokens: TokenBatch, budget: int, path: Path) -> None:
     part = path.with_suffix(".part")
     hidden = np.lib.format.open_memmap(part, "w+", np.float16, (len(tokens.ids), backbone.hidden_size))
-    for rows in plan(tokens.lengths, budget):
+    for rows in plan_batches(tokens.lengths, budget):
         batch = tokens.take(rows)
         ids = torch.from_numpy(batch.ids.astype(np.int64)).to(backbone.device)
         states = backbone.forward(ids, batch.offsets).half().cpu().numpy()

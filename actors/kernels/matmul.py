@@ -30,7 +30,7 @@ def _multiply(vectors: Any, matrix: Any, out: Any) -> None:
                 out[i, j] += value * matrix[k, j]
 
 
-def times(vectors: Array, matrix: Array) -> Floats:
+def matmul_single_thread(vectors: Array, matrix: Array) -> Floats:
     """vectors (m, d) @ matrix (d, k), both float32 in C order: float32 (m, k)."""
     out = np.zeros((len(vectors), matrix.shape[1]), np.float32)
     _multiply(vectors, matrix, out)

@@ -18,7 +18,7 @@ from actors.outputs import IntArray
 AVAILABLE = not numba.config.DISABLE_JIT
 
 
-def unit_vectors(tokens: Tensor, offsets: IntArray, out: Tensor) -> None:
+def normalize_token_rows(tokens: Tensor, offsets: IntArray, out: Tensor) -> None:
     """Fills out, float32 (T - n, d), with all vectors of n texts but each text's first, brought to length 1.
 
     tokens: bf16 (T, d), on a CPU; offsets: int64 (n + 1,). A norm below 1e-12 counts as 1e-12.

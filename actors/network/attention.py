@@ -4,7 +4,7 @@ On a GPU one variable-length flash call takes all texts; on a CPU with AMX `acto
 Elsewhere each run of equal lengths is one scaled_dot_product_attention call on strided views, which copies nothing on
 the way in: measured against one masked call over a padded batch this is 6 times faster, against a block-diagonal mask
 20 times. The price is one kernel launch for every distinct length, which sorting in
-`actors.compute.batching.plan` keeps small.
+`actors.compute.batching.plan_batches` keeps small.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from actors.compute.batching import rounded
+from actors.compute.batching import round_up_tokens
 from actors.network.attention import Segments, attend, attend_firsts
 from actors.network.packed_encoder import Layer, PackedEncoder, join, read_layer
 from actors.outputs import IntArray
@@ -47,7 +47,7 @@ class FirstTokenEncoder(PackedEncoder):
 
     def _encode_firsts(self, x: Tensor, places: Tensor, segments: Segments) -> Tensor:
         first = x[places]
-        x = pad(x, (0, 0, 0, rounded(len(x)) - len(x)))
+        x = pad(x, (0, 0, 0, round_up_tokens(len(x)) - len(x)))
         for layer, exact in zip(self.layers, self.firsts, strict=True):
             query, key, value = self._split(layer.qkv(_for(layer, x)))
             (asked,) = self._split(exact.qkv(first))

@@ -114,12 +114,12 @@ def _each_text(tokens: Tensor, offsets: IntArray, normalize: bool) -> Tensor:
 
 @functools.cache
 def _compiled() -> Callable[[Tensor, IntArray, Tensor], None] | None:
-    """`actors.kernels.normalize_bf16.unit_vectors` where numba can compile it."""
+    """`actors.kernels.normalize_bf16.normalize_token_rows` where numba can compile it."""
     try:
         from actors.kernels import normalize_bf16 as unit
     except (ImportError, RuntimeError):  # no numba, or no folder where it may keep what it compiles
         return None
-    return unit.unit_vectors if unit.AVAILABLE else None
+    return unit.normalize_token_rows if unit.AVAILABLE else None
 
 
 def _all_texts(tokens: Tensor, offsets: IntArray, normalize: bool) -> Tensor:

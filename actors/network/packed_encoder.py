@@ -16,7 +16,7 @@ from torch.nn.functional import embedding, layer_norm, linear, pad
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 
-from actors.compute.batching import rounded
+from actors.compute.batching import round_up_tokens
 from actors.network.attention import Rule, Segments, attend
 from actors.outputs import IntArray
 
@@ -108,7 +108,7 @@ class PackedEncoder:
     def _encode(self, x: Tensor, segments: Segments) -> Tensor:
         tokens = len(x)
         if self.packed:
-            x = pad(x, (0, 0, 0, rounded(tokens) - tokens))
+            x = pad(x, (0, 0, 0, round_up_tokens(tokens) - tokens))
         for layer in self.layers:
             x = self._layer(layer, x, segments)
         return x[:tokens]

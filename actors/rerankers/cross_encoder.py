@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
 
-from actors.compute.resolve import Compute, resolve
+from actors.compute.resolve import Compute, resolve_compute
 from actors.models.catalogue import ENCODERS, max_positions
 from actors.network.backbone import load_pretrained
 from actors.network.first_token_encoder import FirstTokenEncoder
@@ -68,7 +68,7 @@ def load_cross_encoder(checkpoint: Checkpoint) -> CrossEncoder:
     config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
     if config.num_labels != 1:
         raise ValueError(f"{checkpoint.folder} has {config.num_labels} labels; a reranker gives one score a pair")
-    compute = resolve(checkpoint.compute, config)
+    compute = resolve_compute(checkpoint.compute, config)
     has_types = getattr(config, "type_vocab_size", 0) > 1
     limit = max_positions(checkpoint.folder)
     layout = encoder_layout(checkpoint.tokenizer, limit, has_types)

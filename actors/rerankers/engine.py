@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from actors.checkpoints.loading import fingerprint
-from actors.compute.batch_threads import Lanes
-from actors.compute.batching import inverse
+from actors.compute.batch_executor import BatchExecutor
+from actors.compute.batching import inverse_permutation
 from actors.compute.resolve import Compute
 from actors.outputs import IntArray
 from actors.rerankers.loading import Checkpoint
@@ -97,7 +97,7 @@ class Reranker:
 
     def __init__(self, checkpoint: Checkpoint, scorer: Scorer, options: RerankOptions) -> None:
         self.checkpoint, self.tokenizer = checkpoint, checkpoint.tokenizer
-        self.scorer, self.options, self.lanes = scorer, options, Lanes(scorer.compute)
+        self.scorer, self.options, self.executor = scorer, options, BatchExecutor(scorer.compute)
         scorer.outputs(options)
 
     @property
@@ -135,8 +135,8 @@ class Reranker:
             parts = _at_most(options.batch_size, rows)
             return torch.cat([self.scorer.score(batch.take(part), layout, options) for part in parts]).cpu().numpy()
 
-        order, parts = self.lanes.run(batch.tokens.lengths, score)
-        scores = np.concatenate(parts)[inverse(order)]
+        order, parts = self.executor.run(batch.tokens.lengths, score)
+        scores = np.concatenate(parts)[inverse_permutation(order)]
         return _logistic(scores) if options.normalize else scores
 
     def _join(self, pairs: Sequence[tuple[str, str]], layout: Layout, options: RerankOptions) -> PairBatch:

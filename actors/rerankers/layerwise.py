@@ -15,7 +15,7 @@ from torch import Tensor
 
 from actors.checkpoints.files import CheckpointError
 from actors.checkpoints.loading import load_weights
-from actors.compute.resolve import Compute, resolve
+from actors.compute.resolve import Compute, resolve_compute
 from actors.network.decoders import MiniCPM, MiniCPMConfig, Source, read_config
 from actors.rerankers import llm
 from actors.rerankers.adapters import merge_lora
@@ -83,7 +83,7 @@ class Layerwise:
 
 def load_layerwise(checkpoint: Checkpoint) -> Layerwise:
     config = read_config(MiniCPMConfig, checkpoint.config)
-    compute = resolve(checkpoint.compute, config)
+    compute = resolve_compute(checkpoint.compute, config)
     weights = load_weights(checkpoint.folder)
     if checkpoint.adapter is not None:
         merge_lora(weights, checkpoint.adapter)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from actors.checkpoints.files import CheckpointError
 from actors.checkpoints.loading import load_weights
-from actors.compute.resolve import Compute, resolve
+from actors.compute.resolve import Compute, resolve_compute
 from actors.network.decoders import Compression, Gemma2, Gemma2Config, Source, read_config
 from actors.rerankers import llm
 from actors.rerankers.adapters import merge_lora
@@ -86,7 +86,7 @@ def load_lightweight(checkpoint: Checkpoint) -> Lightweight:
         raise CheckpointError(
             f"{checkpoint.folder}: config.json does not say layer_wise, so there are no heads to score with"
         )
-    compute = resolve(checkpoint.compute, config)
+    compute = resolve_compute(checkpoint.compute, config)
     weights = load_weights(checkpoint.folder)
     if checkpoint.adapter is not None:
         merge_lora(weights, checkpoint.adapter)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from actors.compute.resolve import Compute, resolve
+from actors.compute.resolve import Compute, resolve_compute
 from actors.network.backbone import Backbone, load_pretrained
 from actors.network.transformers_backbone import PACKABLE, PACKED_ATTENTION, PackedTransformer, PaddedTransformer
 from actors.rerankers.adapters import merge_lora
@@ -73,7 +73,7 @@ def yes_id(tokenizer: TextTokenizer) -> int:
 
 def load_yes_logit(checkpoint: Checkpoint) -> YesLogit:
     config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
-    compute = resolve(checkpoint.compute, config)
+    compute = resolve_compute(checkpoint.compute, config)
     packed = config.model_type in PACKABLE
     options = {"attn_implementation": PACKED_ATTENTION} if packed else {}
     model = load_pretrained(

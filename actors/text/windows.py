@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from actors.arrow.blocks import TOKENISED_TOGETHER, slices
+from actors.arrow.blocks import TOKENIZER_CALL_BYTES, split_by_size
 from actors.outputs import IntArray
 from actors.spec import Window
 
@@ -39,7 +39,7 @@ def windows_of(texts: Sequence[str], tokenizer: Offsets, window: Window) -> list
     chars = np.fromiter(map(len, texts), np.int64, len(texts))
     long = chars > SEGMENT_CHARS
     short = np.flatnonzero(~long)
-    for part in slices(chars[short], TOKENISED_TOGETHER):
+    for part in split_by_size(chars[short], TOKENIZER_CALL_BYTES):
         rows = short[part]
         long[rows] = tokenizer.counts([texts[i] for i in rows]) > window.size
     return [

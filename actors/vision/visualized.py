@@ -20,8 +20,8 @@ from torch.nn.functional import embedding
 from transformers import AutoConfig
 
 from actors.codecs.on_device import Shrink
-from actors.compute.batching import inverse
-from actors.compute.resolve import resolve
+from actors.compute.batching import inverse_permutation
+from actors.compute.resolve import resolve_compute
 from actors.embedders.base import Embedder
 from actors.embedders.engine import Engine
 from actors.models.preparation import Kind, load_preparation
@@ -73,7 +73,7 @@ class VisualizedBGE(Embedder):
         known = preparation.spec
         assert known.pooling is not None, "the spec is complete"
         config = AutoConfig.from_pretrained(preparation.folder)
-        compute = resolve(spec.compute, config)
+        compute = resolve_compute(spec.compute, config)
         parts = load_parts(Path(spec.picture_weights), config, compute.device, compute.dtype)
         self.tower, self.projection = parts.tower, parts.projection
         self.encoder = PackedEncoder(parts.text)
@@ -149,7 +149,7 @@ class VisualizedBGE(Embedder):
         shape = (-1, self.size, self.size, 3)
         values = np.frombuffer(b"".join(pixels.drop_null().to_pylist()), np.uint8).reshape(shape)
         parts = [self._embed_fused(values, tokens.take(pictured)), self.embed_tokens(tokens.take(plain))]
-        return concat(parts).take(inverse([pictured, plain]))
+        return concat(parts).take(inverse_permutation([pictured, plain]))
 
     def _embed_fused(self, pixels: Pixels, tokens: TokenBatch) -> EmbeddingBatch:
         longest = int(tokens.lengths.max(initial=0))
@@ -158,8 +158,10 @@ class VisualizedBGE(Embedder):
                 f"a text has {longest} tokens, its picture leaves room for {self.text_room}: lower max_length"
             )
         lengths = tokens.lengths + self.tower.config.patches
-        batches, parts = self.engine.lanes.run(lengths, lambda rows: self._embed(pixels[rows], tokens.take(rows)), None)
-        return concat(parts).take(inverse(batches)) if parts else self.embed_tokens(tokens)
+        batches, parts = self.engine.executor.run(
+            lengths, lambda rows: self._embed(pixels[rows], tokens.take(rows)), None
+        )
+        return concat(parts).take(inverse_permutation(batches)) if parts else self.embed_tokens(tokens)
 
     @torch.inference_mode()
     def _embed(self, pixels: Pixels, tokens: TokenBatch) -> EmbeddingBatch:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.arrow.blocks import mark
+from actors.arrow.blocks import set_row_errors
 from pipelines.store.writer import REPLACES
 
 ReadUnit = Callable[[Any], Iterator[pa.Table]]
@@ -92,7 +92,7 @@ def _marked(table: pa.Table, errors: dict[int, str]) -> pa.Table:
     mask = np.zeros(table.num_rows, bool)
     mask[list(errors)] = True
     at, text = table.column_names.index("text"), table.column("text")
-    return mark(table.set_column(at, "text", pc.if_else(pa.array(mask), None, text)), errors)
+    return set_row_errors(table.set_column(at, "text", pc.if_else(pa.array(mask), None, text)), errors)
 
 
 Only = Mapping[str, frozenset[int]]

@@ -51,12 +51,12 @@ def train_codebook(config: BuildConfig, units: Sequence[Unit], i: int) -> Book:
 
     ValueError where the sample holds no text, or the model gives no ColBERT vectors.
     """
-    from actors.arrow.blocks import tokens_of
+    from actors.arrow.blocks import tokens_from_table
     from actors.codecs.codecs import pool
     from actors.embedders.registry import load_embedder
 
     embedder = config.embedders[i]
-    tokens, _ = tokens_of(drawn(config, units, embedder), embedder.name)
+    tokens, _ = tokens_from_table(drawn(config, units, embedder), embedder.name)
     tokens = tokens.take(np.flatnonzero(tokens.lengths.cumsum() <= max(SAMPLE_TOKENS, tokens.lengths[:1].sum())))
     found = load_embedder(embedder.spec()).embed_tokens(tokens, ["colbert"]).colbert
     assert found is not None

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.arrow.blocks import TOKENISED_TOGETHER, mark, place, slices
-from actors.arrow.isolate import isolate
+from actors.arrow.blocks import TOKENIZER_CALL_BYTES, scatter_rows, set_row_errors, split_by_size
+from actors.arrow.isolate import isolate_failures
 from actors.codecs.codebooks import Book
 from actors.codecs.codecs import get_codec
 from actors.codecs.encode import encode_batch
@@ -60,15 +60,15 @@ def _tokenise(table: pa.Table, embedder: EmbedderConfig) -> tuple[pa.Table, Toke
     texts = table.column("text").take(pa.array(rows))
     parts, kept = [preparation.tokenise([])], [rows[:0]]
     failures: dict[int, str] = {}
-    for piece in slices(pc.binary_length(texts).to_numpy(zero_copy_only=False), TOKENISED_TOGETHER):
-        found = isolate(lambda part: preparation.tokenise(texts.take(pa.array(part)).to_pylist()), piece)
+    for piece in split_by_size(pc.binary_length(texts).to_numpy(zero_copy_only=False), TOKENIZER_CALL_BYTES):
+        found = isolate_failures(lambda part: preparation.tokenise(texts.take(pa.array(part)).to_pylist()), piece)
         parts += [tokens for _, tokens in found.parts]
         kept.append(rows[found.rows])
         failures |= {int(rows[failure.row]): str(failure) for failure in found.failures}
     tokens, where = concat_tokens(parts), np.concatenate(kept)
     ids = pa.ListArray.from_arrays(pa.array(tokens.offsets.astype(np.int32)), pa.array(tokens.ids))
-    table = mark(table, failures).append_column(f"{embedder.name}_ids", place(ids, where, len(table)))
-    cuts = place(pa.array(tokens.n_truncated), where, len(table))
+    table = set_row_errors(table, failures).append_column(f"{embedder.name}_ids", scatter_rows(ids, where, len(table)))
+    cuts = scatter_rows(pa.array(tokens.n_truncated), where, len(table))
     return table.append_column(f"{embedder.name}_truncated", cuts), tokens, where
 
 

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from actors.arrow.blocks import tokens_of
-from actors.compute.batching import plan, rounded
+from actors.arrow.blocks import tokens_from_table
+from actors.compute.batching import plan_batches, round_up_tokens
 from actors.pool import EmbedActor
 from pipelines.store.writer import COSTS
 
@@ -118,20 +118,20 @@ class MeteredActor(EmbedActor):
         self.idle_since: float | None = None
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        began, halvings = time.monotonic(), self.embedder.engine.lanes.halvings
+        began, halvings = time.monotonic(), self.embedder.engine.executor.halvings
         if self.idle_since is not None:
             took("wait_seconds", began - self.idle_since, self.job, self.name)
         result = super().__call__(table)
         self.idle_since = time.monotonic()
-        halvings = self.embedder.engine.lanes.halvings - halvings
+        halvings = self.embedder.engine.executor.halvings - halvings
         block = self._measure(table, result, halvings, self.idle_since - began)
         embedded(block, self.job, self.name)
         return with_costs(result, block)
 
     def _measure(self, before: pa.Table, after: pa.Table, halvings: int, seconds: float) -> Block:
-        tokens, _ = tokens_of(before, self.name)
+        tokens, _ = tokens_from_table(before, self.name)
         filled: npt.NDArray[np.int64] = tokens.lengths[tokens.lengths > 0]
-        batches = plan(filled, self.embedder.engine.lanes.budget)
+        batches = plan_batches(filled, self.embedder.engine.executor.budget)
         return Block(
             rows=len(tokens),
             tokens=int(filled.sum()),
@@ -150,7 +150,7 @@ def computed(backbone: Any, lengths: npt.NDArray[np.int64]) -> int:
 
     if isinstance(backbone, PaddedTransformer):
         return int(lengths.max()) * len(lengths)
-    return rounded(int(lengths.sum())) if getattr(backbone, "packed", False) else int(lengths.sum())
+    return round_up_tokens(int(lengths.sum())) if getattr(backbone, "packed", False) else int(lengths.sum())
 
 
 def with_costs(table: pa.Table, block: Block) -> pa.Table:

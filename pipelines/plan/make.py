@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import torch
 
 from actors.codecs.codecs import CODECS
-from actors.compute.resolve import resolve
+from actors.compute.resolve import resolve_compute
 from actors.models.identity import available_outputs, describe
 from actors.models.preparation import Preparation, load_preparation
 from actors.pool import pool_size
@@ -129,7 +129,7 @@ def _plan_embedder(
         tokens_per_second=speed,
         measured=pool.tokens_per_second is None,
         hours=None if speed is None else tokens / (speed * actors) / 3600,
-        why=resolve(embedder.spec().compute, model_config(prepared)).why,
+        why=resolve_compute(embedder.spec().compute, model_config(prepared)).why,
     )
 
 

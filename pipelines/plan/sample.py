@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from transformers import AutoConfig
 
-from actors.arrow.blocks import tokens_of
+from actors.arrow.blocks import tokens_from_table
 from actors.embedders.registry import load_embedder
 from actors.models.preparation import Preparation
 from actors.outputs import IntArray
@@ -58,7 +58,7 @@ class Sample:
 
     def tokens(self, name: str) -> tuple[IntArray, IntArray]:
         """(kept, dropped) tokens of each chunk for one embedder."""
-        tokens, _ = tokens_of(self.chunks, name)
+        tokens, _ = tokens_from_table(self.chunks, name)
         return tokens.lengths.astype(np.int64), tokens.n_truncated.astype(np.int64)
 
 
@@ -101,7 +101,7 @@ def model_config(preparation: Preparation) -> Any:
 
 def calibrate(embedder: EmbedderConfig, chunks: pa.Table) -> float | None:
     """Tokens a second of one actor on this machine, warm; None where the sample is empty."""
-    tokens, _ = tokens_of(chunks, embedder.name)
+    tokens, _ = tokens_from_table(chunks, embedder.name)
     if not len(tokens):
         return None
     model = load_embedder(embedder.spec())

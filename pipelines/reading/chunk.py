@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.arrow.blocks import mark
-from actors.arrow.isolate import isolate
+from actors.arrow.blocks import set_row_errors
+from actors.arrow.isolate import isolate_failures
 from actors.outputs import IntArray
 from actors.spec import Window
 from actors.text.windows import Offsets, windows_of
@@ -32,12 +32,12 @@ def chunk_table(table: pa.Table, tokenizer: Offsets, window: Window | None) -> p
         return _whole(table)
     texts = table["text"].to_pylist()
     good = np.array([i for i, text in enumerate(texts) if text is not None], np.int64)
-    found = isolate(lambda part: windows_of([texts[i] for i in part], tokenizer, window), good)
+    found = isolate_failures(lambda part: windows_of([texts[i] for i in part], tokenizer, window), good)
     spans: list[IntArray | None] = [None] * len(texts)
     for rows, cut in found.parts:
         for i, span in zip(rows.tolist(), cut, strict=True):
             spans[i] = span
-    return _cut(mark(table, {failure.row: str(failure) for failure in found.failures}), texts, spans)
+    return _cut(set_row_errors(table, {failure.row: str(failure) for failure in found.failures}), texts, spans)
 
 
 def _whole(table: pa.Table) -> pa.Table:

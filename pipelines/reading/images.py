@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from actors.arrow.blocks import mark
+from actors.arrow.blocks import set_row_errors
 from pipelines.config import ConfigError, InputConfig, PictureConfig
 from pipelines.indexing.sizing import PICTURE_ROWS
 from pipelines.reading.files import READ_ERRORS, filesystem, redact
@@ -111,7 +111,7 @@ def _failed(table: pa.Table, failures: dict[int, str]) -> pa.Table:
         return table
     bad = pa.array([i in failures for i in range(len(table))])
     text = pc.if_else(bad, pa.scalar(None, pa.string()), table.column("text"))
-    return mark(table.set_column(table.column_names.index("text"), "text", text), failures)
+    return set_row_errors(table.set_column(table.column_names.index("text"), "text", text), failures)
 
 
 def _with_columns(table: pa.Table, made: Sequence[Prepared | None], config: PictureConfig) -> pa.Table:

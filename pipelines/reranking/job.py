@@ -24,7 +24,7 @@ import ray
 from pydantic import Field
 from ray.data import ActorPoolStrategy
 
-from actors.arrow.isolate import isolate
+from actors.arrow.isolate import isolate_failures
 from actors.outputs import IntArray
 from actors.pool import pool_size
 from pipelines.cluster.connect import blamed_on, on_worker, running
@@ -169,7 +169,7 @@ class RerankActor:
     def __call__(self, block: pa.Table) -> pa.Table:
         """A query that cannot be scored comes back with its `error`; it takes no other query with it."""
         queries = block.to_pylist()
-        found = isolate(lambda part: self._score([queries[i] for i in part]), np.arange(len(queries)))
+        found = isolate_failures(lambda part: self._score([queries[i] for i in part]), np.arange(len(queries)))
         rows = [row for _, part in found.parts for row in part]
         rows += [{"query_id": queries[f.row]["query_id"], "error": f.error} for f in found.failures]
         return pa.Table.from_pylist(rows, schema=SCORED)

@@ -70,9 +70,9 @@ class Encoder:
         One alone is encoded by one thread: others would spin beside the search that follows (30 ms for 45 in all).
         """
         embedder = self.embedder
-        from actors.compute.resolve import one_thread
+        from actors.compute.resolve import single_torch_thread
 
-        with one_thread() if len(texts) == 1 else nullcontext():
+        with single_torch_thread() if len(texts) == 1 else nullcontext():
             return embedder.embed_queries(list(texts), list(outputs))
 
     def encode_picture(self, picture: Picture, text: str) -> EmbeddingBatch:

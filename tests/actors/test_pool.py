@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from actors.arrow.blocks import mark, place, tokens_of
+from actors.arrow.blocks import scatter_rows, set_row_errors, tokens_from_table
 from actors.outputs import EmbeddingBatch, TokenBatch
 from actors.pool import EmbedActor, pool_size
 from actors.spec import PoolSpec
@@ -60,16 +60,16 @@ def test_a_block_without_a_good_row_has_the_same_schema() -> None:
 
 
 def test_tokens_come_out_of_a_sliced_block() -> None:
-    tokens, rows = tokens_of(block([[9], [1, 2], None, [3]]).slice(1), "m")
+    tokens, rows = tokens_from_table(block([[9], [1, 2], None, [3]]).slice(1), "m")
     assert tokens.ids.tolist() == [1, 2, 3]
     assert tokens.offsets.tolist() == [0, 2, 3]
     assert rows.tolist() == [0, 2]
 
 
 def test_place_and_mark() -> None:
-    assert place(pa.array([7, 8]), np.array([2, 0]), 3).to_pylist() == [8, None, 7]
+    assert scatter_rows(pa.array([7, 8]), np.array([2, 0]), 3).to_pylist() == [8, None, 7]
     table = pa.table({"error": pa.array([None, "old", None], pa.string())})
-    assert mark(table, {2: "new"})["error"].to_pylist() == [None, "old", "new"]
+    assert set_row_errors(table, {2: "new"})["error"].to_pylist() == [None, "old", "new"]
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import BertConfig
 
-from actors.compute.resolve import one_thread, resolve
 from actors.compute import resolve as compute
+from actors.compute.resolve import resolve_compute, single_torch_thread
 from actors.spec import ComputeSpec
 
 
@@ -18,33 +18,33 @@ def test_auto_takes_bf16_where_the_processor_multiplies_it(
     monkeypatch: pytest.MonkeyPatch, hardware: bool, dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(compute, "cpu_has_bf16", lambda: hardware)
-    resolved = resolve(ComputeSpec(device="cpu"), BertConfig())
+    resolved = resolve_compute(ComputeSpec(device="cpu"), BertConfig())
     assert resolved.dtype == dtype
     assert any("bf16" in line for line in resolved.why)
 
 
 def test_what_is_asked_for_is_kept() -> None:
     spec = ComputeSpec(dtype="fp32", budget=77, compile=True, threads=3, device="cpu")
-    resolved = resolve(spec, BertConfig())
+    resolved = resolve_compute(spec, BertConfig())
     assert resolved.dtype == torch.float32
     assert (resolved.budget, resolved.threads, resolved.compile) == (77, 3, True)
     assert all("as asked" in line for line in resolved.why)
 
 
 def test_every_choice_is_explained() -> None:
-    why = resolve(ComputeSpec(), BertConfig()).why
+    why = resolve_compute(ComputeSpec(), BertConfig()).why
     assert [line.split(":")[0] for line in why] == ["device", "dtype", "budget", "compile", "threads"]
 
 
 def test_the_rate_of_a_matrix_product_is_a_rate() -> None:
-    assert compute.gemm_rate(torch.device("cpu"), torch.float32, (64, 64, 64)) > 1e6
+    assert compute.measure_matmul_flops(torch.device("cpu"), torch.float32, (64, 64, 64)) > 1e6
 
 
 def test_one_thread_is_given_back_whatever_happens() -> None:
     before, seen = torch.get_num_threads(), []
 
     def fail() -> None:
-        with one_thread():
+        with single_torch_thread():
             seen.append(torch.get_num_threads())
             raise KeyError
 
@@ -61,7 +61,7 @@ def test_questions_of_several_threads_do_not_leave_the_process_with_one() -> Non
     before, both = torch.get_num_threads(), Barrier(2, timeout=60)
 
     def ask(seconds: float) -> int:
-        with one_thread():
+        with single_torch_thread():
             both.wait()
             time.sleep(seconds)
         return torch.get_num_threads()

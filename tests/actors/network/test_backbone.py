@@ -24,7 +24,7 @@ from transformers import (
     XLMRobertaConfig,
 )
 
-from actors.compute.resolve import resolve
+from actors.compute.resolve import resolve_compute
 from actors.network.backbone import Backbone, load_backbone
 from actors.network.first_token_encoder import FirstTokenEncoder
 from actors.network.packed_encoder import PackedEncoder
@@ -69,7 +69,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def backbone_of(folder: Path, dtype: DType = "fp32") -> Backbone:
-    return load_backbone(folder, resolve(ComputeSpec(dtype=dtype, device="cpu"), BertConfig()))
+    return load_backbone(folder, resolve_compute(ComputeSpec(dtype=dtype, device="cpu"), BertConfig()))
 
 
 def texts() -> tuple[torch.Tensor, IntArray]:
@@ -202,7 +202,7 @@ def test_missing_weights_are_named(folders: dict[str, Path], tmp_path: Path) -> 
 @pytest.mark.slow
 def test_a_compiled_encoder_gives_the_same_states(folders: dict[str, Path]) -> None:
     spec = ComputeSpec(dtype="fp32", device="cpu", compile=True)
-    compiled = load_backbone(folders["xlm-roberta"], resolve(spec, BertConfig()))
+    compiled = load_backbone(folders["xlm-roberta"], resolve_compute(spec, BertConfig()))
     ids, offsets = texts()
     expected = backbone_of(folders["xlm-roberta"]).forward(ids, offsets)
     torch.testing.assert_close(compiled.forward(ids, offsets), expected, atol=1e-5, rtol=1e-5)

@@ -55,7 +55,7 @@ def test_running_out_of_memory_halves_the_budget_and_loses_no_pair(
     monkeypatch.setattr(type(small.scorer), "score", tight)
     scores = small.compute_score(PAIRS)
     monkeypatch.undo()
-    assert small.lanes.halvings >= 1
+    assert small.executor.halvings >= 1
     np.testing.assert_allclose(scores, rerankers["bert"].compute_score(PAIRS), atol=1e-5)
 
 

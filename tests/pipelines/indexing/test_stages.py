@@ -5,7 +5,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.arrow.blocks import slices
+from actors.arrow.blocks import split_by_size
 from actors.codecs import codecs
 from actors.outputs import EmbeddingBatch, MultiVectors, TokenBatch
 from pipelines.config import EmbedderConfig
@@ -14,7 +14,7 @@ from pipelines.indexing.stages import Finish, good_rows, tokenise
 
 @given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 60))
 def test_slices_hold_every_row_once_in_order(sizes: list[int], limit: int) -> None:
-    parts = slices(np.array(sizes, dtype=np.int64), limit)
+    parts = split_by_size(np.array(sizes, dtype=np.int64), limit)
     assert [row for part in parts for row in part.tolist()] == list(range(len(sizes)))
     assert all(sum(sizes[i] for i in part) < limit + max(sizes) for part in parts)
 

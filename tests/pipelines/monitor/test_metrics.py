@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from ray import cloudpickle
 
-from actors.arrow.blocks import tokens_of
+from actors.arrow.blocks import tokens_from_table
 from actors.pool import EmbedActor
 from pipelines.monitor import metrics
 from pipelines.monitor.metrics import MeteredActor, named_actor
@@ -33,7 +33,7 @@ def _actor(monkeypatch: pytest.MonkeyPatch) -> MeteredActor:
     class Fake:
         class engine:
             backbone = None
-            lanes = SimpleNamespace(budget=6, halvings=1)
+            executor = SimpleNamespace(budget=6, halvings=1)
 
     def start(self: Any, *_: Any) -> None:
         self.embedder, self.name = Fake(), "m"
@@ -42,7 +42,7 @@ def _actor(monkeypatch: pytest.MonkeyPatch) -> MeteredActor:
     fails = pa.array([None, "broken", None], pa.string())
 
     def call(self: Any, table: pa.Table) -> pa.Table:
-        self.embedder.engine.lanes.halvings += 2
+        self.embedder.engine.executor.halvings += 2
         return table.set_column(2, "error", fails)
 
     monkeypatch.setattr(EmbedActor, "__call__", call)
@@ -63,7 +63,7 @@ def test_a_block_is_counted(seen: dict[str, list[float]], monkeypatch: pytest.Mo
     result = actor(TABLE)
     assert result["error"].null_count == 2
     assert result["n_halvings"].to_pylist() == [2, 0, 0]
-    assert tokens_of(TABLE, "m")[0].lengths.tolist() == [3, 1, 4]
+    assert tokens_from_table(TABLE, "m")[0].lengths.tolist() == [3, 1, 4]
     counted = {name: values[0] for name, values in seen.items() if not name.endswith("seconds")}
     assert counted == {"rows": 3, "tokens": 8, "truncated_tokens": 5, "failed_rows": 1, "batches": 2, "halvings": 2}
     assert "wait_seconds" not in seen

@@ -18,7 +18,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from actors.compute.batching import plan
+from actors.compute.batching import plan_batches
 from actors.compute.resolve import Compute
 from actors.outputs import IntArray
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 GPU_LANES = 2
 
 
-class Lanes:
+class BatchExecutor:
     """Runs a function over batches. `budget` starts as the resolved one; `halvings` counts how often memory ran out."""
 
     def __init__(self, compute: Compute) -> None:
@@ -50,7 +50,7 @@ class Lanes:
         waiting = np.arange(len(lengths))
         while len(waiting):
             planned = min(budget or self.budget, self.budget)
-            batches = [waiting[rows] for rows in plan(lengths[waiting], planned)]
+            batches = [waiting[rows] for rows in plan_batches(lengths[waiting], planned)]
             answers = self._map(partial(self._attempt, lengths, forward, planned), batches)
             done += [(rows, answer[0]) for rows, answer in zip(batches, answers, strict=True) if answer]
             failed = [rows for rows, answer in zip(batches, answers, strict=True) if not answer]

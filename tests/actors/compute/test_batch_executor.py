@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from actors.compute.batch_threads import Lanes
+from actors.compute.batch_executor import BatchExecutor
 from actors.compute.resolve import Compute
 from actors.outputs import IntArray
 
 
-def lanes(budget: int = 100, threads: int = 1) -> Lanes:
-    return Lanes(Compute(torch.device("cpu"), torch.float32, budget, threads, False, ()))
+def lanes(budget: int = 100, threads: int = 1) -> BatchExecutor:
+    return BatchExecutor(Compute(torch.device("cpu"), torch.float32, budget, threads, False, ()))
 
 
 LENGTHS = np.array([50, 7, 90, 20, 20, 3, 40, 60])
