@@ -34,7 +34,7 @@ class Offsets(Protocol):
         ...
 
 
-def windows_of(texts: Sequence[str], tokenizer: Offsets, window: Window) -> list[IntArray]:
+def cut_all_into_windows(texts: Sequence[str], tokenizer: Offsets, window: Window) -> list[IntArray]:
     """For each text (n, 2): the first character of each window and the one after its last. Every text has one."""
     chars = np.fromiter(map(len, texts), np.int64, len(texts))
     long = chars > SEGMENT_CHARS

@@ -87,15 +87,15 @@ def _quiet() -> None:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
-def on_worker(function: Callable[..., T], *arguments: Any) -> T:
-    """What a function gives on a worker: the driver needs neither a model's files nor the memory that torch takes."""
+def run_on_worker(function: Callable[..., T], *arguments: Any) -> T:
+    """Runs a function on a worker: the driver needs neither a model's files nor the memory that torch takes."""
     result: T = ray.get(ray.remote(num_cpus=0.25)(function).remote(*arguments))
     return result
 
 
 @contextmanager
-def blamed_on(setting: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Errors of these kinds that a worker raised as ConfigError, behind the setting at fault; others as they are."""
+def as_config_error(setting: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Turns errors of these kinds that a worker raised into a ConfigError that names the setting; others pass."""
     try:
         yield
     except ray.exceptions.RayTaskError as error:
@@ -104,7 +104,7 @@ def blamed_on(setting: str, *kinds: type[Exception]) -> Iterator[None]:
         raise
 
 
-def describe(embedders: Sequence[EmbedderConfig]) -> dict[str, dict[str, Any]]:
+def describe_embedders(embedders: Sequence[EmbedderConfig]) -> dict[str, dict[str, Any]]:
     """Identity and outputs of each embedder by name, from a worker: the driver's machine need not hold the models.
 
     ConfigError where a model cannot be used.
@@ -112,7 +112,7 @@ def describe(embedders: Sequence[EmbedderConfig]) -> dict[str, dict[str, Any]]:
     asked = {e.name: ray.remote(num_cpus=0.25)(_describe).remote(e.spec()) for e in embedders}
     found: dict[str, dict[str, Any]] = {}
     for i, embedder in enumerate(embedders):
-        with blamed_on(f"embedders.{i} ({embedder.model})", ValueError):
+        with as_config_error(f"embedders.{i} ({embedder.model})", ValueError):
             found[embedder.name] = ray.get(asked[embedder.name])
     return found
 

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from pydantic import SecretStr
 
-from pipelines.config import BuildConfig, ConfigError, plain
+from pipelines.config import BuildConfig, ConfigError, plain_options
 from pipelines.reading.files import scheme_of
 
 PACKAGES = ("actors", "pipelines")
@@ -56,7 +56,7 @@ def _public(section: str, options: Mapping[str, SecretStr]) -> dict[str, str]:
             f"{section}.storage_options.{secret[0]}: secrets are not sent with a job, where others could read them; "
             "put them into the environment of the cluster's machines"
         )
-    return plain(options)
+    return plain_options(options)
 
 
 def _absolute(path: str) -> str:

@@ -33,7 +33,7 @@ from pipelines.config.settings import (
     RayConfig,
     SearchConfig,
     WorkFailed,
-    plain,
+    plain_options,
 )
 
 __all__ = [
@@ -63,7 +63,7 @@ __all__ = [
     "apply_override",
     "load_config",
     "parse_override",
-    "plain",
+    "plain_options",
     "read_search_config",
     "read_yaml",
     "validate",

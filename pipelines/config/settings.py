@@ -344,6 +344,6 @@ class SearchConfig(Model):
     rerank_k: int = Field(100, gt=0)
 
 
-def plain(options: Mapping[str, SecretStr]) -> dict[str, str]:
+def plain_options(options: Mapping[str, SecretStr]) -> dict[str, str]:
     """Storage options with their secrets in the clear: for the clients that need them, never for a log or the index."""
     return {key: value.get_secret_value() for key, value in options.items()}

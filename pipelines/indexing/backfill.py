@@ -15,7 +15,7 @@ import pyarrow as pa
 import ray
 
 from actors.spec import Output
-from pipelines.cluster.connect import on_worker
+from pipelines.cluster.connect import run_on_worker
 from pipelines.config import BuildConfig, ConfigError
 from pipelines.indexing.driver import JobFailed, records
 from pipelines.indexing.operators import LIGHT, Job, embed
@@ -99,7 +99,7 @@ def graph(
 ) -> ray.data.Dataset:
     """Texts of the index -> tokens -> the missing outputs -> files with the new columns."""
     embedders = tuple(e for e in job.config.embedders if e.name in missing)
-    sample = on_worker(tokenise, next(read_fragments(dataset, fragments, 256)), embedders)
+    sample = run_on_worker(tokenise, next(read_fragments(dataset, fragments, 256)), embedders)
     rows = block_rows(job.config, row_bytes(job.target.identity, sample))
     data = ray.data.from_items([{"fragment": i} for i in fragments], override_num_blocks=len(fragments))
     source = {"target": job.target, "version": dataset.version}

@@ -17,8 +17,8 @@ import ray
 
 from pipelines.changes.detect import Census, take_census
 from pipelines.changes.selection import Only
-from pipelines.cluster.connect import describe, on_worker, running
-from pipelines.config import BuildConfig, IndexConfig, plain
+from pipelines.cluster.connect import describe_embedders, run_on_worker, running
+from pipelines.config import BuildConfig, IndexConfig, plain_options
 from pipelines.indexing.backfill import widen
 from pipelines.indexing.codec_training import codebooks
 from pipelines.indexing.driver import JobFailed, commit_all, prune, records
@@ -65,7 +65,7 @@ def retry(config: BuildConfig) -> Summary | None:
 
     The census still looks at the whole input: only so can it tell a document from its duplicate.
     """
-    failed = failed_rows(config.index.uri, plain(config.index.storage_options))
+    failed = failed_rows(config.index.uri, plain_options(config.index.storage_options))
     return build_index(config, failed) if failed else None
 
 
@@ -107,7 +107,7 @@ def update_search_indexes(target: Target, index: IndexConfig) -> None:
         from pipelines.search_indexes.full_text import update_full_text  # here: half of a driver's start
 
         update_full_text(target)
-    on_worker(count_tokens, index.uri, index.table, target.storage_options)
+    run_on_worker(count_tokens, index.uri, index.table, target.storage_options)
 
 
 def count_tokens(uri: str, table: str, storage_options: Mapping[str, str]) -> None:
@@ -125,7 +125,7 @@ def pending(job: Job, census: Census) -> list[dict[str, bytes]]:
 def graph(job: Job, work: list[dict[str, bytes]], documents: int) -> ray.data.Dataset:
     """Shards -> documents -> chunks -> tokens -> outputs, one pool for each embedder -> fragments."""
     config, fields = job.config, job.fields
-    first = on_worker(sample, job.units, config, fields)
+    first = run_on_worker(sample, job.units, config, fields)
     per_row, expected = row_bytes(job.target.identity, first), round(documents * rows_a_document(first))
     rows = block_rows(config, per_row, expected, most_actors(job))
     reading = {"config": config, "fields": fields, "only": job.only}
@@ -149,13 +149,13 @@ def count(job: Job, version: int) -> Census:
 
 def make_target(config: BuildConfig, units: list[Unit], fields: list[pa.Field]) -> Target:
     """Where the job writes, with the schema and identity that its embedders give."""
-    described, books = describe(config.embedders), codebooks(config, units)
+    described, books = describe_embedders(config.embedders), codebooks(config, units)
     identity = identity_of(config, described, books)
     return Target(
         config.index.uri,
         documents_schema(identity, stored_fields(config.input, fields), books),
         config.index.table,
-        plain(config.index.storage_options),
+        plain_options(config.index.storage_options),
         config.job.id,
         uuid.uuid4().hex,
     )

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from actors.codecs.codebooks import TRAINERS, Book, from_metadata
-from pipelines.cluster.connect import blamed_on, on_worker
-from pipelines.config import BuildConfig, EmbedderConfig, plain
+from pipelines.cluster.connect import as_config_error, run_on_worker
+from pipelines.config import BuildConfig, EmbedderConfig, plain_options
 from pipelines.indexing.stages import chunk, good_rows, tokenise
-from pipelines.reading.units import Unit, metadata_fields, read_schema, read_unit, spread
+from pipelines.reading.units import Unit, metadata_fields, pick_evenly, read_schema, read_unit
 from pipelines.store.datasets import open_dataset
 from pipelines.store.schema import table_uri
 
@@ -32,7 +32,7 @@ def codebooks(config: BuildConfig, units: Sequence[Unit]) -> dict[str, Book]:
     wanted = {i: e.name for i, e in enumerate(config.embedders) if e.colbert_codec in TRAINERS}
     if not wanted:
         return {}
-    dataset = open_dataset(table_uri(config.index.uri, config.index.table), plain(config.index.storage_options))
+    dataset = open_dataset(table_uri(config.index.uri, config.index.table), plain_options(config.index.storage_options))
     metadata = None if dataset is None else dataset.schema.metadata
     books: dict[str, Book] = {}
     for i, name in wanted.items():
@@ -42,8 +42,8 @@ def codebooks(config: BuildConfig, units: Sequence[Unit]) -> dict[str, Book]:
 
 
 def _trained(config: BuildConfig, units: Sequence[Unit], i: int) -> Book:
-    with blamed_on(f"embedders.{i}.codec.colbert", ValueError):
-        return on_worker(train_codebook, config, units, i)
+    with as_config_error(f"embedders.{i}.codec.colbert", ValueError):
+        return run_on_worker(train_codebook, config, units, i)
 
 
 def train_codebook(config: BuildConfig, units: Sequence[Unit], i: int) -> Book:
@@ -69,7 +69,7 @@ def train_codebook(config: BuildConfig, units: Sequence[Unit], i: int) -> Book:
 def drawn(config: BuildConfig, units: Sequence[Unit], embedder: EmbedderConfig) -> pa.Table:
     """Up to SAMPLE_TEXTS documents in random order, chunked and tokenised: an equal share of units from all over."""
     fields = metadata_fields(config.input, units)
-    chosen_units = spread(units, SAMPLE_UNITS)
+    chosen_units = pick_evenly(units, SAMPLE_UNITS)
     rng = np.random.default_rng(0)
     tables = [read_schema(fields).empty_table()]
     for unit in chosen_units:

@@ -23,7 +23,7 @@ from actors.models.preparation import Preparation
 from actors.outputs import IntArray
 from pipelines.config import BuildConfig, EmbedderConfig
 from pipelines.indexing.stages import chunk, good_rows, tokenise
-from pipelines.reading.units import Unit, metadata_fields, read_schema, read_unit, spread
+from pipelines.reading.units import Unit, metadata_fields, pick_evenly, read_schema, read_unit
 
 SAMPLE_UNITS = 16
 CALIBRATION_SECONDS = 8.0
@@ -65,7 +65,7 @@ class Sample:
 def take_sample(units: Sequence[Unit], config: BuildConfig, n_rows: int) -> Sample:
     """About `n_rows` rows, the first of up to 16 units spread over the input, and the number of rows of all units."""
     fields = metadata_fields(config.input, units)
-    chosen = spread(units, SAMPLE_UNITS)
+    chosen = pick_evenly(units, SAMPLE_UNITS)
     share = -(-n_rows // max(1, len(chosen)))
     tables: list[pa.Table] = [read_schema(fields).empty_table()]
     counted: list[tuple[int, int]] = []

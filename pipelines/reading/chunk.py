@@ -10,7 +10,7 @@ from actors.arrow.blocks import set_row_errors
 from actors.arrow.isolate import isolate_failures
 from actors.outputs import IntArray
 from actors.spec import Window
-from actors.text.windows import Offsets, windows_of
+from actors.text.windows import Offsets, cut_all_into_windows
 
 CHUNK_FIELDS: tuple[pa.Field, ...] = (
     pa.field("chunk_id", pa.string()),
@@ -32,7 +32,7 @@ def chunk_table(table: pa.Table, tokenizer: Offsets, window: Window | None) -> p
         return _whole(table)
     texts = table["text"].to_pylist()
     good = np.array([i for i, text in enumerate(texts) if text is not None], np.int64)
-    found = isolate_failures(lambda part: windows_of([texts[i] for i in part], tokenizer, window), good)
+    found = isolate_failures(lambda part: cut_all_into_windows([texts[i] for i in part], tokenizer, window), good)
     spans: list[IntArray | None] = [None] * len(texts)
     for rows, cut in found.parts:
         for i, span in zip(rows.tolist(), cut, strict=True):

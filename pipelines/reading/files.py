@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 from pydantic import SecretStr
 
-from pipelines.config import ConfigError, plain
+from pipelines.config import ConfigError, plain_options
 
 READ_ERRORS = (OSError, EOFError, pa.ArrowException, UnicodeError)
 """What a damaged, missing or forbidden file raises while it is read."""
@@ -88,7 +88,7 @@ def _buffered(file: pa.NativeFile) -> BinaryIO:
 
 def redact(message: str, options: Mapping[str, SecretStr]) -> str:
     """The message without the values of any option that is long enough to be a secret."""
-    for value in plain(options).values():
+    for value in plain_options(options).values():
         if len(value) > 5:
             message = message.replace(value, "***")
     return message
@@ -105,7 +105,7 @@ def filesystem(uri: str, options: Mapping[str, SecretStr]) -> tuple[pafs.FileSys
         raise ConfigError(
             f"{scheme_of(uri)}://***@...: a URI must not carry credentials; use storage_options or the environment"
         )
-    client = _client(scheme_of(uri), tuple(sorted(plain(options).items())))
+    client = _client(scheme_of(uri), tuple(sorted(plain_options(options).items())))
     return client, _client_path(client, uri)
 
 

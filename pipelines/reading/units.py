@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.config import Columns, ConfigError, InputConfig
+from pipelines.reading.documents import error_table, read_schema, to_documents
 from pipelines.reading.files import READ_ERRORS, File, Listing, filesystem, list_files, redact, version_of
 from pipelines.reading.formats import READERS, format_of
-from pipelines.reading.formats.base import UNREADABLE, Inspection, Part, whole
-from pipelines.reading.rows import documents, error_table, read_schema
+from pipelines.reading.formats.base import UNREADABLE, Inspection, Part, single_part
 from pipelines.store.schema import SYSTEM_COLUMNS
 
 __all__ = ["Unit", "metadata_fields", "plan_units", "read_schema", "read_unit"]
@@ -152,7 +152,7 @@ def _inspect(file: File, format_: str, root: str, part_bytes: int) -> _Found:
     try:
         return _Found(file, format_, root, READERS[format_].inspect(file, part_bytes))
     except READ_ERRORS:
-        return _Found(file, format_, root, whole(file))
+        return _Found(file, format_, root, single_part(file))
 
 
 def _check_columns(columns: Columns, found: Sequence[_Found]) -> None:
@@ -218,7 +218,7 @@ def _merged(a: Unit, b: Unit) -> Unit:
 
 
 def metadata_fields(config: InputConfig, units: Sequence[Unit]) -> list[pa.Field]:
-    """Names and types of the kept metadata columns, from up to 16 files spread over the units.
+    """Names and types of the kept metadata columns, from up to 16 files pick_evenly over the units.
 
     Integers widen to what holds all files' values, nulls give way. ConfigError if two files disagree otherwise.
     """
@@ -273,7 +273,7 @@ def _file(uri: str, config: InputConfig) -> File:
     return File(fs, path, uri, info.size or 0, version_of(info), options=config.storage_options)
 
 
-def spread(units: Sequence[Unit], most: int) -> list[Unit]:
+def pick_evenly(units: Sequence[Unit], most: int) -> list[Unit]:
     """At most so many units, at even distances over the whole input."""
     places = np.linspace(0, len(units) - 1, min(most, len(units))).round().astype(int)
     return [units[i] for i in places]
@@ -315,7 +315,7 @@ def _read_file(
         return
     file = replace(_file(path, config), version=version, root=unit.root)
     for raw in READERS[unit.format].rows(file, unit.part, names, batch_rows, config.max_text_bytes):
-        yield documents(raw, source, unit.columns, config, fields)
+        yield to_documents(raw, source, unit.columns, config, fields)
     if _rewritten(unit, path, version, config):
         yield error_table(source, UNREADABLE, f"{REWRITTEN}, and while it was read", fields)
 

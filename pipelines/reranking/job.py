@@ -27,7 +27,7 @@ from ray.data import ActorPoolStrategy
 from actors.arrow.isolate import isolate_failures
 from actors.outputs import IntArray
 from actors.pool import pool_size
-from pipelines.cluster.connect import blamed_on, on_worker, running
+from pipelines.cluster.connect import as_config_error, run_on_worker, running
 from pipelines.config import ComputeConfig, ConfigError, Model, PoolConfig, RayConfig
 from pipelines.evaluation.qrels import read_queries
 from pipelines.evaluation.run_file import read_run, write_run
@@ -224,8 +224,8 @@ def _fingerprint(config: RerankConfig) -> str:
 
     ConfigError, before any actor starts, where it cannot find the model or its files.
     """
-    with blamed_on("model", ValueError, TypeError):
-        return on_worker(_open_model, config)
+    with as_config_error("model", ValueError, TypeError):
+        return run_on_worker(_open_model, config)
 
 
 def _open_model(config: RerankConfig) -> str:

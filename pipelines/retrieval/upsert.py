@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from actors.codecs.encode import encode_batch
 from actors.outputs import EmbeddingBatch, IntArray
-from actors.text.windows import windows_of
+from actors.text.windows import cut_all_into_windows
 from pipelines.config import ChunkConfig, ConfigError
 from pipelines.retrieval.handle import Opened
 from pipelines.store import lease
@@ -125,7 +125,7 @@ def _spans(index: Opened, rows: Sequence[Mapping[str, Any]]) -> list[IntArray]:
     preparation = index.encoder.embedder.preparation
     window = chunking.window(preparation.room)
     assert window is not None, "only mode whole cuts nothing"
-    return windows_of(texts, preparation.tokenizer, window)
+    return cut_all_into_windows(texts, preparation.tokenizer, window)
 
 
 def _chunks(row: Mapping[str, Any], spans: IntArray) -> Iterator[dict[str, Any]]:

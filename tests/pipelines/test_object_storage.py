@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
 
-from pipelines.config import ConfigError, InputConfig, plain, validate
+from pipelines.config import ConfigError, InputConfig, plain_options, validate
 from pipelines.monitor.report import Facts, write_report
 from pipelines.reading.files import list_files
 from pipelines.reading.units import metadata_fields, plan_units, read_unit
@@ -163,7 +163,7 @@ def test_an_index_is_built_on_the_store_and_searched(
     assert build_index(config).embedded.rows == 10
     again = build_index(config)
     assert (again.embedded.rows, again.unchanged) == (0, 10)
-    index = open_index(config.index.uri, storage_options=plain(config.index.storage_options))
+    index = open_index(config.index.uri, storage_options=plain_options(config.index.storage_options))
     assert len(index) == 10
     assert index.search("text 3 of cats", k=3)[0].doc_id == "d3"
     _assert_free_of_secrets(store, f"{BUCKET}/built")

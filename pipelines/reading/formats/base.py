@@ -1,4 +1,4 @@
-"""What the formats share: a file is inspected once (columns and parts), then each part streams as `Raw` batches.
+"""What the formats share: a file is inspected once (columns and parts), then each part streams as `RawRows` batches.
 
 A format is two plain functions. It yields values as the file holds them and leaves judging them to `rows`: so every
 format treats a null text or a float id alike.
@@ -54,7 +54,7 @@ class Inspection:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Raw:
+class RawRows:
     """Rows as the file holds them; `errors[i]` says why row i could not be parsed."""
 
     columns: Mapping[str, Column]
@@ -73,19 +73,19 @@ class Reader(NamedTuple):
 
     suffix: re.Pattern[str]
     inspect: Callable[[File, int], Inspection]
-    rows: Callable[[File, Part, Sequence[str], int, int], Iterator[Raw]]
+    rows: Callable[[File, Part, Sequence[str], int, int], Iterator[RawRows]]
     strict: bool
     """Every row has every column of the schema."""
 
 
-def whole(file: File) -> Inspection:
+def single_part(file: File) -> Inspection:
     """One part, columns unknown: all there is to say of a file that cannot be opened."""
     return Inspection((Part(size=file.size),))
 
 
-def batches(
+def group_into_batches(
     rows: Iterable[tuple[int, int, Mapping[str, Any] | str]], columns: Sequence[str], batch_rows: int
-) -> Iterator[Raw]:
+) -> Iterator[RawRows]:
     """Groups (position, bytes, values or an error message) into batches; bounded by rows and by BATCH_BYTES."""
     pending: list[tuple[int, Mapping[str, Any] | str]] = []
     size = 0
@@ -93,28 +93,28 @@ def batches(
         pending.append((position, row))
         size += n_bytes
         if len(pending) >= batch_rows or size >= BATCH_BYTES:
-            yield _raw(pending, columns)
+            yield _as_raw_rows(pending, columns)
             pending, size = [], 0
     if pending:
-        yield _raw(pending, columns)
+        yield _as_raw_rows(pending, columns)
 
 
-def _raw(rows: Sequence[tuple[int, Mapping[str, Any] | str]], columns: Sequence[str]) -> Raw:
+def _as_raw_rows(rows: Sequence[tuple[int, Mapping[str, Any] | str]], columns: Sequence[str]) -> RawRows:
     values = [{} if isinstance(row, str) else row for _, row in rows]
-    return Raw(
+    return RawRows(
         {name: [row.get(name) for row in values] for name in columns},
         np.array([position for position, _ in rows], dtype=np.int64),
         [row if isinstance(row, str) else None for _, row in rows],
     )
 
 
-def storable(value: Any) -> Any:
+def to_storable(value: Any) -> Any:
     """Objects as JSON text: rows rarely agree on their keys, and Arrow would drop the ones it does not know."""
     nested = isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, dict | list) for v in value))
     return json.dumps(value, ensure_ascii=False, sort_keys=True) if nested else value
 
 
-def until_broken(rows: Iterator[Any], pack: Callable[[Iterator[Any]], Iterator[Raw]]) -> Iterator[Raw]:
+def raise_after_good_rows(rows: Iterator[Any], pack: Callable[[Iterator[Any]], Iterator[RawRows]]) -> Iterator[RawRows]:
     """`pack(rows)`, but an error of `rows` is raised only after everything read before it has been yielded."""
     broken: list[Exception] = []
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from pipelines.reading.files import READ_ERRORS, File
-from pipelines.reading.formats.base import Inspection, Part, Raw, batches, until_broken
+from pipelines.reading.formats.base import Inspection, Part, RawRows, group_into_batches, raise_after_good_rows
 from pipelines.reading.formats.jsonl import SAMPLE_BYTES, SAMPLE_ROWS, Row
 
 _TYPES = (pa.int64(), pa.float64(), pa.bool_())
@@ -62,12 +62,12 @@ def _text(file: File) -> io.TextIOWrapper:
     return io.TextIOWrapper(file.stream(), encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
-def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, limit: int) -> Iterator[Raw]:
+def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, limit: int) -> Iterator[RawRows]:
     # An open quote swallows the rest of a damaged file: beyond this, parsing stops. The parser's limit is global.
     csv.field_size_limit(4 * limit)
     with _text(file) as lines:
         parsed = _parse(csv.reader(lines, strict=True))
-        yield from until_broken(parsed, lambda good: batches(good, columns, batch_rows))
+        yield from raise_after_good_rows(parsed, lambda good: group_into_batches(good, columns, batch_rows))
 
 
 def _parse(reader: Iterator[list[str]]) -> Iterator[Row]:

@@ -14,7 +14,14 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from pipelines.reading.files import READ_ERRORS, File
-from pipelines.reading.formats.base import Inspection, Part, Raw, batches, storable, until_broken
+from pipelines.reading.formats.base import (
+    Inspection,
+    Part,
+    RawRows,
+    group_into_batches,
+    raise_after_good_rows,
+    to_storable,
+)
 
 SAMPLE_ROWS = 1000
 SAMPLE_BYTES = 2**20
@@ -76,7 +83,7 @@ def _sample(file: File) -> list[Mapping[str, Any]]:
 
 def sample_schema(rows: Sequence[Mapping[str, Any]]) -> pa.Schema | None:
     names = list(dict.fromkeys(name for row in rows for name in row))
-    fields = [pa.field(name, _type_of([storable(row.get(name)) for row in rows])) for name in names]
+    fields = [pa.field(name, _type_of([to_storable(row.get(name)) for row in rows])) for name in names]
     return pa.schema(fields) if fields else None
 
 
@@ -88,12 +95,12 @@ def _type_of(values: Sequence[Any]) -> pa.DataType:
         return pa.string()
 
 
-def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, limit: int) -> Iterator[Raw]:
+def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, limit: int) -> Iterator[RawRows]:
     with file.stream() if part.stop < 0 else file.stream_from(part.start) as stream:
         length = None if part.stop < 0 else part.stop - part.start
         # A text of `limit` bytes can be twice as long with its quotes and backslashes escaped.
         parsed = _parse(stream, length, 2 * limit + 2**20)
-        yield from until_broken(parsed, lambda good: batches(good, columns, batch_rows))
+        yield from raise_after_good_rows(parsed, lambda good: group_into_batches(good, columns, batch_rows))
 
 
 def _parse(stream: BinaryIO, length: int | None, longest: int) -> Iterator[Row]:

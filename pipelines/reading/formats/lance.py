@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
-from pipelines.config import plain
+from pipelines.config import plain_options
 from pipelines.reading.files import File, scheme_of
-from pipelines.reading.formats.base import BATCH_BYTES, Inspection, Part, Raw
+from pipelines.reading.formats.base import BATCH_BYTES, Inspection, Part, RawRows
 
 
 @contextlib.contextmanager
@@ -29,7 +29,7 @@ def _open(file: File) -> pa.dataset.Dataset:
     return lance.dataset(
         file.path if local else file.uri,
         version=int(file.version) if file.version else None,
-        storage_options=None if local else plain(file.options),
+        storage_options=None if local else plain_options(file.options),
     )
 
 
@@ -46,7 +46,7 @@ def inspect(file: File, part_bytes: int) -> Inspection:
         return Inspection(tuple(parts), table.schema, version=str(table.version))
 
 
-def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, limit: int) -> Iterator[Raw]:
+def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, limit: int) -> Iterator[RawRows]:
     position = part.first_row
     row_bytes = part.size / max(part.rows or 1, 1)
     n_rows = max(1, min(batch_rows, int(BATCH_BYTES / max(row_bytes, 1))))
@@ -58,5 +58,5 @@ def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, limit:
         for fragment in fragments:
             for batch in fragment.to_batches(columns=list(columns), batch_size=n_rows, batch_readahead=1):
                 values = {name: batch.column(name) for name in columns if name in batch.schema.names}
-                yield Raw(values, np.arange(position, position + len(batch)), [None] * len(batch))
+                yield RawRows(values, np.arange(position, position + len(batch)), [None] * len(batch))
                 position += len(batch)

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipelines.reading.files import READ_ERRORS, File
-from pipelines.reading.formats.base import BATCH_BYTES, UNREADABLE, Inspection, Part, Raw
+from pipelines.reading.formats.base import BATCH_BYTES, UNREADABLE, Inspection, Part, RawRows
 
 
 def inspect(file: File, part_bytes: int) -> Inspection:
@@ -36,7 +36,7 @@ def _parts(metadata: pq.FileMetaData, part_bytes: int) -> tuple[Part, ...]:
     return tuple(parts) if len(parts) != 1 else (replace(parts[0], stop=-1),)
 
 
-def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, limit: int) -> Iterator[Raw]:
+def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, limit: int) -> Iterator[RawRows]:
     with file.open() as handle:
         footer = pq.ParquetFile(handle)
         position = part.first_row
@@ -48,17 +48,17 @@ def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, limit:
 
 def _row_group(
     footer: pq.ParquetFile, group: int, position: int, columns: Sequence[str], batch_rows: int
-) -> Iterator[Raw]:
+) -> Iterator[RawRows]:
     last = position + footer.metadata.row_group(group).num_rows
     size = _rows_that_fit(footer.metadata.row_group(group), batch_rows)
     try:
         for batch in footer.iter_batches(size, row_groups=[group], columns=list(columns)):
             values = {name: batch.column(name) for name in columns if name in batch.schema.names}
-            yield Raw(values, np.arange(position, position + len(batch)), [None] * len(batch))
+            yield RawRows(values, np.arange(position, position + len(batch)), [None] * len(batch))
             position += len(batch)
     except READ_ERRORS as error:
         message = f"row group {group} is damaged, its rows {position} to {last - 1} are lost: {error}"
-        yield Raw({}, np.array([UNREADABLE], dtype=np.int64), [message])
+        yield RawRows({}, np.array([UNREADABLE], dtype=np.int64), [message])
 
 
 def _rows_that_fit(group: pq.RowGroupMetaData, batch_rows: int) -> int:

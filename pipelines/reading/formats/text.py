@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.reading.files import File
-from pipelines.reading.formats.base import Inspection, Part, Raw
+from pipelines.reading.formats.base import Inspection, Part, RawRows
 
 SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string())])
 
@@ -21,11 +21,11 @@ def inspect(file: File, part_bytes: int) -> Inspection:
     return Inspection((Part(rows=1, size=file.size),), SCHEMA)
 
 
-def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, limit: int) -> Iterator[Raw]:
+def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, limit: int) -> Iterator[RawRows]:
     """One row; at most `limit` bytes and one more are read, so that the row is found too long and costs no memory."""
     with file.stream() as stream:
         content = stream.read(limit + 1).removeprefix(b"\xef\xbb\xbf")
-    yield Raw({"id": [_id(file)], "text": [content]}, np.zeros(1, dtype=np.int64), [None])
+    yield RawRows({"id": [_id(file)], "text": [content]}, np.zeros(1, dtype=np.int64), [None])
 
 
 def _id(file: File) -> str:

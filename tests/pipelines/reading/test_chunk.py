@@ -19,7 +19,7 @@ from actors.text import windows as cutting
 from actors.text.windows import segments, windows
 from pipelines.config import ChunkConfig
 from pipelines.reading.chunk import CHUNK_FIELDS, chunk_table
-from pipelines.reading.rows import error_table, read_schema
+from pipelines.reading.documents import error_table, read_schema
 
 
 class Words:

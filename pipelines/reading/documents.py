@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.config import Columns, InputConfig
-from pipelines.reading.formats.base import Column, Raw, storable
+from pipelines.reading.formats.base import Column, RawRows, to_storable
 
 Errors = dict[int, str]
 
@@ -37,15 +37,17 @@ def error_table(source: str, position: int, message: str, fields: Sequence[pa.Fi
     return pa.Table.from_pylist([row], schema=read_schema(fields))
 
 
-def documents(raw: Raw, source: str, columns: Columns, config: InputConfig, fields: Sequence[pa.Field]) -> pa.Table:
+def to_documents(
+    raw: RawRows, source: str, columns: Columns, config: InputConfig, fields: Sequence[pa.Field]
+) -> pa.Table:
     """Rows of a file as documents in the read schema, in order; None for id or title: there is none."""
     errors: Errors = {i: message for i, message in enumerate(raw.errors) if message is not None}
     n = len(raw)
     text = _strings(_column(raw, columns.text), "text", errors)
     title = None if columns.title is None else _strings(_column(raw, columns.title), "title", {})
-    text = joined(text, title, config.template)
+    text = join_titles(text, title, config.template)
     text = text if config.pictures is None else pc.fill_null(text, "")
-    _judge_texts(text, config.max_text_bytes, errors, optional=config.pictures is not None)
+    _check_texts(text, config.max_text_bytes, errors, optional=config.pictures is not None)
     kept = {field.name: _typed(_column(raw, field.name), field, errors) for field in fields}
     told = text if config.pictures is None else _with_picture(text, kept[config.pictures.column])
     ids = _ids(_column(raw, columns.id), errors) if columns.id is not None else _content_ids(told)
@@ -57,7 +59,7 @@ def documents(raw: Raw, source: str, columns: Columns, config: InputConfig, fiel
     return pa.Table.from_arrays(values, schema=read_schema(fields))
 
 
-def _column(raw: Raw, name: str) -> Column:
+def _column(raw: RawRows, name: str) -> Column:
     """A row group that cannot be read has no columns at all."""
     return raw.columns[name] if name in raw.columns else [None] * len(raw)
 
@@ -134,7 +136,7 @@ def _short(value: Any) -> str:
     return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 
-def joined(text: pa.Array, title: pa.Array | None, template: str) -> pa.Array:
+def join_titles(text: pa.Array, title: pa.Array | None, template: str) -> pa.Array:
     """Title and text by the template; a text without a title, and a null text, as they are."""
     if title is None or len(text) == 0:
         return text
@@ -152,7 +154,7 @@ def _blank(strings: pa.Array) -> pa.BooleanArray:
     return pc.fill_null(empty, True)
 
 
-def _judge_texts(text: pa.Array, max_bytes: int, errors: Errors, *, optional: bool) -> None:
+def _check_texts(text: pa.Array, max_bytes: int, errors: Errors, *, optional: bool) -> None:
     """optional: a text may be blank, as beside a picture."""
     lengths = pc.fill_null(pc.binary_length(text), 0).to_numpy(zero_copy_only=False)
     for i in np.flatnonzero(lengths > max_bytes).tolist():
@@ -192,7 +194,7 @@ def _id(value: Any, row: int, errors: Errors) -> str | None:
 def _typed(column: Column, field: pa.Field, errors: Errors) -> pa.Array:
     """The column in the type that all files agree on; a value that does not fit becomes null and an error."""
     if isinstance(column, list):
-        column = [storable(value) for value in column]
+        column = [to_storable(value) for value in column]
     try:
         values = pa.array(column) if isinstance(column, list) else column
         if _is_text(values.type):
