@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from pipelines.changes.detect import Here, OnRay, partitions_for, take_census
+from pipelines.changes.detect import InProcess, OnRay, count_partitions, detect_changes
 
 UNIT_ROWS = 200_000
 BATCH_ROWS = 20_000
@@ -125,18 +125,20 @@ def main() -> None:
         results = {}
         for name, open_table in (("empty", None), ("half", partial(lance.dataset, table))):
             before, started = peaks.driver, time.monotonic()
-            census = take_census(units, read, open_table, run=Here() if arguments.here else OnRay())
+            changes = detect_changes(units, read, open_table, run=InProcess() if arguments.here else OnRay())
             results[name] = {
                 "seconds": round(time.monotonic() - started, 1),
-                "new": census.new,
-                "changed": census.changed,
-                "same": census.same,
-                "duplicates": census.duplicates,
+                "new": changes.new,
+                "changed": changes.changed,
+                "same": changes.same,
+                "duplicates": changes.duplicates,
                 "driver_mb_before": round(before / 2**20),
             }
         peaks.done.set()
     megabytes = {"driver_mb": round(peaks.driver / 2**20), "worker_mb": round(peaks.worker / 2**20)}
-    sys.stdout.write(json.dumps({"rows": rows, "partitions": partitions_for(units, 0), **results, **megabytes}) + "\n")
+    sys.stdout.write(
+        json.dumps({"rows": rows, "partitions": count_partitions(units, 0), **results, **megabytes}) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,9 @@ from pipelines.config import load_config
 from pipelines.indexing.build import build_index
 from pipelines.monitor.summary import Summary
 
-COLUMNS = "| step | documents embedded | tokens embedded | unchanged | pruned | widened | seconds | of it embedding |"
+COLUMNS = (
+    "| step | documents embedded | tokens embedded | unchanged | pruned | backfilled | seconds | of it embedding |"
+)
 
 
 def write_shards(table: pa.Table, folder: Path, shards: int = 8) -> None:
@@ -66,7 +68,7 @@ def main() -> None:
                 f"{e.n_tokens:,}",
                 f"{made.unchanged:,}",
                 f"{made.pruned:,}",
-                f"{made.widened:,} ({made.widened_tokens:,} tokens)",
+                f"{made.backfilled:,} ({made.backfilled_tokens:,} tokens)",
             ]
             seconds = [f"{made.seconds:.1f}", f"{made.embed_seconds:.1f}"]
             sys.stdout.write("| " + " | ".join([step, *figures, *seconds]) + " |\n")

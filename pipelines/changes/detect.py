@@ -22,17 +22,26 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.changes.diff import InputRows, TableRows, Verdict, concat_rows, judge, no_input, no_table, split_rows
+from pipelines.changes.diff import (
+    InputRows,
+    PartitionDiff,
+    TableRows,
+    concat_rows,
+    diff_partition,
+    empty_input_rows,
+    empty_table_rows,
+    split_rows,
+)
 from pipelines.changes.selection import ReadUnit, UnitPlan
-from pipelines.store.ids import Keys, hash_ids, words
+from pipelines.store.ids import Keys, as_keys, hash_ids
 
 DUPLICATE = "duplicate id"
 """How the error of a duplicate begins."""
 
-UNITS_A_TASK = 64
-ROWS_A_PARTITION = 250_000
+UNITS_PER_TASK = 64
+ROWS_PER_PARTITION = 250_000
 """A reducer holds about 150 bytes a row while it sorts: 40 MB, which the worker that it ran in keeps."""
-BYTES_A_ROW = 64
+BYTES_PER_ROW = 64
 """A guess at how much of a file one row takes, to choose the number of partitions before anything was read."""
 
 
@@ -53,10 +62,10 @@ class UnitSize:
 def _content(table: pa.Table, valid: pa.Array) -> Keys:
     """Content hashes; zeros where a failed row has none."""
     hashes = table.column("content_hash").filter(valid).combine_chunks()
-    return words(pc.fill_null(hashes, pa.scalar(bytes(16), hashes.type)))
+    return as_keys(pc.fill_null(hashes, pa.scalar(bytes(16), hashes.type)))
 
 
-def input_rows(table: pa.Table, unit: int, start: int) -> InputRows:
+def to_input_rows(table: pa.Table, unit: int, start: int) -> InputRows:
     """The rows of one table of a unit, the first of which is row `start` of the unit."""
     valid = table.column("doc_id").is_valid()
     where = np.flatnonzero(valid.to_numpy(zero_copy_only=False))
@@ -72,12 +81,12 @@ def input_rows(table: pa.Table, unit: int, start: int) -> InputRows:
 
 def scan_unit(number: int, unit: Any, read: ReadUnit) -> tuple[UnitSize, InputRows]:
     """Reads a unit to the end and keeps 57 bytes a row."""
-    parts = [no_input()]
+    parts = [empty_input_rows()]
     rows = bad = 0
     sources: dict[str, int] = {}
     unreadable: dict[str, None] = {}
     for table in read(unit):
-        parts.append(input_rows(table, number, rows))
+        parts.append(to_input_rows(table, number, rows))
         for source in table.column("source").unique().to_pylist():
             sources.setdefault(source, rows + pc.index(table.column("source"), source).as_py())
         unreadable |= dict.fromkeys(table.filter(table.column("doc_id").is_null()).column("source").to_pylist())
@@ -87,14 +96,14 @@ def scan_unit(number: int, unit: Any, read: ReadUnit) -> tuple[UnitSize, InputRo
     return UnitSize(rows, bad, tuple(unreadable), first_rows), concat_rows(parts)
 
 
-def table_rows(tables: Iterable[pa.RecordBatch]) -> TableRows:
+def to_table_rows(tables: Iterable[pa.RecordBatch]) -> TableRows:
     """Batches of a scan over `doc_id, content_hash, chunk_count` with row addresses."""
-    parts = [no_table()]
+    parts = [empty_table_rows()]
     for batch in tables:
         parts.append(
             TableRows(
                 hash_ids(batch.column("doc_id")),
-                words(batch.column("content_hash")),
+                as_keys(batch.column("content_hash")),
                 batch.column("chunk_count").to_numpy(),
                 batch.column("_rowaddr").to_numpy(),
             )
@@ -103,7 +112,7 @@ def table_rows(tables: Iterable[pa.RecordBatch]) -> TableRows:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Census:
+class Changes:
     """The work of a job. Document counts, except `bad`: input rows that carry an error."""
 
     plans: list[UnitPlan]
@@ -126,7 +135,7 @@ class Census:
         return sum(plan.rows for plan in self.plans)
 
 
-class Tally:
+class DiffAccumulator:
     """Adds up verdicts; the only thing that grows with the corpus on the driver, by a bit a row."""
 
     def __init__(self, sizes: Sequence[UnitSize]) -> None:
@@ -137,16 +146,16 @@ class Tally:
         self._counts = np.zeros(4, np.int64)
         self._gone: list[npt.NDArray[np.uint64]] = [np.zeros(0, np.uint64)]
 
-    def add(self, verdict: Verdict) -> None:
-        self._clear(verdict.done)
-        self._clear(verdict.duplicates[:, :2])
-        for unit, row, first_unit, first_row, position in verdict.duplicates.tolist():
+    def add(self, diff: PartitionDiff) -> None:
+        self._clear(diff.done)
+        self._clear(diff.duplicates[:, :2])
+        for unit, row, first_unit, first_row, position in diff.duplicates.tolist():
             source = self._sizes[first_unit].source(first_row)
             self._duplicates[unit][row] = f"{DUPLICATE}, first seen in {source} row {position}"
-        for (unit, row), address in zip(verdict.replaced.tolist(), verdict.addresses.tolist(), strict=True):
+        for (unit, row), address in zip(diff.replaced.tolist(), diff.addresses.tolist(), strict=True):
             self._replaces[unit].setdefault(row, []).append(address)
-        self._counts += [verdict.new, verdict.changed, len(verdict.done), len(verdict.duplicates)]
-        self._gone.append(verdict.gone)
+        self._counts += [diff.new, diff.changed, len(diff.done), len(diff.duplicates)]
+        self._gone.append(diff.gone)
 
     def _clear(self, where: npt.NDArray[np.int64]) -> None:
         order = np.argsort(where[:, 0], kind="stable")
@@ -156,7 +165,7 @@ class Tally:
             part = rows[start:end]
             np.bitwise_and.at(self._bits[units[start]], part >> 3, ~(np.uint8(1) << (part & 7).astype(np.uint8)))
 
-    def census(self) -> Census:
+    def changes(self) -> Changes:
         plans = [
             UnitPlan(size.rows, size.sources, bits, duplicates, replaces)
             for size, bits, duplicates, replaces in zip(
@@ -164,7 +173,7 @@ class Tally:
             )
         ]
         new, changed, same, duplicates = self._counts.tolist()
-        return Census(
+        return Changes(
             plans,
             new,
             changed,
@@ -176,7 +185,7 @@ class Tally:
         )
 
 
-class Here:
+class InProcess:
     """Runs the steps of a census in this process, one after the other."""
 
     def submit(self, step: Callable[..., Any], returns: int, *args: Any) -> list[Any]:
@@ -203,16 +212,16 @@ class OnRay:
         return ray.get(handle)
 
 
-def _scan_input(first: int, units: Sequence[Any], read: ReadUnit, partitions: int) -> list[Any]:
+def scan_input_units(first: int, units: Sequence[Any], read: ReadUnit, partitions: int) -> list[Any]:
     """[sizes, part 0, part 1, ...] of neighbouring units, the first of which has number `first`."""
     found = [scan_unit(first + i, unit, read) for i, unit in enumerate(units)]
     return [
         [size for size, _ in found],
-        *split_rows(concat_rows([no_input(), *(rows for _, rows in found)]), partitions),
+        *split_rows(concat_rows([empty_input_rows(), *(rows for _, rows in found)]), partitions),
     ]
 
 
-def _scan_table(open_table: Callable[[], Any], fragments: Sequence[int], partitions: int) -> list[Any]:
+def scan_table_fragments(open_table: Callable[[], Any], fragments: Sequence[int], partitions: int) -> list[Any]:
     """[rows, part 0, part 1, ...] of some fragments of the table."""
     dataset = open_table()
     scan = dataset.scanner(
@@ -220,26 +229,28 @@ def _scan_table(open_table: Callable[[], Any], fragments: Sequence[int], partiti
         fragments=[dataset.get_fragment(f) for f in fragments],
         with_row_address=True,
     )
-    rows = table_rows(scan.to_batches())
+    rows = to_table_rows(scan.to_batches())
     return [len(rows), *split_rows(rows, partitions)]
 
 
-def _judge(n_input: int, *parts: Any) -> Verdict:
-    return judge(concat_rows([no_input(), *parts[:n_input]]), concat_rows([no_table(), *parts[n_input:]]))
+def diff_parts(n_input: int, *parts: Any) -> PartitionDiff:
+    return diff_partition(
+        concat_rows([empty_input_rows(), *parts[:n_input]]), concat_rows([empty_table_rows(), *parts[n_input:]])
+    )
 
 
-def partitions_for(units: Sequence[Any], table_rows: int) -> int:
-    guess: int = max(sum(unit.size for unit in units) // BYTES_A_ROW, table_rows)
-    return min(max(1, -(-guess // ROWS_A_PARTITION)), 256)
+def count_partitions(units: Sequence[Any], table_rows: int) -> int:
+    guess: int = max(sum(unit.size for unit in units) // BYTES_PER_ROW, table_rows)
+    return min(max(1, -(-guess // ROWS_PER_PARTITION)), 256)
 
 
-def take_census(
+def detect_changes(
     units: Sequence[Any],
     read: ReadUnit,
     open_table: Callable[[], Any] | None = None,
     *,
-    run: Here | OnRay | None = None,
-) -> Census:
+    run: InProcess | OnRay | None = None,
+) -> Changes:
     """Reads all units once and compares them with the table.
 
     units: have a `size` in bytes. open_table: gives the Lance dataset at one version, the same wherever it is called;
@@ -247,24 +258,24 @@ def take_census(
     """
     run = run or OnRay()
     dataset = None if open_table is None else open_table()
-    partitions = partitions_for(units, 0 if dataset is None else dataset.count_rows())
-    each = max(1, len(units) // UNITS_A_TASK)
+    partitions = count_partitions(units, 0 if dataset is None else dataset.count_rows())
+    each = max(1, len(units) // UNITS_PER_TASK)
     inputs = [
-        run.submit(_scan_input, partitions + 1, i, units[i : i + each], read, partitions)
+        run.submit(scan_input_units, partitions + 1, i, units[i : i + each], read, partitions)
         for i in range(0, len(units), each)
     ]
     fragments = [] if dataset is None else [f.fragment_id for f in dataset.get_fragments()]
-    each = max(1, len(fragments) // UNITS_A_TASK)
+    each = max(1, len(fragments) // UNITS_PER_TASK)
     tables = [
-        run.submit(_scan_table, partitions + 1, open_table, fragments[i : i + each], partitions)
+        run.submit(scan_table_fragments, partitions + 1, open_table, fragments[i : i + each], partitions)
         for i in range(0, len(fragments), each)
     ]
-    verdicts = [
-        run.submit(_judge, 1, len(inputs), *(handles[p + 1] for handles in inputs + tables))[0]
+    diffs = [
+        run.submit(diff_parts, 1, len(inputs), *(handles[p + 1] for handles in inputs + tables))[0]
         for p in range(partitions)
     ]
-    tally = Tally([size for handles in inputs for size in run.get(handles[0])])
+    accumulator = DiffAccumulator([size for handles in inputs for size in run.get(handles[0])])
     del inputs, tables
-    while verdicts:
-        tally.add(run.get(verdicts.pop(0)))
-    return tally.census()
+    while diffs:
+        accumulator.add(run.get(diffs.pop(0)))
+    return accumulator.changes()

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.outputs import offsets_of
-from pipelines.store.ids import IntArray, Keys, group, partition
+from pipelines.store.ids import IntArray, Keys, assign_partitions, number_keys
 
 Rows = TypeVar("Rows", "InputRows", "TableRows")
 
@@ -49,7 +49,7 @@ class TableRows:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Verdict:
+class PartitionDiff:
     """What one partition found out. Rows are (unit, row number within the unit)."""
 
     new: int
@@ -71,35 +71,35 @@ def concat_rows(parts: Sequence[Rows]) -> Rows:
     return kind(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(kind)))
 
 
-def take_rows(rows: Rows, where: IntArray) -> Rows:
+def gather_rows(rows: Rows, where: IntArray) -> Rows:
     return type(rows)(*(getattr(rows, f.name)[where] for f in fields(rows)))
 
 
 def split_rows(rows: Rows, partitions: int) -> list[Rows]:
     """By key, into as many parts; the order within a part is kept."""
-    parts = partition(rows.keys, partitions)
+    parts = assign_partitions(rows.keys, partitions)
     order = np.argsort(parts, kind="stable")
     bounds = offsets_of(np.bincount(parts, minlength=partitions))
-    return [take_rows(rows, order[a:b]) for a, b in itertools.pairwise(bounds)]
+    return [gather_rows(rows, order[a:b]) for a, b in itertools.pairwise(bounds)]
 
 
-def no_input() -> InputRows:
+def empty_input_rows() -> InputRows:
     keys, none = np.zeros((0, 2), np.uint64), np.zeros(0, np.int64)
     return InputRows(keys, keys, none.astype(np.int32), none, none, none.astype(bool))
 
 
-def no_table() -> TableRows:
+def empty_table_rows() -> TableRows:
     keys, none = np.zeros((0, 2), np.uint64), np.zeros(0, np.int64)
     return TableRows(keys, keys, none.astype(np.int32), none.astype(np.uint64))
 
 
-def judge(rows: InputRows, table: TableRows) -> Verdict:
+def diff_partition(rows: InputRows, table: TableRows) -> PartitionDiff:
     """The verdict over one partition; `rows` must be in the order of (unit, row): the first good row with an id wins.
 
     A document counts as being in the table only whole: with the input's content hash in all of its rows, and as many
     rows as it has chunks.
     """
-    codes, n = group(np.concatenate([rows.keys, table.keys]))
+    codes, n = number_keys(np.concatenate([rows.keys, table.keys]))
     of_input, of_table = codes[: len(rows)], codes[len(rows) :]
     good = np.flatnonzero(rows.good)
     first = np.full(n, -1, np.int64)
@@ -107,29 +107,29 @@ def judge(rows: InputRows, table: TableRows) -> Verdict:
     leads = first[of_input[good]] == good
     chosen, repeated = good[leads], good[~leads]
     present = np.bincount(of_table, minlength=n)
-    whole = _whole(rows, table, first[of_table], of_table, present)
+    whole = find_complete(rows, table, first[of_table], of_table, present)
     known, done = present[of_input[chosen]] > 0, whole[of_input[chosen]]
     stale = np.zeros(n, bool)
     stale[of_input[chosen[known & ~done]]] = True
     old = np.flatnonzero(stale[of_table])
     seen = np.bincount(of_input, minlength=n) > 0
     winner = first[of_input[repeated]]
-    return Verdict(
+    return PartitionDiff(
         new=int((~known).sum()),
         changed=int((known & ~done).sum()),
-        done=_where(rows, chosen[done]),
-        duplicates=np.column_stack([_where(rows, repeated), _where(rows, winner), rows.position[winner]]),
-        replaced=_where(rows, first[of_table[old]]),
+        done=locate_rows(rows, chosen[done]),
+        duplicates=np.column_stack([locate_rows(rows, repeated), locate_rows(rows, winner), rows.position[winner]]),
+        replaced=locate_rows(rows, first[of_table[old]]),
         addresses=table.address[old],
         gone=table.address[~seen[of_table]],
     )
 
 
-def _where(rows: InputRows, which: IntArray) -> npt.NDArray[np.int64]:
+def locate_rows(rows: InputRows, which: IntArray) -> npt.NDArray[np.int64]:
     return np.column_stack([rows.unit[which].astype(np.int64), rows.row[which]])
 
 
-def _whole(
+def find_complete(
     rows: InputRows, table: TableRows, first: IntArray, of_table: IntArray, present: IntArray
 ) -> npt.NDArray[np.bool_]:
     """For each id: is all of it in the table, with the content of its first input row (`first`, for each table row)?"""

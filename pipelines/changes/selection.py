@@ -23,7 +23,7 @@ ReadUnit = Callable[[Any], Iterator[pa.Table]]
 
 Bits = npt.NDArray[np.uint8]
 
-BARE = pa.schema(
+BASE_SCHEMA = pa.schema(
     [
         ("doc_id", pa.string()),
         ("text", pa.string()),
@@ -52,7 +52,7 @@ class UnitPlan:
     """Row of a changed document to the addresses of the table rows that it replaces."""
 
     @property
-    def to_do(self) -> int:
+    def pending_rows(self) -> int:
         """Rows that come out of `apply`."""
         return int(np.unpackbits(self.embed, count=self.rows, bitorder="little").sum()) + len(self.duplicates)
 
@@ -65,7 +65,7 @@ class UnitPlan:
         """Of a table whose first row is row `start` of the unit: the rows that the main pass handles.
 
         Adds `replaces: list<uint64>`. Duplicates come out with an error. Rows from `stop` on, which the census did not
-        see, are kept where they carry an error and dropped otherwise; `select` reports them.
+        see, are kept where they carry an error and dropped otherwise; `select_rows` reports them.
         """
         here = range(start, min(start + table.num_rows, self.rows if stop is None else stop))
         failed = table.column("error").is_valid().to_numpy(zero_copy_only=False)
@@ -76,7 +76,7 @@ class UnitPlan:
         keep[list(twice)] = True
         replaces = [self.replaces.get(row) for row in here] + [None] * (table.num_rows - len(here))
         column = pa.array(replaces, pa.list_(pa.uint64()))
-        return _marked(table, twice).append_column(REPLACES, column).filter(pa.array(keep))
+        return set_errors(table, twice).append_column(REPLACES, column).filter(pa.array(keep))
 
     def _bits(self, rows: range) -> npt.NDArray[np.bool_]:
         """`embed` of these rows."""
@@ -85,7 +85,7 @@ class UnitPlan:
         return bits[first:].astype(bool)
 
 
-def _marked(table: pa.Table, errors: dict[int, str]) -> pa.Table:
+def set_errors(table: pa.Table, errors: dict[int, str]) -> pa.Table:
     """Failed rows have an error and no text, so that no later stage makes anything of them."""
     if not errors:
         return table
@@ -95,12 +95,12 @@ def _marked(table: pa.Table, errors: dict[int, str]) -> pa.Table:
     return set_row_errors(table.set_column(at, "text", pc.if_else(pa.array(mask), None, text)), errors)
 
 
-Only = Mapping[str, frozenset[int]]
+RowFilter = Mapping[str, frozenset[int]]
 """Sources and positions that a pass is limited to; position -1 stands for all of a source."""
 
 
-def select(
-    unit: Any, plan: UnitPlan, read: ReadUnit, only: Only | None = None, schema: pa.Schema = BARE
+def select_rows(
+    unit: Any, plan: UnitPlan, read: ReadUnit, only: RowFilter | None = None, schema: pa.Schema = BASE_SCHEMA
 ) -> Iterator[pa.Table]:
     """The rows of a unit that the main pass handles, all of them or `only` some.
 
@@ -113,7 +113,9 @@ def select(
     for table in read(unit):
         schema, source = table.schema, table.column("source")[0].as_py()
         known = ranges.get(source, range(plan.rows, plan.rows))
-        selected = _limited(plan.apply(table, min(known.start + seen.get(source, 0), known.stop), known.stop), only)
+        selected = keep_requested(
+            plan.apply(table, min(known.start + seen.get(source, 0), known.stop), known.stop), only
+        )
         seen[source] = seen.get(source, 0) + table.num_rows
         if pc.any(pc.less(table.column("position"), 0)).as_py():
             damaged.add(source)
@@ -122,10 +124,10 @@ def select(
     for source, rows in seen.items():
         before = len(ranges.get(source, ()))
         if rows != before and source not in damaged:
-            yield _changed(source, before, rows, schema)
+            yield report_changed_file(source, before, rows, schema)
 
 
-def _limited(table: pa.Table, only: Only | None) -> pa.Table:
+def keep_requested(table: pa.Table, only: RowFilter | None) -> pa.Table:
     if only is None:
         return table
     where = zip(table.column("source").to_pylist(), table.column("position").to_pylist(), strict=True)
@@ -135,7 +137,7 @@ def _limited(table: pa.Table, only: Only | None) -> pa.Table:
     return table.filter(pa.array(wanted, pa.bool_()))
 
 
-def _changed(source: str, before: int, now: int, schema: pa.Schema) -> pa.Table:
+def report_changed_file(source: str, before: int, now: int, schema: pa.Schema) -> pa.Table:
     error = f"the file changed while the job ran: {before} rows when it started, {now} when it was read"
     row = {"source": source, "position": -1, "error": error}
     return pa.Table.from_pylist([row], schema=schema.append(pa.field(REPLACES, pa.list_(pa.uint64()))))

@@ -18,16 +18,16 @@ from actors.spec import Output
 from pipelines.cluster.connect import run_on_worker
 from pipelines.config import BuildConfig, ConfigError
 from pipelines.indexing.driver import JobFailed, records
-from pipelines.indexing.operators import LIGHT, Job, embed
+from pipelines.indexing.operators import IO_STAGE_RESOURCES, Job, add_embedder_pool
 from pipelines.indexing.sizing import block_rows, row_bytes
 from pipelines.indexing.stages import tokenise
 from pipelines.monitor.progress import Progress
 from pipelines.store.columns import (
     ColumnCommitter,
-    begin_columns,
-    finish_columns,
+    add_null_columns,
     read_fragments,
-    unfilled,
+    record_identity,
+    unfilled_fragments,
     write_columns,
 )
 from pipelines.store.commit import Totals, fence
@@ -44,25 +44,25 @@ def missing_outputs(target: Target) -> dict[str, tuple[Output, ...]]:
     return {} if have is None else have.additions(target.identity)  # type: ignore[return-value]
 
 
-def widen(job: Job, lease: Lease) -> Totals:
+def backfill_outputs(job: Job, lease: Lease) -> Totals:
     """Adds the outputs that are missing, and returns the rows that got them. Resumes where an earlier try stopped."""
     missing = missing_outputs(job.target)
     if not missing:
         return Totals()
-    refuse_pictures(job.config, missing)
+    refuse_picture_backfill(job.config, missing)
     if lease.took_over:
         fence(job.target, lease)
-    dataset, fields = begin_columns(job.target)
+    dataset, fields = add_null_columns(job.target)
     committer = ColumnCommitter(job.target, lease, dataset, fields)
-    left = unfilled(lance.dataset(dataset.uri, storage_options=dict(job.target.storage_options)), fields)
+    left = unfilled_fragments(lance.dataset(dataset.uri, storage_options=dict(job.target.storage_options)), fields)
     if left:
         rows = sum(dataset.get_fragment(i).count_rows() for i in left)
         fill(records(graph(job, dataset, left, missing, fields)), committer, job.config, rows)
-    finish_columns(job.target, fields)
+    record_identity(job.target, fields)
     return committer.totals
 
 
-def refuse_pictures(config: BuildConfig, missing: Mapping[str, tuple[Output, ...]]) -> None:
+def refuse_picture_backfill(config: BuildConfig, missing: Mapping[str, tuple[Output, ...]]) -> None:
     """ConfigError for an embedder that sees pictures: the index keeps thumbnails, and only the input has the rest."""
     blind = [e.name for e in config.embedders if e.name in missing and e.picture_weights is not None]
     if config.input.pictures is not None and blind:
@@ -103,12 +103,14 @@ def graph(
     rows = block_rows(job.config, row_bytes(job.target.identity, sample))
     data = ray.data.from_items([{"fragment": i} for i in fragments], override_num_blocks=len(fragments))
     source = {"target": job.target, "version": dataset.version}
-    data = data.map_batches(stored_texts, batch_size=1, fn_kwargs=source, **LIGHT)
-    data = data.map_batches(tokenise, batch_size=None, fn_kwargs={"embedders": embedders}, **LIGHT)
+    data = data.map_batches(stored_texts, batch_size=1, fn_kwargs=source, **IO_STAGE_RESOURCES)
+    data = data.map_batches(tokenise, batch_size=None, fn_kwargs={"embedders": embedders}, **IO_STAGE_RESOURCES)
     data = data.repartition(target_num_rows_per_block=rows, strict=True)
     for embedder in embedders:
-        data = embed(data, job, embedder, rows, dataset.count_rows(), missing[embedder.name])
-    return data.map_batches(write_columns, batch_size=None, fn_kwargs={"target": job.target, "fields": fields}, **LIGHT)
+        data = add_embedder_pool(data, job, embedder, rows, dataset.count_rows(), missing[embedder.name])
+    return data.map_batches(
+        write_columns, batch_size=None, fn_kwargs={"target": job.target, "fields": fields}, **IO_STAGE_RESOURCES
+    )
 
 
 def stored_texts(work: pa.Table, target: Target, version: int) -> Iterator[pa.Table]:

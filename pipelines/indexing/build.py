@@ -15,15 +15,15 @@ from functools import partial
 import pyarrow as pa
 import ray
 
-from pipelines.changes.detect import Census, take_census
-from pipelines.changes.selection import Only
+from pipelines.changes.detect import Changes, detect_changes
+from pipelines.changes.selection import RowFilter
 from pipelines.cluster.connect import describe_embedders, run_on_worker, running
 from pipelines.config import BuildConfig, IndexConfig, plain_options
-from pipelines.indexing.backfill import widen
+from pipelines.indexing.backfill import backfill_outputs
 from pipelines.indexing.codec_training import codebooks
-from pipelines.indexing.driver import JobFailed, commit_all, prune, records
-from pipelines.indexing.operators import LIGHT, Job, embed, most_actors
-from pipelines.indexing.sizing import block_rows, fragment_rows, row_bytes, rows_a_document
+from pipelines.indexing.driver import JobFailed, commit_records, prune, records
+from pipelines.indexing.operators import IO_STAGE_RESOURCES, Job, add_embedder_pool, max_actors
+from pipelines.indexing.sizing import block_rows, fragment_rows, row_bytes, rows_per_document
 from pipelines.indexing.stages import chunk, sample, select_documents, tokenise
 from pipelines.monitor.runlog import RunLog
 from pipelines.monitor.summary import Summary
@@ -33,16 +33,16 @@ from pipelines.store.commit import Committer, create_or_open
 from pipelines.store.datasets import open_version
 from pipelines.store.interrupt import interruptible
 from pipelines.store.lease import Lease, acquire
-from pipelines.store.quarantine import failed_rows, settle_quarantine
+from pipelines.store.quarantine import drop_old_quarantine, failed_rows
 from pipelines.store.schema import Target, documents_schema, identity_of
 from pipelines.store.writer import write_block
 
 __all__ = ["JobFailed", "build_index"]
 
-CENSUS_ROWS = 4096
+SCAN_BATCH_ROWS = 4096
 
 
-def build_index(config: BuildConfig, only: Only | None = None) -> Summary:
+def build_index(config: BuildConfig, only: RowFilter | None = None) -> Summary:
     """Builds the index that `config` describes, or brings it up to date; returns what was done.
 
     `only` limits the work to those rows (None: all); see `retry`.
@@ -73,27 +73,27 @@ def run(job: Job, lease: Lease, log: RunLog) -> Summary:
     """New columns first; what is there to do; do it; remove what is gone; index the words, count the tokens."""
     index = job.config.index
     with log.phase("new columns"):
-        widened = widen(job, lease)
+        backfilled = backfill_outputs(job, lease)
     version = create_or_open(job.target, lease).version
     committer = Committer(job.target, lease, index.commit_fragments, index.commit_seconds)
     with log.phase("census"):
-        census = count(job, version)
+        changes = count(job, version)
     with log.phase("embedding"):
-        if work := pending(job, census):
-            commit_all(records(graph(job, work, census.to_embed)), committer, census, log)
+        if work := pending(job, changes):
+            commit_records(records(graph(job, work, changes.to_embed)), committer, changes, log)
         lease.check()  # a driver that was frozen must not settle the quarantine of the one that replaced it
-        settle_quarantine(job.target)
-    pruned = prune(committer, census) if job.config.job.prune else 0
+        drop_old_quarantine(job.target)
+    pruned = prune(committer, changes) if job.config.job.prune else 0
     with log.phase("search indexes"):
         update_search_indexes(job.target, index)
     summary = Summary(
         index=index.uri,
         embedded=committer.totals,
-        unchanged=census.same,
-        duplicates=census.duplicates,
+        unchanged=changes.same,
+        duplicates=changes.duplicates,
         pruned=pruned,
-        widened=widened.rows,
-        widened_tokens=widened.n_tokens,
+        backfilled=backfilled.rows,
+        backfilled_tokens=backfilled.n_tokens,
         seconds=log.seconds,
         embed_seconds=log.phases["embedding"],
         rows_in_index=create_or_open(job.target).count_rows(),
@@ -116,35 +116,35 @@ def count_tokens(uri: str, table: str, storage_options: Mapping[str, str]) -> No
     update_statistics(uri, table, storage_options)
 
 
-def pending(job: Job, census: Census) -> list[dict[str, bytes]]:
+def pending(job: Job, changes: Changes) -> list[dict[str, bytes]]:
     """One item for each unit that has something to do: the unit and what to do with its rows, for one read task."""
-    pairs = zip(job.units, census.plans, strict=True)
-    return [{"work": pickle.dumps((unit, plan))} for unit, plan in pairs if plan.to_do and job.wants(unit)]
+    pairs = zip(job.units, changes.plans, strict=True)
+    return [{"work": pickle.dumps((unit, plan))} for unit, plan in pairs if plan.pending_rows and job.wants(unit)]
 
 
 def graph(job: Job, work: list[dict[str, bytes]], documents: int) -> ray.data.Dataset:
     """Shards -> documents -> chunks -> tokens -> outputs, one pool for each embedder -> fragments."""
     config, fields = job.config, job.fields
     first = run_on_worker(sample, job.units, config, fields)
-    per_row, expected = row_bytes(job.target.identity, first), round(documents * rows_a_document(first))
-    rows = block_rows(config, per_row, expected, most_actors(job))
+    per_row, expected = row_bytes(job.target.identity, first), round(documents * rows_per_document(first))
+    rows = block_rows(config, per_row, expected, max_actors(job))
     reading = {"config": config, "fields": fields, "only": job.only}
     data = ray.data.from_items(work, override_num_blocks=len(work))
-    data = data.map_batches(select_documents, batch_size=1, fn_kwargs=reading, **LIGHT)
+    data = data.map_batches(select_documents, batch_size=1, fn_kwargs=reading, **IO_STAGE_RESOURCES)
     data = with_pictures(data, config.input, job.target.identity)
-    data = data.map_batches(chunk, batch_size=None, fn_kwargs={"config": config}, **LIGHT)
-    data = data.map_batches(tokenise, batch_size=None, fn_kwargs={"embedders": config.embedders}, **LIGHT)
+    data = data.map_batches(chunk, batch_size=None, fn_kwargs={"config": config}, **IO_STAGE_RESOURCES)
+    data = data.map_batches(tokenise, batch_size=None, fn_kwargs={"embedders": config.embedders}, **IO_STAGE_RESOURCES)
     data = data.repartition(target_num_rows_per_block=rows, strict=True)
     for embedder in config.embedders:
-        data = embed(data, job, embedder, rows, expected)
+        data = add_embedder_pool(data, job, embedder, rows, expected)
     fragment = fragment_rows(config, per_row, rows)
-    return data.map_batches(write_block, batch_size=fragment, fn_kwargs={"target": job.target}, **LIGHT)
+    return data.map_batches(write_block, batch_size=fragment, fn_kwargs={"target": job.target}, **IO_STAGE_RESOURCES)
 
 
-def count(job: Job, version: int) -> Census:
+def count(job: Job, version: int) -> Changes:
     """Compares the input with the table as it was at `version`."""
-    read = partial(read_unit, config=job.config.input, batch_rows=CENSUS_ROWS, fields=job.fields)
-    return take_census(job.units, read, partial(open_version, job.target, version))
+    read = partial(read_unit, config=job.config.input, batch_rows=SCAN_BATCH_ROWS, fields=job.fields)
+    return detect_changes(job.units, read, partial(open_version, job.target, version))
 
 
 def make_target(config: BuildConfig, units: list[Unit], fields: list[pa.Field]) -> Target:

@@ -11,14 +11,14 @@ from typing import Any
 
 import ray
 
-from pipelines.changes.detect import Census
+from pipelines.changes.detect import Changes
 from pipelines.config import BuildConfig, WorkFailed
 from pipelines.monitor.progress import Progress
 from pipelines.monitor.runlog import RunLog
 from pipelines.store.commit import Committer, Totals
 from pipelines.store.interrupt import interruptible
 
-SETTLED_ROWS = 1000
+MIN_ROWS_FOR_LIMIT = 1000
 """Before so many rows a share of bad ones says little."""
 
 
@@ -35,9 +35,9 @@ def records(fragments: ray.data.Dataset) -> Generator[dict[str, Any]]:
         yield from block.to_pylist()
 
 
-def commit_all(finished: Generator[dict[str, Any]], committer: Committer, census: Census, log: RunLog) -> None:
+def commit_records(finished: Generator[dict[str, Any]], committer: Committer, changes: Changes, log: RunLog) -> None:
     """Takes each record, commits when it is time, and once more at the end, also when interrupted."""
-    progress = Progress(census.to_embed, enabled=log.config.ray.progress)
+    progress = Progress(changes.to_embed, enabled=log.config.ray.progress)
     with interruptible(), closing(finished):
         try:
             for record in finished:
@@ -45,7 +45,7 @@ def commit_all(finished: Generator[dict[str, Any]], committer: Committer, census
                 log.note(record, progress)
                 if committer.commit_due():
                     log.commit(committer)
-                check_quarantine(log.seen, log.config, census)
+                check_quarantine(log.seen, log.config, changes)
         finally:
             log.commit(committer)
             progress.show(log.seen, now=True)
@@ -53,14 +53,14 @@ def commit_all(finished: Generator[dict[str, Any]], committer: Committer, census
         raise JobFailed(f"chunks of {len(committer.incomplete):,} documents are missing: {committer.incomplete[:5]}")
 
 
-def check_quarantine(seen: Totals, config: BuildConfig, census: Census) -> None:
+def check_quarantine(seen: Totals, config: BuildConfig, changes: Changes) -> None:
     """JobFailed where more than `job.quarantine_limit` of the rows so far have failed; unchanged rows count as read.
 
     Otherwise a second run over a corpus with one bad row, which has nothing else to do, would always stop.
     """
     rows = seen.rows + seen.quarantined
-    settled = rows >= min(SETTLED_ROWS, census.to_embed + census.bad)
-    rows += census.same
+    settled = rows >= min(MIN_ROWS_FOR_LIMIT, changes.to_embed + changes.bad)
+    rows += changes.same
     if settled and seen.quarantined > config.job.quarantine_limit * rows:
         raise JobFailed(
             f"{seen.quarantined:,} of the first {rows:,} rows went to quarantine, more than job.quarantine_limit "
@@ -68,10 +68,10 @@ def check_quarantine(seen: Totals, config: BuildConfig, census: Census) -> None:
         )
 
 
-def prune(committer: Committer, census: Census) -> int:
+def prune(committer: Committer, changes: Changes) -> int:
     """Removes rows whose documents are gone; refuses where a damaged file or row hides which document it is."""
-    if census.unreadable:
+    if changes.unreadable:
         raise JobFailed(
-            f"not pruned: {len(census.unreadable)} files hold rows whose id cannot be read: {census.unreadable[:5]}"
+            f"not pruned: {len(changes.unreadable)} files hold rows whose id cannot be read: {changes.unreadable[:5]}"
         )
-    return committer.prune(census.prune.tolist())
+    return committer.prune(changes.prune.tolist())

@@ -12,14 +12,14 @@ from ray.data import ActorPoolStrategy
 from actors.codecs.codebooks import from_metadata
 from actors.pool import CPU_HEADROOM, pool_size
 from actors.spec import Output, PoolSpec
-from pipelines.changes.selection import Only
+from pipelines.changes.selection import RowFilter
 from pipelines.config import BuildConfig, EmbedderConfig
-from pipelines.indexing.stages import Finish
-from pipelines.monitor.metrics import named_actor
+from pipelines.indexing.stages import EncodeOutputs
+from pipelines.monitor.metrics import actor_class_for
 from pipelines.reading.units import Unit
 from pipelines.store.schema import Target, output_field
 
-LIGHT: dict[str, Any] = {"num_cpus": 0.25, "batch_format": "pyarrow"}
+IO_STAGE_RESOURCES: dict[str, Any] = {"num_cpus": 0.25, "batch_format": "pyarrow"}
 """Stages that wait for disks and networks more than they compute."""
 
 
@@ -32,7 +32,7 @@ class Job:
     fields: list[pa.Field]
     """Metadata columns that are kept."""
     target: Target
-    only: Only | None = None
+    only: RowFilter | None = None
     """Rows that the job is limited to; None: all. The census looks at all of them in any case."""
 
     def wants(self, unit: Unit) -> bool:
@@ -40,7 +40,7 @@ class Job:
         return self.only is None or any(s == p or s.startswith(f"{p}@") for p in unit.paths for s in self.only)
 
 
-def embed(
+def add_embedder_pool(
     data: ray.data.Dataset,
     job: Job,
     embedder: EmbedderConfig,
@@ -59,21 +59,21 @@ def embed(
     spec = embedder.pool.spec()
     size = actors(job, embedder, rows, expected)
     typed = {} if spec.accelerator_type is None else {"accelerator_type": spec.accelerator_type}
-    finish = Finish(embedder, from_metadata(job.target.schema.metadata, embedder.name))
+    finish = EncodeOutputs(embedder, from_metadata(job.target.schema.metadata, embedder.name))
     arguments = (job.config.job.id, embedder.spec(), embedder.name, outputs, fields, finish, finish.on_device)
     return data.map_batches(
-        named_actor(embedder.name),
+        actor_class_for(embedder.name),
         fn_constructor_args=arguments,
         batch_size=rows,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=size),
-        num_cpus=cpus_of_an_actor(job, spec, size),
+        num_cpus=cpus_per_actor(job, spec, size),
         num_gpus=spec.num_gpus or None,
         **typed,
     )
 
 
-def most_actors(job: Job) -> int:
+def max_actors(job: Job) -> int:
     """Of the largest pool."""
     return max(_fits(job, embedder) for embedder in job.config.embedders)
 
@@ -88,7 +88,7 @@ def actors(job: Job, embedder: EmbedderConfig, rows: int, expected: int) -> int:
     return max(1, min(_fits(job, embedder), -(-expected // rows)))
 
 
-def cpus_of_an_actor(job: Job, spec: PoolSpec, size: int) -> float:
+def cpus_per_actor(job: Job, spec: PoolSpec, size: int) -> float:
     """What the pool asks for, or less where that would leave nothing to the stages that feed it: Ray would then wait
     for ever for a CPU. Two pools of one actor each already come to that on a machine of two CPUs."""
     free = max(0.0, ray.cluster_resources().get("CPU", 0.0) - CPU_HEADROOM) / len(job.config.embedders)

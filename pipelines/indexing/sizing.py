@@ -19,7 +19,7 @@ from pipelines.store.schema import Identity
 POOLED = {"none": 1, "sequential2": 2, "sequential3": 3, "distinct": 1}
 PICTURE_ROWS = 256
 """Decoded pictures that travel together: 150 kB each."""
-BLOCKS_AN_ACTOR, LEAST_ROWS = 16, 128
+BLOCKS_PER_ACTOR, MIN_BLOCK_ROWS = 16, 128
 """Blocks below the second number are not worth their way: texts of one length become rare in them."""
 SPARSE_BYTES = 8
 """A token id and a float32 weight."""
@@ -43,7 +43,7 @@ def row_bytes(identity: Identity, sample: pa.Table) -> float:
     return text + sum(sum(output_bytes(e, tokens).values()) for e in identity.embedders.values())
 
 
-def rows_a_document(sample: pa.Table) -> float:
+def rows_per_document(sample: pa.Table) -> float:
     """Chunks of an average document of the sample."""
     return len(sample) / max(1, pc.sum(pc.equal(sample.column("chunk_index"), 0)).as_py() or 0) or 1.0
 
@@ -56,7 +56,7 @@ def block_rows(config: BuildConfig, bytes_per_row: float, rows: int | None = Non
     """
     fits = max(1, int(config.index.fragment_bytes / max(1.0, bytes_per_row)))
     pictures = [] if config.input.pictures is None else [PICTURE_ROWS]
-    even = [] if rows is None else [max(LEAST_ROWS, -(-rows // (actors * BLOCKS_AN_ACTOR)))]
+    even = [] if rows is None else [max(MIN_BLOCK_ROWS, -(-rows // (actors * BLOCKS_PER_ACTOR)))]
     return min(fits, *(e.pool.batch_rows for e in config.embedders), *pictures, *even)
 
 

@@ -24,7 +24,7 @@ from actors.codecs.on_device import Shrink
 from actors.models.preparation import Preparation, load_preparation
 from actors.outputs import EmbeddingBatch, IntArray, TokenBatch, concat_tokens
 from actors.spec import EmbedderSpec
-from pipelines.changes.selection import Only, select
+from pipelines.changes.selection import RowFilter, select_rows
 from pipelines.config import BuildConfig, EmbedderConfig
 from pipelines.reading.chunk import chunk_table
 from pipelines.reading.units import Unit, read_schema, read_unit
@@ -73,13 +73,13 @@ def _tokenise(table: pa.Table, embedder: EmbedderConfig) -> tuple[pa.Table, Toke
 
 
 def select_documents(
-    work: pa.Table, config: BuildConfig, fields: Sequence[pa.Field], only: Only | None = None
+    work: pa.Table, config: BuildConfig, fields: Sequence[pa.Field], only: RowFilter | None = None
 ) -> Iterator[pa.Table]:
     """Reads units of input and keeps what the census says is to be done. `work` holds pickled (Unit, UnitPlan)."""
     read = partial(read_unit, config=config.input, batch_rows=BLOCK_ROWS, fields=fields)
     for pair in work.column("work").to_pylist():
         unit, plan = pickle.loads(pair)  # noqa: S301  # made by the driver of this job
-        yield from select(unit, plan, read, only, read_schema(fields))
+        yield from select_rows(unit, plan, read, only, read_schema(fields))
 
 
 def chunk(table: pa.Table, config: BuildConfig) -> pa.Table:
@@ -99,7 +99,7 @@ def sample(units: Sequence[Unit], config: BuildConfig, fields: Sequence[pa.Field
 
 
 @dataclass(frozen=True, slots=True)
-class Finish:
+class EncodeOutputs:
     """Turns what an embedder gives into the columns that its index keeps: dtype, codecs and pooling."""
 
     embedder: EmbedderConfig

@@ -126,7 +126,7 @@ class MeteredActor(EmbedActor):
         halvings = self.embedder.engine.executor.halvings - halvings
         block = self._measure(table, result, halvings, self.idle_since - began)
         embedded(block, self.job, self.name)
-        return with_costs(result, block)
+        return add_costs(result, block)
 
     def _measure(self, before: pa.Table, after: pa.Table, halvings: int, seconds: float) -> Block:
         tokens, _ = tokens_from_table(before, self.name)
@@ -153,7 +153,7 @@ def computed(backbone: Any, lengths: npt.NDArray[np.int64]) -> int:
     return round_up_tokens(int(lengths.sum())) if getattr(backbone, "packed", False) else int(lengths.sum())
 
 
-def with_costs(table: pa.Table, block: Block) -> pa.Table:
+def add_costs(table: pa.Table, block: Block) -> pa.Table:
     """Adds what the block cost to COSTS, on its first row: blocks are cut and joined later, sums stay right."""
     for name, n in zip(COSTS, (block.padding, block.halvings), strict=True):
         values = np.zeros(len(table), np.int64)
@@ -165,6 +165,6 @@ def with_costs(table: pa.Table, block: Block) -> pa.Table:
     return table
 
 
-def named_actor(embedder: str) -> type[MeteredActor]:
+def actor_class_for(embedder: str) -> type[MeteredActor]:
     """A MeteredActor whose class, and so its operator in Ray's dashboard, carries the embedder's name."""
     return type(f"Embed_{embedder}", (MeteredActor,), {})

@@ -18,13 +18,13 @@ class Summary:
     unchanged: int
     duplicates: int
     pruned: int
-    widened: int
+    backfilled: int
     """Rows that were there and got outputs that they had not had."""
     seconds: float
     embed_seconds: float
     """Without the start of Ray, the census and the search indexes."""
     rows_in_index: int
-    widened_tokens: int = 0
+    backfilled_tokens: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"tokens_per_second": round(self.tokens_per_second, 1)}
@@ -49,8 +49,10 @@ class Summary:
             lines.append(
                 f"memory      ran out {e.n_halvings:,} times: batches were halved; a lower compute.budget avoids that"
             )
-        if self.widened:
-            lines.insert(2, f"widened     {self.widened:,} rows got new outputs, from {self.widened_tokens:,} tokens")
+        if self.backfilled:
+            lines.insert(
+                2, f"backfilled  {self.backfilled:,} rows got new outputs, from {self.backfilled_tokens:,} tokens"
+            )
         if self.pruned:
             lines.insert(3, f"pruned      {self.pruned:,} rows whose documents are gone")
         return "\n".join(lines)

@@ -48,7 +48,7 @@ def new_fields(have: Identity, target: Target) -> list[pa.Field]:
     return [output_field(name, wanted.embedders[name], o) for name, outputs in added for o in outputs]
 
 
-def begin_columns(target: Target) -> tuple[lance.LanceDataset, list[pa.Field]]:
+def add_null_columns(target: Target) -> tuple[lance.LanceDataset, list[pa.Field]]:
     """Makes the new columns, all null, where they are not there yet; the dataset and the fields to fill."""
     dataset = lance.dataset(target.documents_uri, storage_options=dict(target.storage_options))
     have = Identity.from_metadata(dataset.schema.metadata)
@@ -62,7 +62,7 @@ def begin_columns(target: Target) -> tuple[lance.LanceDataset, list[pa.Field]]:
     return dataset, fields
 
 
-def unfilled(dataset: lance.LanceDataset, fields: Sequence[pa.Field]) -> list[int]:
+def unfilled_fragments(dataset: lance.LanceDataset, fields: Sequence[pa.Field]) -> list[int]:
     """Fragments that have no data file for one of the columns."""
     wanted = {f.name for f in fields}
     families = [_ids(f) for f in dataset.lance_schema.fields() if f.name() in wanted]
@@ -250,10 +250,10 @@ class ColumnCommitter:
         commit_once(uri, self.target.storage_options, operation, properties, self.lease.check)
 
 
-def finish_columns(target: Target, fields: Sequence[pa.Field]) -> None:
+def record_identity(target: Target, fields: Sequence[pa.Field]) -> None:
     """Gives the index its new identity; RuntimeError while a fragment is not filled."""
     dataset = lance.dataset(target.documents_uri, storage_options=dict(target.storage_options))
-    left = unfilled(dataset, fields)
+    left = unfilled_fragments(dataset, fields)
     if left:
         raise RuntimeError(
             f"{target.documents_uri}: {len(left)} fragments have no data for the new columns: {left[:5]}"

@@ -297,7 +297,7 @@ class Committer:
         return self.totals
 
     def prune(self, addresses: Iterable[int]) -> int:
-        """Deletes rows (`Census.prune`) in one commit; returns how many."""
+        """Deletes rows (`Changes.prune`) in one commit; returns how many."""
         gone = list(addresses)
         if gone:
             self._operate(self.target.documents_uri, lambda dataset: replacement(dataset, [], gone))

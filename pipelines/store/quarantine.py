@@ -48,7 +48,7 @@ def reasons(uri: str, storage_options: Mapping[str, str] | None = None, limit: i
     ]
 
 
-def settle_quarantine(target: Target) -> None:
+def drop_old_quarantine(target: Target) -> None:
     """After a complete run: drops the rows of earlier runs, which this run tried again or no longer met."""
     dataset = open_dataset(target.quarantine_uri, target.storage_options)
     if dataset is not None:

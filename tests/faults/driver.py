@@ -22,7 +22,7 @@ import pyarrow as pa
 import pipelines.indexing.build
 import pipelines.indexing.operators
 from pipelines.config import load_config
-from pipelines.indexing.operators import LIGHT
+from pipelines.indexing.operators import IO_STAGE_RESOURCES
 from pipelines.monitor.metrics import MeteredActor
 from pipelines.store import commit
 from pipelines.store.lease import Lease
@@ -104,12 +104,14 @@ def slow_and_mortal(folder: str, deaths: int, seconds: float) -> Any:
 def main(path: str, faults: dict[str, Any]) -> None:
     folder = Path(path).parent
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
-    LIGHT["num_cpus"] = 1  # few worker processes: each takes seconds to start, and they are most of what a job costs
+    IO_STAGE_RESOURCES["num_cpus"] = (
+        1  # few worker processes: each takes seconds to start, and they are most of what a job costs
+    )
     if "die" in faults:
         when, number = faults["die"].split(":")
         die_at_commit(when, int(number))
     if "memory" in faults:
-        pipelines.indexing.operators.named_actor = small_device(faults["memory"])
+        pipelines.indexing.operators.actor_class_for = small_device(faults["memory"])
     if "freeze" in faults:
         freeze_after_check(folder)
     pipelines.indexing.build.write_block = slow_and_mortal(

@@ -223,7 +223,7 @@ def test_new_outputs_that_are_half_there_are_completed(start: Start, undisturbed
     summary = job.finish()
     documents = {chunk.rpartition("#")[0] for chunk in undisturbed.vectors}
     assert (summary["embedded"]["documents"], summary["unchanged"]) == (0, len(documents))
-    assert 0 < summary["widened"] <= len(undisturbed.vectors)
+    assert 0 < summary["backfilled"] <= len(undisturbed.vectors)
     all_well(job, undisturbed)
 
 

@@ -17,7 +17,7 @@ from actors.embedders.registry import load_embedder
 from actors.outputs import MultiVectors, offsets_of
 from actors.spec import ComputeSpec, EmbedderSpec
 from pipelines.config import CodecConfig, EmbedderConfig
-from pipelines.indexing.stages import Finish
+from pipelines.indexing.stages import EncodeOutputs
 from tests.checkpoints import build
 
 POOLINGS = {1: "none", 2: "sequential2", 3: "sequential3"}
@@ -55,7 +55,7 @@ def test_an_engine_gives_codes_in_the_order_of_the_texts(
 ) -> None:
     folder = build("m3", tmp_path / "m3")
     config = EmbedderConfig(name="m", model=str(folder), codec=CodecConfig(colbert="sign", colbert_pooling=pooling))
-    finish = Finish(config)
+    finish = EncodeOutputs(config)
     model = load_embedder(EmbedderSpec(model=str(folder), compute=ComputeSpec(dtype="fp32", budget=64)))
     tokens = model.tokenise([*TEXTS, "", TEXTS[0]])
     host = finish(model.embed_tokens(tokens), tokens)
@@ -65,7 +65,7 @@ def test_an_engine_gives_codes_in_the_order_of_the_texts(
 
 def test_what_only_the_host_can_do_stays_there() -> None:
     def on_device(**codec: str) -> Shrink | None:
-        return Finish(EmbedderConfig(name="m", model="x", codec=CodecConfig(**codec))).on_device  # type: ignore[arg-type]
+        return EncodeOutputs(EmbedderConfig(name="m", model="x", codec=CodecConfig(**codec))).on_device  # type: ignore[arg-type]
 
     assert on_device(colbert="sign", colbert_pooling="sequential3") == Shrink("sign", 3)
     assert on_device(colbert="int8") == Shrink("int8")

@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pipelines.changes.detect as census_module
-from pipelines.changes.detect import Census, Here, OnRay, take_census
-from pipelines.changes.diff import InputRows, TableRows, judge
-from pipelines.changes.selection import Only, select
+from pipelines.changes.detect import Changes, InProcess, OnRay, detect_changes
+from pipelines.changes.diff import InputRows, TableRows, diff_partition
+from pipelines.changes.selection import RowFilter, select_rows
 
 READ = pa.schema(
     [
@@ -87,30 +87,30 @@ def open_rows(path: Path, rows: Sequence[tuple[str, str, int]]) -> Any:
     return lambda: lance.dataset(str(path))
 
 
-def main_pass(units: Sequence[FakeUnit], census: Census, only: Only | None = None) -> list[dict[str, Any]]:
-    tables = [t for unit, plan in zip(units, census.plans, strict=True) for t in select(unit, plan, read, only)]
+def main_pass(units: Sequence[FakeUnit], changes: Changes, only: RowFilter | None = None) -> list[dict[str, Any]]:
+    tables = [t for unit, plan in zip(units, changes.plans, strict=True) for t in select_rows(unit, plan, read, only)]
     return [row for table in tables for row in table.to_pylist()]
 
 
 def test_a_first_build_embeds_each_id_once_and_says_where_a_duplicate_was_seen_first() -> None:
     units = [FakeUnit("a.jsonl", (("1", "x"), ("2", "y"), ("1", "z"))), FakeUnit("b.jsonl", (("3", "x"), ("2", "y")))]
-    census = take_census(units, read, run=Here())
-    assert (census.new, census.changed, census.same, census.duplicates) == (3, 0, 0, 2)
-    rows = main_pass(units, census)
+    changes = detect_changes(units, read, run=InProcess())
+    assert (changes.new, changes.changed, changes.same, changes.duplicates) == (3, 0, 0, 2)
+    rows = main_pass(units, changes)
     assert [r["doc_id"] for r in rows if r["error"] is None] == ["1", "2", "3"]
     assert [r["error"] for r in rows if r["error"]] == [
         "duplicate id, first seen in a.jsonl row 0",
         "duplicate id, first seen in a.jsonl row 1",
     ]
     assert all(r["text"] is None for r in rows if r["error"])
-    assert [plan.to_do for plan in census.plans] == [3, 2]
+    assert [plan.pending_rows for plan in changes.plans] == [3, 2]
 
 
 def test_a_bad_row_does_not_take_its_id_from_a_good_one() -> None:
     units = [FakeUnit("a", (("1", None), ("1", "good")))]
-    census = take_census(units, read, run=Here())
-    assert (census.new, census.duplicates, census.bad) == (1, 0, 1)
-    assert [(r["text"], r["error"]) for r in main_pass(units, census)] == [(None, "empty text"), ("good", None)]
+    changes = detect_changes(units, read, run=InProcess())
+    assert (changes.new, changes.duplicates, changes.bad) == (1, 0, 1)
+    assert [(r["text"], r["error"]) for r in main_pass(units, changes)] == [(None, "empty text"), ("good", None)]
 
 
 def test_only_new_and_changed_documents_are_embedded_again(tmp_path: Path) -> None:
@@ -118,49 +118,49 @@ def test_only_new_and_changed_documents_are_embedded_again(tmp_path: Path) -> No
         tmp_path / "t.lance", [("same", "x", 1), ("changed", "old", 2), ("changed", "old", 2), ("gone", "g", 1)]
     )
     units = [FakeUnit("a", (("new", "n"), ("changed", "new"), ("same", "x")))]
-    census = take_census(units, read, table, run=Here())
-    assert (census.new, census.changed, census.same) == (1, 1, 1)
-    rows = main_pass(units, census)
+    changes = detect_changes(units, read, table, run=InProcess())
+    assert (changes.new, changes.changed, changes.same) == (1, 1, 1)
+    rows = main_pass(units, changes)
     assert [r["doc_id"] for r in rows] == ["new", "changed"]
     assert rows[0]["replaces"] is None
     assert sorted(rows[1]["replaces"]) == [1, 1 << 32]
-    assert census.prune.tolist() == [(1 << 32) + 1]
+    assert changes.prune.tolist() == [(1 << 32) + 1]
 
 
 def test_a_document_of_which_chunks_are_missing_is_replaced(tmp_path: Path) -> None:
     table = open_rows(tmp_path / "t.lance", [("half", "x", 3), ("half", "x", 3)])
-    census = take_census([FakeUnit("a", (("half", "x"),))], read, table, run=Here())
-    assert (census.changed, census.same) == (1, 0)
-    assert census.plans[0].replaces == {0: [0, 1]}
+    changes = detect_changes([FakeUnit("a", (("half", "x"),))], read, table, run=InProcess())
+    assert (changes.changed, changes.same) == (1, 0)
+    assert changes.plans[0].replaces == {0: [0, 1]}
 
 
 def test_a_document_that_is_there_twice_is_replaced_by_one(tmp_path: Path) -> None:
     table = open_rows(tmp_path / "t.lance", [("twice", "x", 1), ("twice", "x", 1)])
-    census = take_census([FakeUnit("a", (("twice", "x"),))], read, table, run=Here())
-    assert census.plans[0].replaces == {0: [0, 1]}
+    changes = detect_changes([FakeUnit("a", (("twice", "x"),))], read, table, run=InProcess())
+    assert changes.plans[0].replaces == {0: [0, 1]}
 
 
 def test_a_document_whose_row_is_bad_now_is_neither_pruned_nor_replaced(tmp_path: Path) -> None:
     table = open_rows(tmp_path / "t.lance", [("1", "x", 1)])
-    census = take_census([FakeUnit("a", (("1", None),))], read, table, run=Here())
-    assert (census.changed, len(census.prune), census.plans[0].replaces) == (0, 0, {})
+    changes = detect_changes([FakeUnit("a", (("1", None),))], read, table, run=InProcess())
+    assert (changes.changed, len(changes.prune), changes.plans[0].replaces) == (0, 0, {})
 
 
 def test_a_file_that_broke_off_is_named_so_that_nothing_is_pruned_for_it() -> None:
-    census = take_census([FakeUnit("broken.parquet", (("1", "x"), (None, None)))], read, run=Here())
-    assert census.unreadable == ("broken.parquet",)
+    changes = detect_changes([FakeUnit("broken.parquet", (("1", "x"), (None, None)))], read, run=InProcess())
+    assert changes.unreadable == ("broken.parquet",)
 
 
 def test_a_unit_that_grew_since_the_census_is_reported() -> None:
-    census = take_census([FakeUnit("a", (("1", "x"),))], read, run=Here())
-    rows = main_pass([FakeUnit("a", (("1", "x"), ("2", "y")))], census)
+    changes = detect_changes([FakeUnit("a", (("1", "x"),))], read, run=InProcess())
+    rows = main_pass([FakeUnit("a", (("1", "x"), ("2", "y")))], changes)
     assert [r["doc_id"] for r in rows] == ["1", None]
     assert rows[1]["error"] == "the file changed while the job ran: 1 rows when it started, 2 when it was read"
 
 
 def test_a_unit_that_is_there_no_more_is_reported() -> None:
-    census = take_census([FakeUnit("a", (("1", "x"), ("2", "y")))], read, run=Here())
-    (row,) = main_pass([FakeUnit("a", ())], census)
+    changes = detect_changes([FakeUnit("a", (("1", "x"), ("2", "y")))], read, run=InProcess())
+    (row,) = main_pass([FakeUnit("a", ())], changes)
     assert (row["source"], row["position"], row["doc_id"]) == ("a", -1, None)
     assert row["error"] == "the file changed while the job ran: 2 rows when it started, 0 when it was read"
 
@@ -174,9 +174,9 @@ def test_a_file_that_became_shorter_does_not_shift_those_after_it(tmp_path: Path
 
     table = open_rows(tmp_path / "t.lance", [("2", "x", 1), ("4", "x", 1)])
     first, second = FakeUnit("a", (("1", "x"), ("2", "x"))), FakeUnit("b", (("3", "x"), ("4", "x")))
-    (plan,) = take_census([Several((first, second))], lambda unit: several(unit.files), table, run=Here()).plans
+    (plan,) = detect_changes([Several((first, second))], lambda unit: several(unit.files), table, run=InProcess()).plans
     shorter = (FakeUnit("a", (("1", "x"),)), second)
-    rows = [r for t in select(shorter, plan, several) for r in t.to_pylist()]
+    rows = [r for t in select_rows(shorter, plan, several) for r in t.to_pylist()]
     assert [(r["doc_id"], r["source"]) for r in rows] == [("1", "a"), ("3", "b"), (None, "a")]
 
 
@@ -185,21 +185,24 @@ def test_a_retry_is_limited_to_the_rows_in_quarantine() -> None:
         FakeUnit("a", (("1", "x"), ("2", None), ("3", "y"), ("1", "z"))),
         FakeUnit("b", (("4", "x"), (None, None))),
     ]
-    census = take_census(units, read, run=Here())
+    changes = detect_changes(units, read, run=InProcess())
     only = {"a": frozenset({1, 2}), "b": frozenset({-1})}
     rows = [
-        r for u, p in zip(units, census.plans, strict=True) for t in select(u, p, read, only) for r in t.to_pylist()
+        r
+        for u, p in zip(units, changes.plans, strict=True)
+        for t in select_rows(u, p, read, only)
+        for r in t.to_pylist()
     ]
     assert [(r["source"], r["position"]) for r in rows] == [("a", 1), ("a", 2), ("b", 0), ("b", -1)]
-    assert not list(select(units[0], census.plans[0], read, {}))
+    assert not list(select_rows(units[0], changes.plans[0], read, {}))
 
 
 def test_partitions_do_not_change_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = open_rows(tmp_path / "t.lance", [(str(i), "old" if i % 5 else "x", 1) for i in range(0, 60, 3)])
     units = [FakeUnit(f"u{u}", tuple((str((i * 7 + u) % 50), "x") for i in range(20))) for u in range(4)]
-    one = take_census(units, read, table, run=Here())
-    monkeypatch.setattr(census_module, "ROWS_A_PARTITION", 3)
-    many = take_census(units, read, table, run=Here())
+    one = detect_changes(units, read, table, run=InProcess())
+    monkeypatch.setattr(census_module, "ROWS_PER_PARTITION", 3)
+    many = detect_changes(units, read, table, run=InProcess())
     assert (many.new, many.changed, many.same, many.duplicates) == (one.new, one.changed, one.same, one.duplicates)
     assert sorted(many.prune) == sorted(one.prune)
     for a, b in zip(one.plans, many.plans, strict=True):
@@ -212,7 +215,7 @@ def test_ray_gives_what_one_process_gives(ray_session: None, tmp_path: Path) -> 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     table = open_rows(tmp_path / "t.lance", [(str(i), "x", 1) for i in range(30)])
     units = [FakeUnit(f"u{u}", tuple((str(i * 3 + u), "x") for i in range(20))) for u in range(3)]
-    here, there = (take_census(units, read, table, run=run) for run in (Here(), OnRay()))
+    here, there = (detect_changes(units, read, table, run=run) for run in (InProcess(), OnRay()))
     assert (here.new, here.same, here.prune.tolist()) == (there.new, there.same, there.prune.tolist())
     assert [p.embed.tolist() for p in here.plans] == [p.embed.tolist() for p in there.plans]
 
@@ -250,7 +253,7 @@ def expected(rows: Sequence[tuple[int, int, bool]], table: Sequence[tuple[int, i
 )
 def test_judging_follows_the_rule(rows: list[tuple[int, int, bool]], table: list[tuple[int, int, int]]) -> None:
     n = np.arange(len(rows))
-    verdict = judge(
+    verdict = diff_partition(
         InputRows(
             keys([r[0] for r in rows]),
             keys([r[1] for r in rows]),
@@ -278,15 +281,15 @@ def test_judging_follows_the_rule(rows: list[tuple[int, int, bool]], table: list
 def test_a_file_that_cannot_be_read_any_more_is_reported_whatever_its_first_row_was_to_be() -> None:
     """Its one row stands where the census saw a duplicate, and a retry asked for another row of it."""
     before = FakeUnit("a", (("2", "y"), ("2", "z"), ("3", None)))
-    census = take_census([before], read, run=Here())
+    changes = detect_changes([before], read, run=InProcess())
     broken = FakeUnit("a", ((None, None),))
     for only in (None, {"a": frozenset({2})}):
-        rows = main_pass([broken], census, only)
+        rows = main_pass([broken], changes, only)
         assert [(row["position"], row["error"]) for row in rows] == [(-1, "empty text")]
-    assert main_pass([broken], census, {"b": frozenset({2})}) == []
+    assert main_pass([broken], changes, {"b": frozenset({2})}) == []
 
 
 def test_an_error_is_not_hidden_by_a_duplicates() -> None:
-    census = take_census([FakeUnit("a", (("2", "y"), ("2", "z")))], read, run=Here())
-    rows = main_pass([FakeUnit("a", (("2", "y"), ("2", None)))], census)
+    changes = detect_changes([FakeUnit("a", (("2", "y"), ("2", "z")))], read, run=InProcess())
+    rows = main_pass([FakeUnit("a", (("2", "y"), ("2", None)))], changes)
     assert [row["error"] for row in rows] == [None, "empty text"]

@@ -214,9 +214,9 @@ def test_a_second_embedder_computes_only_its_own_columns(ray_session: None, tmp_
         "embedders.1.truncate_dim=64",
     )  # fmt: skip
     summary = build_index(wider)
-    assert (summary.widened, summary.embedded.rows, summary.unchanged) == (12, 0, 12)
+    assert (summary.backfilled, summary.embedded.rows, summary.unchanged) == (12, 0, 12)
     after = table(tmp_path)
     assert set(after.column_names) - set(before.column_names) == {"minilm_colbert", "short_dense"}
     assert after.select(before.column_names).equals(before)
     assert after["short_dense"].null_count == after["minilm_colbert"].null_count == 0
-    assert build_index(wider).widened == 0
+    assert build_index(wider).backfilled == 0

@@ -55,7 +55,7 @@ def test_a_codebook_is_trained_once_and_kept(ray_session: None, tmp_path: Path) 
         tmp_path, "embedders.1.name=short", "embedders.1.truncate_dim=64", "embedders.1.codec.colbert=sign_half"
     )
     summary = build_index(wider)
-    assert (summary.embedded.documents, summary.unchanged, summary.widened) == (10, 50, 50)
+    assert (summary.embedded.documents, summary.unchanged, summary.backfilled) == (10, 50, 50)
     after = dataset(tmp_path).schema.metadata
     assert books.fingerprint(books.from_metadata(after, "minilm")) == books.fingerprint(book)  # type: ignore[arg-type]
     short = books.from_metadata(after, "short")

@@ -9,31 +9,31 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.changes.detect import Census
+from pipelines.changes.detect import Changes
 from pipelines.config import load_config
-from pipelines.indexing.driver import JobFailed, check_quarantine, commit_all
+from pipelines.indexing.driver import JobFailed, check_quarantine, commit_records
 from pipelines.store.commit import Totals
 
 CONFIG = load_config(input={"paths": ["a"]}, index={"uri": "b"}, job={"quarantine_limit": 0.1})
 
 
-def census(new: int = 0, same: int = 0, bad: int = 0) -> Census:
-    return Census([], new, 0, same, 0, bad, np.zeros(0, np.uint64), ())
+def changes(new: int = 0, same: int = 0, bad: int = 0) -> Changes:
+    return Changes([], new, 0, same, 0, bad, np.zeros(0, np.uint64), ())
 
 
 def test_a_job_stops_where_too_many_rows_fail() -> None:
     with pytest.raises(JobFailed, match="30 of the first 100 rows went to quarantine"):
-        check_quarantine(Totals(rows=70, quarantined=30), CONFIG, census(new=70, bad=30))
+        check_quarantine(Totals(rows=70, quarantined=30), CONFIG, changes(new=70, bad=30))
 
 
 def test_a_few_rows_at_the_beginning_do_not_stop_it() -> None:
-    check_quarantine(Totals(rows=1, quarantined=4), CONFIG, census(new=5000, bad=4))
+    check_quarantine(Totals(rows=1, quarantined=4), CONFIG, changes(new=5000, bad=4))
 
 
 def test_a_second_run_with_nothing_but_bad_rows_to_do_goes_on() -> None:
-    check_quarantine(Totals(quarantined=4), CONFIG, census(same=96, bad=4))
+    check_quarantine(Totals(quarantined=4), CONFIG, changes(same=96, bad=4))
     with pytest.raises(JobFailed, match="40 of the first 100 rows"):
-        check_quarantine(Totals(quarantined=40), CONFIG, census(same=60, bad=40))
+        check_quarantine(Totals(quarantined=40), CONFIG, changes(same=60, bad=40))
 
 
 def test_a_job_that_stops_commits_what_it_has_and_closes_what_it_reads() -> None:
@@ -51,5 +51,5 @@ def test_a_job_that_stops_commits_what_it_has_and_closes_what_it_reads() -> None
     log.commit = lambda _: seen.append("committed")
     committer = SimpleNamespace(add=lambda _: None, commit_due=lambda: False, incomplete=[])
     with pytest.raises(JobFailed, match="9 of the first 10 rows"):
-        commit_all(finished(), committer, census(new=1, bad=9), log)  # type: ignore[arg-type]
+        commit_records(finished(), committer, changes(new=1, bad=9), log)  # type: ignore[arg-type]
     assert seen == ["committed", "closed"]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipelines.config import BuildConfig, load_config
-from pipelines.indexing.sizing import BLOCKS_AN_ACTOR, LEAST_ROWS, block_rows, fragment_rows
+from pipelines.indexing.sizing import BLOCKS_PER_ACTOR, MIN_BLOCK_ROWS, block_rows, fragment_rows
 
 
 def config(batch_rows: int = 1000, **index: Any) -> BuildConfig:
@@ -20,9 +20,9 @@ def config(batch_rows: int = 1000, **index: Any) -> BuildConfig:
     [
         (None, 4, 1000),
         (10**8, 4, 1000),
-        (4000, 2, LEAST_ROWS),
-        (20_000, 4, -(-20_000 // (4 * BLOCKS_AN_ACTOR))),
-        (5, 1, LEAST_ROWS),
+        (4000, 2, MIN_BLOCK_ROWS),
+        (20_000, 4, -(-20_000 // (4 * BLOCKS_PER_ACTOR))),
+        (5, 1, MIN_BLOCK_ROWS),
     ],
 )
 def test_a_short_job_is_cut_finer(rows: int | None, actors: int, expected: int) -> None:

@@ -9,7 +9,7 @@ from actors.arrow.blocks import split_by_size
 from actors.codecs import codecs
 from actors.outputs import EmbeddingBatch, MultiVectors, TokenBatch
 from pipelines.config import EmbedderConfig
-from pipelines.indexing.stages import Finish, good_rows, tokenise
+from pipelines.indexing.stages import EncodeOutputs, good_rows, tokenise
 
 
 @given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 60))
@@ -48,11 +48,11 @@ def test_finish_stores_signs_as_bits_and_float_vectors_as_lists() -> None:
         np.ones((1, 4), np.float32), None, vectors, tokens.lengths.astype(np.int32), tokens.n_truncated
     )
     signs = EmbedderConfig.model_validate({"codec": {"colbert": "sign"}})
-    assert Finish(signs)(batch, tokens)["minilm_colbert"].to_pylist() == [bytes([0b1101, 0b0100])]
+    assert EncodeOutputs(signs)(batch, tokens)["minilm_colbert"].to_pylist() == [bytes([0b1101, 0b0100])]
     turned = bytes(codecs.encode(vectors.vectors, "rotated_sign").ravel())
-    assert Finish(EmbedderConfig())(batch, tokens)["minilm_colbert"].to_pylist() == [turned]
+    assert EncodeOutputs(EmbedderConfig())(batch, tokens)["minilm_colbert"].to_pylist() == [turned]
     halves = EmbedderConfig.model_validate({"codec": {"dense": "float16", "colbert": "float16"}})
-    assert Finish(halves)(batch, tokens)["minilm_dense"].type == pa.list_(pa.float16(), 4)
-    assert Finish(halves)(batch, tokens)["minilm_colbert"].to_pylist() == [
+    assert EncodeOutputs(halves)(batch, tokens)["minilm_dense"].type == pa.list_(pa.float16(), 4)
+    assert EncodeOutputs(halves)(batch, tokens)["minilm_colbert"].to_pylist() == [
         [[0.5, -0.5, 0.5, 0.5], [-0.5, -0.5, 0.5, -0.5]]
     ]

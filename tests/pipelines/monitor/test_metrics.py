@@ -13,7 +13,7 @@ from ray import cloudpickle
 from actors.arrow.blocks import tokens_from_table
 from actors.pool import EmbedActor
 from pipelines.monitor import metrics
-from pipelines.monitor.metrics import MeteredActor, named_actor
+from pipelines.monitor.metrics import MeteredActor, actor_class_for
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def _actor(monkeypatch: pytest.MonkeyPatch) -> MeteredActor:
         return table.set_column(2, "error", fails)
 
     monkeypatch.setattr(EmbedActor, "__call__", call)
-    return named_actor("m")("j")
+    return actor_class_for("m")("j")
 
 
 TABLE = pa.table(
@@ -86,12 +86,12 @@ def test_what_a_pass_goes_over(packed: bool, tokens: int) -> None:
 
 def test_costs_of_two_embedders_add_up() -> None:
     block = metrics.Block(rows=2, tokens=8, truncated=0, failed=0, batches=1, padding=5, halvings=1, seconds=1.0)
-    table = metrics.with_costs(metrics.with_costs(pa.table({"text": ["a", "b"]}), block), block)
+    table = metrics.add_costs(metrics.add_costs(pa.table({"text": ["a", "b"]}), block), block)
     assert (table["n_padding"].to_pylist(), table["n_halvings"].to_pylist()) == ([10, 0], [2, 0])
 
 
 def test_the_actor_is_named_after_its_embedder_and_travels() -> None:
-    actor = named_actor("bge")
+    actor = actor_class_for("bge")
     assert actor.__name__ == "Embed_bge"
     assert cloudpickle.loads(cloudpickle.dumps(actor)).__name__ == "Embed_bge"
 

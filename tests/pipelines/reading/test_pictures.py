@@ -123,13 +123,13 @@ def test_pictures_need_a_model_that_sees_them_and_whole_documents(tmp_path: Path
 
 
 def test_a_picture_model_cannot_be_added_to_an_index_that_keeps_no_pictures(tmp_path: Path) -> None:
-    from pipelines.indexing.backfill import refuse_pictures
+    from pipelines.indexing.backfill import refuse_picture_backfill
 
     embedders = [{"name": "minilm"}, {"name": "visual", "model": "m", "picture_weights": "w"}]
     job = {"input": {"paths": ["x"], "pictures": {"column": "image"}}, "index": {"uri": "y"}, "embedders": embedders}
-    refuse_pictures(validate(job), {"minilm": ("sparse",)})
+    refuse_picture_backfill(validate(job), {"minilm": ("sparse",)})
     with pytest.raises(ConfigError, match=r"embedders: visual sees pictures, which the index at y does not keep"):
-        refuse_pictures(validate(job), {"visual": ("dense",)})
+        refuse_picture_backfill(validate(job), {"visual": ("dense",)})
 
 
 @pytest.mark.ray

@@ -16,11 +16,11 @@ from actors.outputs import matrix_to_arrow
 from pipelines.config import ConfigError
 from pipelines.store.columns import (
     ColumnCommitter,
-    begin_columns,
-    finish_columns,
+    add_null_columns,
     join_parts,
     read_fragments,
-    unfilled,
+    record_identity,
+    unfilled_fragments,
     write_columns,
 )
 from pipelines.store.commit import create_or_open
@@ -78,7 +78,7 @@ def expected(ids: str) -> dict[str, tuple[Any, Any]]:
 
 
 def test_columns_that_are_being_filled_are_not_the_users(wider: Target) -> None:
-    begin_columns(wider)
+    add_null_columns(wider)
     snapshot = open_table(wider.uri, wider.table)
     assert {"toy_sparse", "second_dense"} <= set(snapshot.schema.names)
     assert snapshot.metadata_columns == ("lang",)
@@ -87,16 +87,16 @@ def test_columns_that_are_being_filled_are_not_the_users(wider: Target) -> None:
 @pytest.mark.parametrize("batch_rows", [1, 2, 3, 100])
 def test_every_row_gets_its_own_values(wider: Target, batch_rows: int) -> None:
     with acquire(wider.uri, wider.table, "wider") as lease:
-        dataset, fields = begin_columns(wider)
+        dataset, fields = add_null_columns(wider)
         before = dataset.to_table(columns=["doc_id", "toy_dense"], with_row_address=True)
         assert [f.name for f in fields] == ["toy_sparse", "second_dense"]
-        todo = unfilled(lance.dataset(wider.documents_uri), fields)
+        todo = unfilled_fragments(lance.dataset(wider.documents_uri), fields)
         assert len(todo) == 3
         blocks = list(read_fragments(dataset, todo, batch_rows))
         Random(batch_rows).shuffle(blocks)
         done = fill(wider, lease, blocks, fields)
         assert (done.totals.rows, done.incomplete) == (7, [])
-        finish_columns(wider, fields)
+        record_identity(wider, fields)
     after = lance.dataset(wider.documents_uri)
     assert values(wider) == expected("bdeghij")
     assert after.to_table(columns=["doc_id", "toy_dense"], with_row_address=True) == before
@@ -106,9 +106,9 @@ def test_every_row_gets_its_own_values(wider: Target, batch_rows: int) -> None:
 def test_rows_written_afterwards_find_their_columns(wider: Target, block: Block) -> None:
     """The table's columns are now in another order than the schema of the job."""
     with acquire(wider.uri, wider.table, "wider") as lease:
-        dataset, fields = begin_columns(wider)
-        fill(wider, lease, list(read_fragments(dataset, unfilled(dataset, fields), 100)), fields)
-        finish_columns(wider, fields)
+        dataset, fields = add_null_columns(wider)
+        fill(wider, lease, list(read_fragments(dataset, unfilled_fragments(dataset, fields), 100)), fields)
+        record_identity(wider, fields)
     assert lance.dataset(wider.documents_uri).schema.names != wider.schema.names
     upsert_rows(replace(wider, run="after"), embedded(block(["b", "z"], text="four")))
     assert values(wider) == expected("bdeghijz")
@@ -118,34 +118,34 @@ def test_rows_written_afterwards_find_their_columns(wider: Target, block: Block)
 
 def test_blocks_that_cross_fragments_are_taken_apart(wider: Target) -> None:
     with acquire(wider.uri, wider.table, "wider") as lease:
-        dataset, fields = begin_columns(wider)
-        rows = pa.concat_tables(read_fragments(dataset, unfilled(dataset, fields), 100))
+        dataset, fields = add_null_columns(wider)
+        rows = pa.concat_tables(read_fragments(dataset, unfilled_fragments(dataset, fields), 100))
         fill(wider, lease, [rows.slice(0, 4), rows.slice(4, 2), rows.slice(6)], fields)
     assert values(wider) == expected("bdeghij")
 
 
 def test_a_job_that_died_goes_on_with_the_fragments_that_are_left(wider: Target, index: Target) -> None:
     with acquire(wider.uri, wider.table, "wider") as lease:
-        dataset, fields = begin_columns(wider)
-        first = unfilled(lance.dataset(wider.documents_uri), fields)
+        dataset, fields = add_null_columns(wider)
+        first = unfilled_fragments(lance.dataset(wider.documents_uri), fields)
         fill(wider, lease, list(read_fragments(dataset, first[:2], 2))[:-1], fields)
     create_or_open(index)
     with acquire(wider.uri, wider.table, "wider") as lease:
-        dataset, again = begin_columns(wider)
+        dataset, again = add_null_columns(wider)
         assert again == fields
-        left = unfilled(dataset, fields)
+        left = unfilled_fragments(dataset, fields)
         assert left == first[1:]
         with pytest.raises(RuntimeError, match="2 fragments have no data for the new columns"):
-            finish_columns(wider, fields)
+            record_identity(wider, fields)
         fill(replace(wider, run="again"), lease, list(read_fragments(dataset, left, 2)), fields)
-        finish_columns(wider, fields)
+        record_identity(wider, fields)
     assert values(wider) == expected("bdeghij")
 
 
 def test_a_row_that_fails_has_nulls_and_is_listed(wider: Target) -> None:
     with acquire(wider.uri, wider.table, "wider") as lease:
-        dataset, fields = begin_columns(wider)
-        blocks = list(read_fragments(dataset, unfilled(dataset, fields), 100))
+        dataset, fields = add_null_columns(wider)
+        blocks = list(read_fragments(dataset, unfilled_fragments(dataset, fields), 100))
         failed = embedded(blocks[0])
         for name, kind in (("toy_sparse", SPARSE), ("second_dense", fields[1].type)):
             nulls = pa.nulls(len(failed), kind)
@@ -162,7 +162,7 @@ def test_a_row_that_fails_has_nulls_and_is_listed(wider: Target) -> None:
 
 
 def test_overlapping_parts_are_refused(wider: Target) -> None:
-    dataset, fields = begin_columns(wider)
+    dataset, fields = add_null_columns(wider)
     rows = embedded(next(read_fragments(dataset, [0], 100)))
     (record,) = write_columns(rows, wider, fields).to_pylist()
     with pytest.raises(ValueError, match="fragment 0: its parts overlap at row 1"):
@@ -172,21 +172,21 @@ def test_overlapping_parts_are_refused(wider: Target) -> None:
 def test_an_index_that_differs_otherwise_is_refused(wider: Target, identity: Identity) -> None:
     other = Identity(identity.chunk, "{text}", wider.identity.embedders)
     with pytest.raises(ConfigError, match=r"text: index has '\{title\} \{text\}', you have '\{text\}'"):
-        begin_columns(replace(wider, schema=documents_schema(other)))
+        add_null_columns(replace(wider, schema=documents_schema(other)))
 
 
 def test_nothing_to_add_adds_nothing(index: Target) -> None:
     before = lance.dataset(index.documents_uri).version
-    assert begin_columns(index)[1] == []
+    assert add_null_columns(index)[1] == []
     assert lance.dataset(index.documents_uri).version == before
 
 
 def test_parts_of_a_fragment_may_interleave(wider: Target) -> None:
     """Repartitioned blocks join pieces from all over a fragment."""
     with acquire(wider.uri, wider.table, "wider") as lease:
-        dataset, fields = begin_columns(wider)
+        dataset, fields = add_null_columns(wider)
         (whole,) = read_fragments(dataset, [0], 100)
         blocks = [whole.take([0, 2]), whole.take([1]), *read_fragments(dataset, [1, 2], 100)]
         assert fill(wider, lease, blocks, fields).incomplete == []
-        finish_columns(wider, fields)
+        record_identity(wider, fields)
     assert values(wider) == expected("bdeghij")

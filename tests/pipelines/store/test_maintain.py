@@ -15,7 +15,7 @@ from pipelines.config import ConfigError
 from pipelines.store.commit import Committer, create_or_open
 from pipelines.store.lease import LeaseHeld, acquire
 from pipelines.store.maintain import optimize, orphans, target_rows
-from pipelines.store.quarantine import failed_rows, reasons, settle_quarantine
+from pipelines.store.quarantine import drop_old_quarantine, failed_rows, reasons
 from pipelines.store.schema import Target
 from pipelines.store.status import read_status
 from pipelines.store.writer import write_block
@@ -96,7 +96,7 @@ def test_quarantine_lists_what_failed_in_the_last_run(target: Target, another_ru
     build(target, block(["a", "b"], errors=["bad", "worse"]))
     build(another_run, block(["b"], errors=["worse"]))
     assert len(failed_rows(target.uri)["shard.parquet"]) == 2
-    settle_quarantine(another_run)
+    drop_old_quarantine(another_run)
     assert failed_rows(target.uri) == {"shard.parquet": frozenset({0})}
     rows = lance.dataset(target.quarantine_uri).to_table().to_pylist()
     assert [(r["doc_id"], r["run"]) for r in rows] == [("b", another_run.run)]
@@ -112,4 +112,4 @@ def test_reasons_come_most_frequent_first_and_duplicates_count_as_one(target: Ta
 def test_an_index_without_quarantine_has_no_failed_rows(target: Target) -> None:
     assert failed_rows(target.uri) == {}
     assert reasons(target.uri) == []
-    settle_quarantine(replace(target, run="x"))
+    drop_old_quarantine(replace(target, run="x"))
