@@ -6,15 +6,15 @@ from typing import Any, cast
 
 from actors.checkpoints.loading import resolve_folder
 from actors.embedders.dense import FlagLLMModel, FlagModel, FlagPseudoMoEModel
-from actors.embedders.front import Front
+from actors.embedders.flag_embedding import FlagEmbeddingCompat
 from actors.embedders.icl import FlagICLModel
 from actors.embedders.m3 import BGEM3FlagModel
 from actors.models.catalogue import CLASS_POOLING, complete
 from actors.models.model_classes import EmbedderModelClass
 from actors.spec import EmbedderSpec, ModelClass, Pooling
 
-FRONTS: dict[ModelClass, type[Front[Any]]] = {
-    front.model_class: front for front in (FlagModel, BGEM3FlagModel, FlagLLMModel, FlagICLModel, FlagPseudoMoEModel)
+COMPAT_CLASSES: dict[ModelClass, type[FlagEmbeddingCompat[Any]]] = {
+    compat.model_class: compat for compat in (FlagModel, BGEM3FlagModel, FlagLLMModel, FlagICLModel, FlagPseudoMoEModel)
 }
 
 
@@ -38,7 +38,7 @@ class FlagAutoModel:
         trust_remote_code: bool | None = None,
         query_instruction_format: str | None = None,
         **options: Any,
-    ) -> Front[Any]:
+    ) -> FlagEmbeddingCompat[Any]:
         """The model under the class, pooling and template of its name, or of its own files where the name is unknown.
 
         `model_class` (as upstream: then the class's plain defaults hold) and every other argument win over both.
@@ -59,7 +59,7 @@ class FlagAutoModel:
         )
         known = complete(asked, resolve_folder(asked.model, asked.revision, asked.cache_dir, asked.trust_remote_code))
         assert known.model_class is not None, "the spec is complete"
-        return FRONTS[known.model_class](
+        return COMPAT_CLASSES[known.model_class](
             asked.model,
             bool(known.normalize),
             use_fp16,

@@ -1,7 +1,7 @@
 """The embedder that the pipeline uses: texts in, contiguous buffers out. A class of models differs in data only.
 
 Upstream has five classes with the same 250 lines; here pooling, template and heads are values of one engine, and the
-five names are fronts that translate arguments and return types (`fronts.py` and the files beside it).
+five names translate arguments and return types (`flag_embedding.py` and the files beside it).
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Embedder:
     def embed_corpus(self, texts: Iterable[str], outputs: Sequence[Output] | None = None) -> EmbeddingBatch:
         """Passages: the passage instruction and length. Those that follow are tokenised while a model embeds."""
         asked = checked_outputs(outputs, self.outputs, self.spec.model)
-        tokenised = ahead(partial(self.tokenise, kind="passage"), windows(checked_texts(texts), WINDOW))
+        tokenised = prefetch_one(partial(self.tokenise, kind="passage"), windows(checked_texts(texts), WINDOW))
         parts = [self.embed_tokens(tokens, asked) for tokens in tokenised]
         return concat(parts) if parts else self.embed_tokens(self.tokenise([]), asked)
 
@@ -115,9 +115,9 @@ def windows(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """`map(function, items)`, always one item ahead of whoever takes them, in a thread of its own."""
-    with ThreadPoolExecutor(1, "ahead") as thread:
+def prefetch_one(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Yields `map(function, items)`; a thread of its own computes the next item while the caller uses this one."""
+    with ThreadPoolExecutor(1, "prefetch") as thread:
         coming: deque[Future[R]] = deque()
         for item in items:
             coming.append(thread.submit(function, item))

@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from actors.embedders.front import Front
+from actors.embedders.flag_embedding import FlagEmbeddingCompat
 from actors.outputs import Array, EmbeddingBatch
 from actors.spec import ModelClass, Output
 from actors.text.prompts import INSTRUCT
 
 
 @dataclass(eq=False)
-class DenseFront(Front[Array | Tensor]):
+class DenseCompat(FlagEmbeddingCompat[Array | Tensor]):
     """Results: (n, d) float32, or (d,) for one str; float16 from half precision on an accelerator."""
 
     def _asked(self, chosen: dict[str, Any]) -> tuple[Output, ...]:
@@ -29,14 +29,14 @@ class DenseFront(Front[Array | Tensor]):
 
 
 @dataclass(eq=False)
-class FlagModel(DenseFront):
+class FlagModel(DenseCompat):
     """BERT-like models: bge-*-en, bge-*-zh, e5, gte. pooling_method: cls, mean or last_token."""
 
     model_class: ClassVar[ModelClass] = "encoder-only-base"
 
 
 @dataclass(eq=False)
-class FlagLLMModel(DenseFront):
+class FlagLLMModel(DenseCompat):
     """Decoders: e5-mistral, bge-multilingual-gemma2, Qwen3-Embedding. The last token's state is the vector."""
 
     query_instruction_format: str = INSTRUCT

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
-from actors.embedders.dense import DenseFront
+from actors.embedders.dense import DenseCompat
 from actors.outputs import TokenBatch
 from actors.spec import ModelClass
 from actors.text.prompts import TAGGED, InContext, examples_prefix
@@ -15,7 +15,7 @@ Examples = Sequence[Mapping[str, Any]]
 
 
 @dataclass(eq=False)
-class FlagICLModel(DenseFront):
+class FlagICLModel(DenseCompat):
     """bge-en-icl. Examples: `{"instruct": ..., "query": ..., "response": ...}`; instruct defaults to the query's."""
 
     query_instruction_format: str = TAGGED

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actors.embedders.front import Front
+from actors.embedders.flag_embedding import FlagEmbeddingCompat
 from actors.embedders.pair_scores import lexical_score, pair_scores
 from actors.outputs import Array, EmbeddingBatch, SparseVectors
 from actors.spec import EmbedderSpec, ModelClass, Output
@@ -25,7 +25,7 @@ RETURNS: dict[str, Output] = {"return_dense": "dense", "return_sparse": "sparse"
 
 
 @dataclass(eq=False)
-class BGEM3FlagModel(Front[dict[str, Any]]):
+class BGEM3FlagModel(FlagEmbeddingCompat[dict[str, Any]]):
     """bge-m3 and its like.
 
     encode* return `{"dense_vecs": (n, d) float32, "lexical_weights": [{str(token id): weight}], "colbert_vecs":

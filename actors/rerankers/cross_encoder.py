@@ -26,7 +26,7 @@ from actors.network.backbone import load_pretrained
 from actors.network.first_token_encoder import FirstTokenEncoder
 from actors.outputs import IntArray, ranges
 from actors.rerankers.engine import RerankOptions, Scorer
-from actors.rerankers.fronts import Front
+from actors.rerankers.flag_embedding import RerankerCompat
 from actors.rerankers.loading import Checkpoint
 from actors.rerankers.pairs import Layout, PairBatch, encoder_layout
 from actors.text.prompts import PLAIN
@@ -124,7 +124,7 @@ class _Padded:
 
 
 @dataclass
-class FlagReranker(Front):
+class FlagReranker(RerankerCompat):
     """FlagEmbedding's `FlagReranker`: encoder rerankers such as bge-reranker-v2-m3.
 
     Arguments and defaults are upstream's; `use_bf16` is ours. `compute_score` returns a list of floats, always.

@@ -20,7 +20,7 @@ from actors.network.decoders import MiniCPM, MiniCPMConfig, Source, read_config
 from actors.rerankers import llm
 from actors.rerankers.adapters import merge_lora
 from actors.rerankers.engine import RerankOptions, Scorer
-from actors.rerankers.fronts import DecoderFront
+from actors.rerankers.flag_embedding import DecoderCompat
 from actors.rerankers.loading import Checkpoint
 from actors.rerankers.pairs import Layout, PairBatch, prompt_layout
 from actors.text.tokenizer import TextTokenizer
@@ -113,7 +113,7 @@ def _heads(config: MiniCPMConfig, weights: dict[str, Tensor], yes: int) -> Tenso
 
 
 @dataclass
-class LayerWiseFlagLLMReranker(DecoderFront):
+class LayerWiseFlagLLMReranker(DecoderCompat):
     """FlagEmbedding's `LayerWiseFlagLLMReranker`: bge-reranker-v2-minicpm-layerwise.
 
     Arguments and defaults are upstream's, except that fp32 is what one gets without a flag, where upstream forces

@@ -21,7 +21,7 @@ from actors.network.decoders import Compression, Gemma2, Gemma2Config, Source, r
 from actors.rerankers import llm
 from actors.rerankers.adapters import merge_lora
 from actors.rerankers.engine import RerankOptions, Scorer
-from actors.rerankers.fronts import DecoderFront
+from actors.rerankers.flag_embedding import DecoderCompat
 from actors.rerankers.layerwise import always_bos, asked_layers
 from actors.rerankers.loading import Checkpoint
 from actors.rerankers.pairs import Layout, PairBatch, prompt_layout
@@ -98,7 +98,7 @@ def load_lightweight(checkpoint: Checkpoint) -> Lightweight:
 
 
 @dataclass
-class LightWeightFlagLLMReranker(DecoderFront):
+class LightWeightFlagLLMReranker(DecoderCompat):
     """FlagEmbedding's `LightWeightFlagLLMReranker`: bge-reranker-v2.5-gemma2-lightweight.
 
     Arguments and defaults are upstream's, except that fp32 is what one gets without a flag; `heads_by_layer` is ours.

@@ -19,7 +19,7 @@ from actors.network.backbone import Backbone, load_pretrained
 from actors.network.transformers_backbone import PACKABLE, PACKED_ATTENTION, PackedTransformer, PaddedTransformer
 from actors.rerankers.adapters import merge_lora
 from actors.rerankers.engine import RerankOptions, Scorer
-from actors.rerankers.fronts import DecoderFront
+from actors.rerankers.flag_embedding import DecoderCompat
 from actors.rerankers.loading import Checkpoint
 from actors.rerankers.pairs import Layout, PairBatch, prompt_layout
 from actors.text.tokenizer import TextTokenizer
@@ -103,7 +103,7 @@ def _softcap(config: PretrainedConfig) -> float | None:
 
 
 @dataclass
-class FlagLLMReranker(DecoderFront):
+class FlagLLMReranker(DecoderCompat):
     """FlagEmbedding's `FlagLLMReranker`: causal language models such as bge-reranker-v2-gemma.
 
     Arguments and defaults are upstream's. `compute_score` returns a list of floats, always.

@@ -9,7 +9,7 @@ from actors.checkpoints.loading import resolve_folder
 from actors.models.catalogue import short_name
 from actors.rerankers.cross_encoder import FlagReranker
 from actors.rerankers.engine import Reranker
-from actors.rerankers.fronts import Front
+from actors.rerankers.flag_embedding import RerankerCompat
 from actors.rerankers.layerwise import LayerWiseFlagLLMReranker
 from actors.rerankers.lightweight import LightWeightFlagLLMReranker
 from actors.rerankers.llm import FlagLLMReranker
@@ -17,7 +17,7 @@ from actors.rerankers.loading import open_checkpoint, read_config_json
 from actors.spec import ComputeSpec
 
 RerankerClass = Literal["encoder-only-base", "decoder-only-base", "decoder-only-layerwise", "decoder-only-lightweight"]
-CLASSES: dict[RerankerClass, type[Front]] = {
+CLASSES: dict[RerankerClass, type[RerankerCompat]] = {
     "encoder-only-base": FlagReranker,
     "decoder-only-base": FlagLLMReranker,
     "decoder-only-layerwise": LayerWiseFlagLLMReranker,
@@ -80,9 +80,9 @@ def load_reranker(
     that names the file at fault.
     """
     folder = resolve_folder(model, revision, cache_dir, trust_remote_code)
-    front = CLASSES[_known(model_class or class_of(model, folder))]
+    compat = CLASSES[_known(model_class or class_of(model, folder))]
     checkpoint = open_checkpoint(str(folder), adapter=peft_path, trust_remote_code=trust_remote_code, compute=compute)
-    return Reranker(checkpoint, front.load(checkpoint), front.defaults().changed(options))
+    return Reranker(checkpoint, compat.load(checkpoint), compat.defaults().changed(options))
 
 
 def _known(model_class: str) -> RerankerClass:
@@ -105,7 +105,7 @@ class FlagAutoReranker:
         use_fp16: bool = False,
         trust_remote_code: bool | None = None,
         **kwargs: Any,
-    ) -> Front:
+    ) -> RerankerCompat:
         """The class for this model, made with `kwargs`.
 
         model_class None: by name, then, where upstream gives up, by the checkpoint's own config.json. ValueError where
@@ -115,6 +115,6 @@ class FlagAutoReranker:
         if model_class is None:
             folder = resolve_folder(model_name_or_path, None, kwargs.get("cache_dir"), trusted)
             model_class = class_of(model_name_or_path, folder)
-        front: Any = CLASSES[_known(model_class)]
-        made: Front = front(model_name_or_path, use_fp16=use_fp16, trust_remote_code=trusted, **kwargs)
+        compat: Any = CLASSES[_known(model_class)]
+        made: RerankerCompat = compat(model_name_or_path, use_fp16=use_fp16, trust_remote_code=trusted, **kwargs)
         return made

@@ -228,7 +228,7 @@ def test_other_decoders_run_padded_and_give_the_logit_of_yes(tmp_path: Path, fam
         assert score == pytest.approx(logit, abs=1e-4)
 
 
-def test_fronts_read_their_attributes_at_every_call(folders: dict[str, Path]) -> None:
+def test_attributes_are_read_at_every_call(folders: dict[str, Path]) -> None:
     front = LayerWiseFlagLLMReranker(str(folders["minicpm"]), devices="cpu")
     before = front.compute_score(PAIRS)
     front.cutoff_layers, front.normalize = [3], True

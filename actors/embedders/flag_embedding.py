@@ -30,7 +30,7 @@ NO_EFFECT = frozenset({"pad_to_multiple_of"})
 
 
 @dataclass(eq=False)
-class Front(ABC, Generic[Result]):
+class FlagEmbeddingCompat(ABC, Generic[Result]):
     """A model with FlagEmbedding's interface. Errors: see `load_embedder` and `Preparation.tokenise`."""
 
     model_name_or_path: str

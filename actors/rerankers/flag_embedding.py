@@ -27,7 +27,7 @@ OLD_NAMES = {"compress_layer": "compress_layers"}
 
 
 @dataclass
-class Front:
+class RerankerCompat:
     """One loaded reranker for each device."""
 
     @staticmethod
@@ -78,7 +78,7 @@ class Front:
 
 
 @dataclass
-class DecoderFront(Front):
+class DecoderCompat(RerankerCompat):
     """The arguments that the three decoders begin with."""
 
     model_name_or_path: str
