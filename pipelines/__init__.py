@@ -6,11 +6,26 @@ Names are resolved when they are first used: `open_index` works in a process tha
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipelines.cluster.submit import submit_job as submit_job
+    from pipelines.config import BuildConfig as BuildConfig
+    from pipelines.config import ConfigError as ConfigError
+    from pipelines.config import SearchConfig as SearchConfig
+    from pipelines.config import load_config as load_config
+    from pipelines.indexing.build import build_index as build_index
+    from pipelines.retrieval import Hit as Hit
+    from pipelines.retrieval import Hits as Hits
+    from pipelines.retrieval import Index as Index
+    from pipelines.retrieval import open_index as open_index
 
 _HOMES = {
     "build_index": "pipelines.indexing.build",
     "open_index": "pipelines.retrieval",
+    "Index": "pipelines.retrieval",
+    "Hits": "pipelines.retrieval",
+    "Hit": "pipelines.retrieval",
     "load_config": "pipelines.config",
     "submit_job": "pipelines.cluster.submit",
     "BuildConfig": "pipelines.config",
@@ -21,10 +36,12 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'pipelines' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'pipelines' has no attribute {name!r}")
+        return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -39,11 +39,29 @@ class _Group(TyperGroup):
 app = typer.Typer(
     cls=_Group,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Embed a corpus of any size with BGE models on Ray, and search it with everything those models give.",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from tridex import __version__
+
+        typer.echo(f"tridex {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Takes the options that come before a command."""
+
 
 ConfigFile = Annotated[Path | None, typer.Argument(help="YAML file; without one the defaults are used.")]
 Input = Annotated[list[str] | None, typer.Option("--input", help="File, folder, glob or URI; may be repeated.")]

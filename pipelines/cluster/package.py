@@ -1,4 +1,4 @@
-"""What a cluster needs to run a job: the two packages and the configuration in one small folder, without secrets.
+"""What a cluster needs to run a job: the three packages and the configuration in one small folder, without secrets.
 
 Shipping the code makes any Ray cluster with the dependencies good enough, whatever version of tridex its image holds;
 it is under a megabyte and Ray uploads it once per content. Secrets are refused, not shipped: Ray keeps a job's files
@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from pipelines.config import BuildConfig, ConfigError, plain_options
 from pipelines.reading.files import scheme_of
 
-PACKAGES = ("actors", "pipelines")
+PACKAGES = ("actors", "pipelines", "tridex")
 EXCLUDES = ("__pycache__", "*.pyc", ".*")
 CONFIG = "job.yaml"
 SECRET_WORDS = ("secret", "key", "token", "password", "credential", "sas", "account")

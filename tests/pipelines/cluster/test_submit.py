@@ -40,7 +40,7 @@ def _config(**sections: Any) -> BuildConfig:
 
 def test_the_package_holds_the_code_and_a_config_that_loads(tmp_path: Path) -> None:
     write_package(tmp_path, _config(job={"prune": True}, ray={"num_cpus": 3}), "night")
-    assert {path.name for path in tmp_path.iterdir()} == {"actors", "pipelines", "job.yaml"}
+    assert {path.name for path in tmp_path.iterdir()} == {"actors", "pipelines", "tridex", "job.yaml"}
     assert not list(tmp_path.rglob("__pycache__"))
     shipped = load_config(tmp_path / "job.yaml")
     assert (shipped.job.id, shipped.job.prune, shipped.ray.num_cpus) == ("night", True, None)
