@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from actors.codecs.on_device import Shrink
 from actors.compute.resolve import Compute, measure_matmul_flops
-from actors.embedders.engine import Ask, Engine
+from actors.embedders.engine import EncodeRequest, Engine
 from actors.network.packed_encoder import PackedEncoder
 from actors.outputs import EmbeddingBatch, TokenBatch, offsets_of
 from actors.spec import OUTPUTS
@@ -147,10 +147,10 @@ def median_seconds(function: Callable[[], object], rounds: int, device: torch.de
     return float(np.median(seconds))
 
 
-def embed_blocks(ours: Engine, tokens: TokenBatch, ask: Ask, rows: int = 4096) -> None:
+def embed_blocks(ours: Engine, tokens: TokenBatch, request: EncodeRequest, rows: int = 4096) -> None:
     """In blocks, as a job does, so that memory holds one block's vectors."""
     for start in range(0, len(tokens), rows):
-        ours.embed_tokens(tokens.take(np.arange(start, min(start + rows, len(tokens)))), ask)
+        ours.embed_tokens(tokens.take(np.arange(start, min(start + rows, len(tokens)))), request)
 
 
 def flop(config: XLMRobertaConfig, lengths: np.ndarray) -> float:
@@ -169,7 +169,7 @@ def bench(scale: Scale, device: torch.device, compiled: bool) -> None:
     model.bfloat16()
     for head in heads:
         head.bfloat16()
-    found = engine(model, heads, 4096, compiled).embed_tokens(few, Ask(OUTPUTS))
+    found = engine(model, heads, 4096, compiled).embed_tokens(few, EncodeRequest(OUTPUTS))
     print("worst cosine to fp32:", check(found, *reference))
     rate = measure_matmul_flops(
         device, torch.bfloat16, (16384 if device.type == "cuda" else 256, scale.width, 4 * scale.width)
@@ -180,7 +180,7 @@ def bench(scale: Scale, device: torch.device, compiled: bool) -> None:
     asks = [(budget, None) for budget in scale.budgets] + [(scale.budgets[0], Shrink("rotated_sign"))]
     for budget, shrink in asks:
         ours = engine(model, heads, budget, compiled)
-        run = functools.partial(embed_blocks, ours, tokens, Ask(OUTPUTS, shrink=shrink))
+        run = functools.partial(embed_blocks, ours, tokens, EncodeRequest(OUTPUTS, shrink=shrink))
         seconds = median_seconds(run, scale.rounds, device)
         stored = "" if shrink is None else ", ColBERT as signs"
         print(
@@ -200,8 +200,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--toy", action="store_true")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    ask = parser.parse_args(arguments)
-    bench(TOY if ask.toy else FULL, torch.device(ask.device), ask.compile)
+    request = parser.parse_args(arguments)
+    bench(TOY if request.toy else FULL, torch.device(request.device), request.compile)
 
 
 if __name__ == "__main__":

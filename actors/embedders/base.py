@@ -20,7 +20,7 @@ from actors.checkpoints.files import CheckpointError
 from actors.checkpoints.loading import check_weights, load_head
 from actors.codecs.on_device import Shrink
 from actors.compute.resolve import Compute, resolve_compute
-from actors.embedders.engine import Ask, Engine
+from actors.embedders.engine import EncodeRequest, Engine
 from actors.models.identity import Identity, available_outputs, describe, head_folder
 from actors.models.preparation import Kind, Preparation
 from actors.network.backbone import load_backbone
@@ -77,7 +77,7 @@ class Embedder:
         shrink: ColBERT vectors come encoded. Raises ValueError for an output that this model has no head for.
         """
         asked = checked_outputs(outputs, self.outputs, self.spec.model)
-        return self.engine.embed_tokens(tokens, Ask(asked, shrink=shrink))
+        return self.engine.embed_tokens(tokens, EncodeRequest(asked, shrink=shrink))
 
     def embed_rows(
         self,
@@ -93,7 +93,7 @@ class Embedder:
     def embed_corpus(self, texts: Iterable[str], outputs: Sequence[Output] | None = None) -> EmbeddingBatch:
         """Passages: the passage instruction and length. Those that follow are tokenised while a model embeds."""
         asked = checked_outputs(outputs, self.outputs, self.spec.model)
-        tokenised = prefetch_one(partial(self.tokenise, kind="passage"), windows(checked_texts(texts), WINDOW))
+        tokenised = prefetch_one(partial(self.tokenise, kind="passage"), slices_of(checked_texts(texts), WINDOW))
         parts = [self.embed_tokens(tokens, asked) for tokens in tokenised]
         return concat(parts) if parts else self.embed_tokens(self.tokenise([]), asked)
 
@@ -110,7 +110,7 @@ class Embedder:
         return describe(self.preparation)
 
 
-def windows(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+def slices_of(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """Slices of `size` items, the last one shorter."""
     return (items[start : start + size] for start in range(0, len(items), size))
 

@@ -25,12 +25,12 @@ from typing import Any
 import torch
 
 from actors.compute.batching import inverse_permutation, plan_batches
-from actors.embedders.engine import Ask
+from actors.embedders.engine import EncodeRequest
 from actors.outputs import EmbeddingBatch, TokenBatch, concat
 from actors.spec import EmbedderSpec
 
 Devices = str | int | Sequence[str | int] | None
-Job = tuple[TokenBatch, Ask]
+Job = tuple[TokenBatch, EncodeRequest]
 Answer = EmbeddingBatch | tuple[Exception, str]
 SHARES = 8
 """Batches for each device in one call: enough that the last one to finish is not waited for long."""
@@ -86,7 +86,7 @@ class DevicePool:
         self._workers: list[Worker] = []
         self._finalizer: weakref.finalize[[list[Worker]], Any] | None = None
 
-    def embed_tokens(self, tokens: TokenBatch, ask: Ask) -> EmbeddingBatch:
+    def embed_tokens(self, tokens: TokenBatch, request: EncodeRequest) -> EmbeddingBatch:
         """`Engine.embed_tokens`, each batch on some device.
 
         Raises what a worker raised, with the worker's traceback as its cause; RuntimeError where a worker has died.
@@ -96,7 +96,7 @@ class DevicePool:
         with self._lock:
             self._start()
             try:
-                results, failure = self._run([(tokens.take(rows), ask) for rows in batches])
+                results, failure = self._run([(tokens.take(rows), request) for rows in batches])
             except BaseException:  # a dead worker, Ctrl-C: answers may still be under way, and nobody may read them
                 self.close()
                 raise

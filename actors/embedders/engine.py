@@ -29,13 +29,13 @@ from actors.spec import Output, Pooling
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """What one call wants. budget: at most so many tokens in a pass; whole: leave truncate_dim aside; domain: for
+class EncodeRequest:
+    """What one call wants. budget: at most so many tokens in a pass; ignore_truncate_dim: whole vectors; domain: for
     checkpoints with code of their own that route by domain; shrink: ColBERT vectors leave the device encoded."""
 
     outputs: tuple[Output, ...]
     budget: int | None = None
-    whole: bool = False
+    ignore_truncate_dim: bool = False
     domain: str | None = None
     shrink: Shrink | None = None
 
@@ -70,54 +70,59 @@ class Engine:
     def _colbert_width(self) -> int:
         return self.backbone.hidden_size if self.colbert is None else self.colbert.out_features
 
-    def embed_tokens(self, tokens: TokenBatch, ask: Ask) -> EmbeddingBatch:
+    def embed_tokens(self, tokens: TokenBatch, request: EncodeRequest) -> EmbeddingBatch:
         """The asked outputs in the order of the texts. A text without any token gets zeros and no vectors."""
         lengths = tokens.lengths
         filled, empty = np.flatnonzero(lengths), np.flatnonzero(lengths == 0)
-        dense, colbert = self._buffers(lengths, ask)
+        dense, colbert = self._buffers(lengths, request)
 
         def embed(rows: IntArray) -> SparseVectors:
-            return self._embed_batch(tokens, filled[rows], ask, dense, colbert)
+            return self._embed_batch(tokens, filled[rows], request, dense, colbert)
 
-        done, parts = self.executor.run(lengths[filled], embed, ask.budget)
+        done, parts = self.executor.run(lengths[filled], embed, request.budget)
         parts.append(SparseVectors.empty(len(empty)))
         places = inverse_permutation([*(filled[rows] for rows in done), empty])
-        sparse = SparseVectors.join(parts).take(places) if "sparse" in ask.outputs else None
+        sparse = SparseVectors.join(parts).take(places) if "sparse" in request.outputs else None
         return EmbeddingBatch(dense, sparse, colbert, lengths.astype(np.int32), tokens.n_truncated)
 
-    def _buffers(self, lengths: IntArray, ask: Ask) -> tuple[Array | None, MultiVectors | None]:
+    def _buffers(self, lengths: IntArray, request: EncodeRequest) -> tuple[Array | None, MultiVectors | None]:
         """Zeros for the outputs whose sizes are known before the pass; each batch writes its rows where they belong."""
-        cut = None if ask.whole else self.truncate_dim
+        cut = None if request.ignore_truncate_dim else self.truncate_dim
         dense = np.zeros((len(lengths), _cut(self.backbone.hidden_size, cut)), np.float32)
         return (
-            dense if "dense" in ask.outputs else None,
-            self._vectors(np.maximum(lengths - 1, 0), ask) if "colbert" in ask.outputs else None,
+            dense if "dense" in request.outputs else None,
+            self._vectors(np.maximum(lengths - 1, 0), request) if "colbert" in request.outputs else None,
         )
 
-    def _vectors(self, lengths: IntArray, ask: Ask) -> MultiVectors:
-        dim = _cut(self._colbert_width, None if ask.whole else self.truncate_dim)
+    def _vectors(self, lengths: IntArray, request: EncodeRequest) -> MultiVectors:
+        dim = _cut(self._colbert_width, None if request.ignore_truncate_dim else self.truncate_dim)
         dtype: type[np.generic] = heads.vector_dtype(self.compute.device, self.compute.dtype)
-        if ask.shrink is not None:
-            lengths, dim, dtype = ask.shrink.lengths(lengths), ask.shrink.width(dim), np.uint8
+        if request.shrink is not None:
+            lengths, dim, dtype = request.shrink.lengths(lengths), request.shrink.width(dim), np.uint8
         offsets = offsets_of(lengths)
         return MultiVectors(offsets, np.zeros((offsets[-1], dim), dtype))
 
     def _embed_batch(
-        self, tokens: TokenBatch, rows: IntArray, ask: Ask, dense: Array | None, colbert: MultiVectors | None
+        self,
+        tokens: TokenBatch,
+        rows: IntArray,
+        request: EncodeRequest,
+        dense: Array | None,
+        colbert: MultiVectors | None,
     ) -> SparseVectors:
         part = tokens.take(rows)
         ids = torch.from_numpy(part.ids.astype(np.int64)).to(self.compute.device)
-        hidden = self._forward(ids, part.offsets, ask.domain)
-        cut, unit = None if ask.whole else self.truncate_dim, self.normalize
+        hidden = self._forward(ids, part.offsets, request.domain)
+        cut, unit = None if request.ignore_truncate_dim else self.truncate_dim, self.normalize
         if dense is not None:
             vectors = heads.dense(hidden, part.offsets, self.pooling, normalize=unit, truncate_dim=cut)
             dense[rows] = heads.host(vectors)
         if colbert is not None:
             found = heads.colbert(
-                hidden, part.offsets, self.colbert, normalize=unit, truncate_dim=cut, shrink=ask.shrink
+                hidden, part.offsets, self.colbert, normalize=unit, truncate_dim=cut, shrink=request.shrink
             )
             colbert.vectors[ranges(colbert.offsets[rows], np.diff(found.offsets))] = found.vectors
-        if "sparse" not in ask.outputs:
+        if "sparse" not in request.outputs:
             return SparseVectors.empty(len(rows))
         assert self.sparse is not None, "sparse is among the outputs only where the head exists"
         return heads.sparse(hidden, ids, part.offsets, self.sparse, self.excluded_ids)

@@ -17,7 +17,7 @@ import numpy as np
 from actors.checkpoints.loading import check_weights
 from actors.embedders.base import checked_outputs, load_engine
 from actors.embedders.device_pool import DevicePool, Devices, device_names
-from actors.embedders.engine import Ask, Engine
+from actors.embedders.engine import EncodeRequest, Engine
 from actors.models.identity import available_outputs
 from actors.models.preparation import load_preparation
 from actors.outputs import Array, EmbeddingBatch, TokenBatch
@@ -141,14 +141,14 @@ class FlagEmbeddingCompat(ABC, Generic[Result]):
         return self._result(batch, chosen, isinstance(given, str))
 
     def _embed(
-        self, tokens: TokenBatch, outputs: Sequence[Output] | None, batch_size: int | None = None, **ask: Any
+        self, tokens: TokenBatch, outputs: Sequence[Output] | None, batch_size: int | None = None, **options: Any
     ) -> EmbeddingBatch:
         rows = self.batch_size if batch_size is None else batch_size
         if rows < 1:
             raise ValueError(f"batch_size must be at least 1, got {rows}")
         budget = rows * int(tokens.lengths.max(initial=1))
         asked = checked_outputs(outputs, self.outputs, self.model_name_or_path)
-        return self.runner.embed_tokens(tokens, Ask(asked, max(budget, 1), **ask))
+        return self.runner.embed_tokens(tokens, EncodeRequest(asked, max(budget, 1), **options))
 
     def _chosen(self, options: dict[str, Any]) -> dict[str, Any]:
         """Every call option: as given, else the attribute. TypeError for an argument that does not exist."""

@@ -104,7 +104,8 @@ class BGEM3FlagModel(FlagEmbeddingCompat[dict[str, Any]]):
         weights = _checked_weights(weights_for_different_modes)
         queries = self._queries([query for query, _ in pairs], max_query_length)
         passages = self._passages([passage for _, passage in pairs], max_passage_length)
-        both = [self._embed(tokens, tuple(RETURNS.values()), batch_size, whole=True) for tokens in (queries, passages)]
+        outputs = tuple(RETURNS.values())
+        both = [self._embed(x, outputs, batch_size, ignore_truncate_dim=True) for x in (queries, passages)]
         scores = pair_scores(both[0], both[1], weights)
         return {name: values[0] if one else values for name, values in scores.items()}
 

@@ -55,7 +55,7 @@ def _runs(offsets: IntArray, lengths: IntArray) -> list[tuple[int, int, int]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class AttentionOptions:
     """What a layer's attention does besides softmax. window: a token sees those less than this many places away."""
 
     scale: float
@@ -64,38 +64,38 @@ class Rule:
     softcap: float | None = None
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, segments: Segments, rule: Rule) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, segments: Segments, options: AttentionOptions) -> Tensor:
     """Each text attends to itself. query: (T, H, d); key, value: (T, H or fewer, d); returns (T, H, d), contiguous.
 
     Rows past the last text belong to nobody and come back as zeros (a CPU batch is rounded up); they must be finite.
     """
-    flash = _flash() if _flash_takes(query, rule) else None
+    flash = _flash() if _flash_takes(query, options) else None
     if flash is not None:
-        return flash(query, key, value, segments, rule)
-    tiles = _tiles() if _tiles_take(query, key, rule) else None
+        return flash(query, key, value, segments, options)
+    tiles = _tiles() if _tiles_take(query, key, options) else None
     if tiles is not None:
-        return tiles(query, key, value, segments.offsets, rule.scale)
+        return tiles(query, key, value, segments.offsets, options.scale)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     out[segments.offsets[-1] :] = 0
     for start, texts, length in segments.runs:
         wide = _keys_read(query, start + (texts - 1) * length, length)
-        q = _windows(query, start, texts, length, length)
-        k, v = (_windows(x, start, texts, length, wide) for x in (key, value))
-        block = _block(q, k, v, rule).transpose(1, 2)
+        q = _strided_views(query, start, texts, length, length)
+        k, v = (_strided_views(x, start, texts, length, wide) for x in (key, value))
+        block = _block(q, k, v, options).transpose(1, 2)
         out[start : start + texts * length].view(block.shape).copy_(block)
     return out
 
 
-def attend_firsts(query: Tensor, key: Tensor, value: Tensor, segments: Segments, rule: Rule) -> Tensor:
+def attend_firsts(query: Tensor, key: Tensor, value: Tensor, segments: Segments, options: AttentionOptions) -> Tensor:
     """The first token of each text attends to all of its text, in the query's dtype, whatever the keys' is.
 
     query: (n, H, d), one for each text; key, value: (T, H, d); returns (n, H, d).
     """
     out, done = torch.empty_like(query), 0
     for start, texts, length in segments.runs:
-        k, v = (_windows(x, start, texts, length, length).to(query.dtype) for x in (key, value))
+        k, v = (_strided_views(x, start, texts, length, length).to(query.dtype) for x in (key, value))
         rows = slice(done, done + texts)
-        out[rows] = sdpa(query[rows, :, None], k, v, scale=rule.scale)[:, :, 0]
+        out[rows] = sdpa(query[rows, :, None], k, v, scale=options.scale)[:, :, 0]
         done += texts
     return out
 
@@ -110,25 +110,25 @@ def _keys_read(query: Tensor, last: int, length: int) -> int:
     return wide if query.device.type == "cpu" and last + wide <= len(query) else length
 
 
-def _windows(x: Tensor, start: int, texts: int, step: int, size: int) -> Tensor:
+def _strided_views(x: Tensor, start: int, texts: int, step: int, size: int) -> Tensor:
     """(texts, H, size, d) views: `size` tokens from every `step`-th token on; they overlap where size > step."""
     stride, *inner = x.stride()
     shape, strides = (texts, size, *x.shape[1:]), (step * stride, stride, *inner)
     return x.as_strided(shape, strides, x.storage_offset() + start * stride).transpose(1, 2)
 
 
-def _block(query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+def _block(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
     """(n, H, L, d) texts of one length L; keys past L, if any, belong to others and stay unseen."""
     length, read = query.shape[2], key.shape[2]
-    if rule.softcap is not None:
-        return _softcapped(query, key[:, :, :length], value[:, :, :length], rule)
+    if options.softcap is not None:
+        return _softcapped(query, key[:, :, :length], value[:, :, :length], options)
     grouped = query.shape[1] != key.shape[1]
-    if rule.window is not None and rule.window < length:
-        near = visible(length, rule, query.device)
+    if options.window is not None and options.window < length:
+        near = visible(length, options, query.device)
         key, value = key[:, :, :length], value[:, :, :length]
-        return sdpa(query, key, value, attn_mask=near, scale=rule.scale, enable_gqa=grouped)
-    mask = None if rule.causal or read == length else _tail(length, read, query.dtype)
-    return sdpa(query, key, value, attn_mask=mask, is_causal=rule.causal, scale=rule.scale, enable_gqa=grouped)
+        return sdpa(query, key, value, attn_mask=near, scale=options.scale, enable_gqa=grouped)
+    mask = None if options.causal or read == length else _tail(length, read, query.dtype)
+    return sdpa(query, key, value, attn_mask=mask, is_causal=options.causal, scale=options.scale, enable_gqa=grouped)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -139,26 +139,26 @@ def _tail(length: int, read: int, dtype: torch.dtype) -> Tensor:
     return row.expand(1, 1, length, read)
 
 
-def _softcapped(query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
-    assert rule.softcap is not None
+def _softcapped(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
+    assert options.softcap is not None
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    scores = rule.softcap * torch.tanh(query @ key.transpose(2, 3) * rule.scale / rule.softcap)
-    scores = scores.masked_fill(~visible(query.shape[2], rule, query.device), float("-inf"))
+    scores = options.softcap * torch.tanh(query @ key.transpose(2, 3) * options.scale / options.softcap)
+    scores = scores.masked_fill(~visible(query.shape[2], options, query.device), float("-inf"))
     return torch.softmax(scores, -1, dtype=torch.float32).to(value.dtype) @ value
 
 
-def visible(length: int, rule: Rule, device: torch.device) -> Tensor:
+def visible(length: int, options: AttentionOptions, device: torch.device) -> Tensor:
     """bool (L, L): may the token of this row look at the token of that column?"""
     place = torch.arange(length, device=device)
     ahead = place[None, :] - place[:, None]
-    seen = ahead <= 0 if rule.causal else torch.ones_like(ahead, dtype=torch.bool)
-    return seen if rule.window is None else seen & (ahead.abs() < rule.window)
+    seen = ahead <= 0 if options.causal else torch.ones_like(ahead, dtype=torch.bool)
+    return seen if options.window is None else seen & (ahead.abs() < options.window)
 
 
-def _tiles_take(query: Tensor, key: Tensor, rule: Rule) -> bool:
+def _tiles_take(query: Tensor, key: Tensor, options: AttentionOptions) -> bool:
     """Whether AMX tiles may answer; short calls, a query's say, are not worth compiling their kernels for."""
-    plain = rule == Rule(rule.scale) and query.shape == key.shape and query.stride(2) == 1
+    plain = options == AttentionOptions(options.scale) and query.shape == key.shape and query.stride(2) == 1
     large = query.dtype == torch.bfloat16 and query.device.type == "cpu" and len(query) >= LEAST_TILED
     return plain and large and query.shape[2] in (32, 64)
 
@@ -173,25 +173,25 @@ def _tiles() -> Callable[[Tensor, Tensor, Tensor, IntArray, float], Tensor] | No
     return amx.attend if amx.available() else None
 
 
-def _flash_takes(query: Tensor, rule: Rule) -> bool:
+def _flash_takes(query: Tensor, options: AttentionOptions) -> bool:
     half = query.dtype in (torch.float16, torch.bfloat16)
-    return query.is_cuda and half and query.shape[-1] <= 256 and rule.softcap is None
+    return query.is_cuda and half and query.shape[-1] <= 256 and options.softcap is None
 
 
 @functools.cache
-def _flash() -> Callable[[Tensor, Tensor, Tensor, Segments, Rule], Tensor] | None:
+def _flash() -> Callable[[Tensor, Tensor, Tensor, Segments, AttentionOptions], Tensor] | None:
     """One flash call over all texts; None before torch 2.10, which has no public variable-length attention."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
 
-    def attend_all(query: Tensor, key: Tensor, value: Tensor, segments: Segments, rule: Rule) -> Tensor:
-        side = -1 if rule.window is None else rule.window - 1
+    def attend_all(query: Tensor, key: Tensor, value: Tensor, segments: Segments, options: AttentionOptions) -> Tensor:
+        side = -1 if options.window is None else options.window - 1
         places, longest = segments.cumulative, segments.longest
         out = varlen_attn(
             query, key, value, places, places, longest, longest,
-            scale=rule.scale, window_size=(side, 0 if rule.causal else side),
+            scale=options.scale, window_size=(side, 0 if options.causal else side),
             enable_gqa=query.shape[1] != key.shape[1],
         )  # fmt: skip
         assert isinstance(out, Tensor)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,7 +21,7 @@ from transformers.activations import ACT2FN
 
 from actors.checkpoints.files import CheckpointError
 from actors.compute.resolve import Compute
-from actors.network.attention import Rule, Segments, attend
+from actors.network.attention import AttentionOptions, Segments, attend
 from actors.outputs import IntArray, offsets_of, ranges
 
 C = TypeVar("C")
@@ -137,12 +137,14 @@ class Decoder:
         self.norm = source.take("model.norm.weight")
         self.layers = [source.layer(f"model.layers.{i}") for i in range(config.num_hidden_layers)]
 
-    def _attention(self, layer: Layer, x: Tensor, rotation: Rotation, segments: Segments, rule: Rule) -> Tensor:
+    def _attention(
+        self, layer: Layer, x: Tensor, rotation: Rotation, segments: Segments, options: AttentionOptions
+    ) -> Tensor:
         width = layer.qkv.weight.shape[0] // (self.heads + 2 * self.kv_heads)
         mixed = layer.qkv(x).view(len(x), -1, width)
         query, key, value = torch.split(mixed, [self.heads, self.kv_heads, self.kv_heads], 1)
         query, key = rotate(query, rotation), rotate(key, rotation)
-        return layer.out(attend(query, key, value, segments, rule).flatten(1))
+        return layer.out(attend(query, key, value, segments, options).flatten(1))
 
     @staticmethod
     def _gated(layer: Layer, x: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
@@ -157,7 +159,7 @@ class MiniCPM(Decoder):
         super().__init__(config, source)
         self.config = config
         self.width = config.hidden_size // config.num_attention_heads
-        self.rule = Rule(scale=self.width**-0.5, causal=True)
+        self.options = AttentionOptions(scale=self.width**-0.5, causal=True)
         self.activation = ACT2FN[config.hidden_act]
 
     @torch.inference_mode()
@@ -177,7 +179,7 @@ class MiniCPM(Decoder):
             if i < max(layers):
                 layer = self.layers[i]
                 inner = self._norm(x, layer.norms["input_layernorm"])
-                x = x + depth * self._attention(layer, inner, rotation, segments, self.rule)
+                x = x + depth * self._attention(layer, inner, rotation, segments, self.options)
                 inner = self._norm(x, layer.norms["post_attention_layernorm"])
                 x = x + depth * self._gated(layer, inner, self.activation)
         return found
@@ -241,7 +243,8 @@ class Gemma2(Decoder):
         super().__init__(config, source)
         self.config = config
         scale = config.query_pre_attn_scalar**-0.5
-        self.rules = (Rule(scale, causal=True, window=config.sliding_window), Rule(scale, causal=True))
+        plain = AttentionOptions(scale, causal=True)
+        self.layer_options = (replace(plain, window=config.sliding_window), plain)
         self.activation = ACT2FN[config.hidden_activation]
 
     @torch.inference_mode()
@@ -264,12 +267,14 @@ class Gemma2(Decoder):
                 if compression is not None and i > 0 and i in compression.layers:
                     x, offsets = compression(x, offsets)
                     segments, rotation = self._segments(offsets)
-                x = self._block(self.layers[i], x, rotation, segments, self.rules[i % 2])
+                x = self._block(self.layers[i], x, rotation, segments, self.layer_options[i % 2])
         return found
 
-    def _block(self, layer: Layer, x: Tensor, rotation: Rotation, segments: Segments, rule: Rule) -> Tensor:
+    def _block(
+        self, layer: Layer, x: Tensor, rotation: Rotation, segments: Segments, options: AttentionOptions
+    ) -> Tensor:
         norms = layer.norms
-        mixed = self._attention(layer, self._norm(x, norms["input_layernorm"]), rotation, segments, rule)
+        mixed = self._attention(layer, self._norm(x, norms["input_layernorm"]), rotation, segments, options)
         x = x + self._norm(mixed, norms["post_attention_layernorm"])
         gated = self._gated(layer, self._norm(x, norms["pre_feedforward_layernorm"]), self.activation)
         return x + self._norm(gated, norms["post_feedforward_layernorm"])

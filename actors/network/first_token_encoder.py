@@ -51,9 +51,9 @@ class FirstTokenEncoder(PackedEncoder):
         for layer, exact in zip(self.layers, self.firsts, strict=True):
             query, key, value = self._split(layer.qkv(_for(layer, x)))
             (asked,) = self._split(exact.qkv(first))
-            first = _after_attention(exact, attend_firsts(asked, key, value, segments, self.rule), first)
+            first = _after_attention(exact, attend_firsts(asked, key, value, segments, self.options), first)
             if exact is not self.firsts[-1]:
-                x = _after_attention(layer, attend(query, key, value, segments, self.rule), x)
+                x = _after_attention(layer, attend(query, key, value, segments, self.options), x)
                 x[places] = first
         return first
 
@@ -63,7 +63,7 @@ class FirstTokenEncoder(PackedEncoder):
 
     def _layer(self, layer: Layer, x: Tensor, segments: Segments) -> Tensor:
         query, key, value = self._split(layer.qkv(_for(layer, x)))
-        return _after_attention(layer, attend(query, key, value, segments, self.rule), x)
+        return _after_attention(layer, attend(query, key, value, segments, self.options), x)
 
 
 def _for(layer: Layer, x: Tensor) -> Tensor:

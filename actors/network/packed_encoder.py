@@ -17,7 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 
 from actors.compute.batching import round_up_tokens
-from actors.network.attention import Rule, Segments, attend
+from actors.network.attention import AttentionOptions, Segments, attend
 from actors.outputs import IntArray
 
 
@@ -81,7 +81,7 @@ class PackedEncoder:
         skipped = 0 if self.pad_id is None else self.pad_id + 1
         self.max_positions: int = config.max_position_embeddings - skipped
         self.heads: int = config.num_attention_heads
-        self.rule = Rule(scale=(config.hidden_size // config.num_attention_heads) ** -0.5)
+        self.options = AttentionOptions(scale=(config.hidden_size // config.num_attention_heads) ** -0.5)
         table = model.embeddings
         self.words, self.places = table.word_embeddings.weight, table.position_embeddings.weight
         self.kinds = table.token_type_embeddings.weight
@@ -134,7 +134,7 @@ class PackedEncoder:
 
     def _layer(self, layer: Layer, x: Tensor, segments: Segments) -> Tensor:
         query, key, value = layer.qkv(x).view(len(x), 3, self.heads, self.hidden_size // self.heads).unbind(1)
-        mixed = attend(query, key, value, segments, self.rule).view_as(x)
+        mixed = attend(query, key, value, segments, self.options).view_as(x)
         return self.after_attention(layer, mixed, x)
 
 

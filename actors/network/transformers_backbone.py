@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 
-from actors.network.attention import Rule, Segments, attend
+from actors.network.attention import AttentionOptions, Segments, attend
 from actors.outputs import IntArray, ranges
 
 PACKED_ATTENTION = "tridex_packed"
@@ -31,9 +31,9 @@ def _packed_attention(
 ) -> tuple[Tensor, None]:  # fmt: skip
     """transformers' attention signature: query (1, H, T, d) in, (1, T, H, d) out."""
     causal = bool(module.is_causal) and getattr(module.config, "is_causal", True)
-    rule = Rule(query.shape[-1] ** -0.5 if scaling is None else scaling, causal, sliding_window, softcap)
+    options = AttentionOptions(query.shape[-1] ** -0.5 if scaling is None else scaling, causal, sliding_window, softcap)
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
-    return attend(query, key, value, segments, rule)[None], None
+    return attend(query, key, value, segments, options)[None], None
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:

@@ -15,7 +15,7 @@ from checkpoints import build
 
 from actors import BGEM3FlagModel, FlagModel
 from actors.embedders.device_pool import DevicePool, WorkerTraceback, device_names
-from actors.embedders.engine import Ask
+from actors.embedders.engine import EncodeRequest
 from actors.outputs import TokenBatch
 
 TEXTS = [f"what is the panda {'and the river ' * (i % 7)}" for i in range(60)]
@@ -77,7 +77,7 @@ def test_every_output_comes_back_whole(tmp_path: Path) -> None:
 def test_a_workers_exception_reaches_the_caller_and_the_pool_lives_on(model: FlagModel) -> None:
     beyond = TokenBatch(np.array([2, 10**6, 3], np.int32), np.array([0, 3]), np.zeros(1, np.int32))
     with pytest.raises(IndexError) as caught:
-        pool_of(model).embed_tokens(beyond, Ask(("dense",)))
+        pool_of(model).embed_tokens(beyond, EncodeRequest(("dense",)))
     assert isinstance(caught.value.__cause__, WorkerTraceback)
     assert "engine.py" in str(caught.value.__cause__)
     assert np.shape(model.encode(["panda"])) == (1, 32)

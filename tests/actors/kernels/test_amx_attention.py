@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from actors.network.attention import Rule, Segments, attend
+from actors.network.attention import AttentionOptions, Segments, attend
 from actors.outputs import IntArray, offsets_of
 
 amx = pytest.importorskip("actors.kernels.amx_attention", reason="needs numba")
@@ -25,7 +25,7 @@ def projected(tokens: int, heads: int, dim: int, seed: int = 0, size: float = 1.
 
 def exact(parts: tuple[Tensor, ...], offsets: IntArray, scale: float) -> Tensor:
     query, key, value = (x.float() for x in parts)
-    return attend(query, key, value, Segments(offsets, torch.device("cpu")), Rule(scale))
+    return attend(query, key, value, Segments(offsets, torch.device("cpu")), AttentionOptions(scale))
 
 
 @settings(max_examples=40, deadline=None)
@@ -83,5 +83,5 @@ def test_long_calls_in_bf16_take_the_tiles(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(attention, "_tiles", lambda: lambda query, *_: asked.append(len(query)) or query)
     for tokens, dim, dtype in ((600, 32, torch.bfloat16), (40, 32, torch.bfloat16), (600, 48, torch.bfloat16)):
         x = torch.zeros(tokens, 2, dim, dtype=dtype)
-        attend(x, x, x, Segments(np.array([0, tokens]), x.device), Rule(0.2))
+        attend(x, x, x, Segments(np.array([0, tokens]), x.device), AttentionOptions(0.2))
     assert asked == [600]
