@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from actors.checkpoints.loading import aligned
 from actors.compute.resolve import Compute
 from actors.models.catalogue import ENCODERS
 from actors.network.packed_encoder import PackedEncoder
@@ -72,7 +73,17 @@ def load_pretrained(
     wrong = sorted(report["missing_keys"]) + [str(key) for key in report["mismatched_keys"]]
     if wrong:
         raise ValueError(f"{folder}: weights missing or of another shape: {', '.join(wrong[:5])} ({len(wrong)} in all)")
-    return model.eval().requires_grad_(False).to(compute.device, compute.dtype)
+    model = model.eval().requires_grad_(False).to(compute.device, compute.dtype)
+    _align_parameters(model)
+    return model
+
+
+def _align_parameters(model: nn.Module) -> None:
+    """Copies mapped parameters to aligned addresses; embeddings stay mapped, because their rows are only looked up."""
+    for module in model.modules():
+        if not isinstance(module, nn.Embedding):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = aligned(parameter.data)
 
 
 @contextlib.contextmanager

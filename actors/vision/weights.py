@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from actors.checkpoints.files import CheckpointError
-from actors.checkpoints.loading import load_tensors
+from actors.checkpoints.loading import aligned, load_tensors
 from actors.vision.eva import EvaConfig, EvaTower, config_of
 
 UNUSED = re.compile(
@@ -49,7 +49,7 @@ def load_parts(path: Path, config: PretrainedConfig, device: torch.device, dtype
             nn.Linear(sizes.width, config.hidden_size),
         )
     for module, state in ((parts.text, text), (parts.tower, tower), (parts.projection, projection)):
-        _fill(module, {name: tensor.to(device, dtype) for name, tensor in state.items()}, path)
+        _fill(module, {name: aligned(tensor.to(device, dtype)) for name, tensor in state.items()}, path)
     return parts
 
 

@@ -164,6 +164,22 @@ def test_weights_may_be_pickled_or_sharded(folders: dict[str, Path], tmp_path: P
         assert load_reranker(str(folder), compute=FP32).compute_score(PAIRS) == expected
 
 
+@pytest.mark.parametrize("kind", ["bert", "xlm_roberta", "llama"])
+def test_the_address_of_mapped_weights_does_not_matter(folders: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    """The header's length decides where tensors begin, and a matrix product picks its kernel by that address."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(folders[kind], tmp_path / kind)
+    weights = load_file(folder / "model.safetensors")
+    scores = []
+    for length in range(0, 64, 8):
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt", "filler": "x" * length})
+        scores.append(load_reranker(str(folder), compute=FP32).compute_score(PAIRS))
+    assert all(found == scores[0] for found in scores)
+
+
 def test_padding_side_of_the_tokenizer_does_not_matter(tmp_path: Path) -> None:
     """Upstream's lightweight model refuses left padding; here nothing is padded."""
     import json
