@@ -139,7 +139,7 @@ class MultiVectors:
     """Several vectors a text (ColBERT).
 
     offsets: int64 (n + 1,), counted in vectors; vectors: (m, d) float32 or float16, or (m, bytes) uint8 where a codec
-    has already encoded them (`actors.codecs.codecs` says which one and how to read it).
+    has already encoded them (`actors.codecs.table` says which one and how to read it).
     """
 
     offsets: IntArray

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from actors.arrow.blocks import all_rows, scatter_rows, set_row_errors, tokens_from_table
 from actors.arrow.isolate import Isolated, isolate_failures
-from actors.codecs.on_device import Shrink
+from actors.codecs.device_codec import DeviceCodec
 from actors.outputs import EmbeddingBatch, IntArray, TokenBatch, concat
 from actors.spec import EmbedderSpec, Output, PoolSpec
 
@@ -44,7 +44,7 @@ class EmbedActor:
     """One model in one process: a block with `NAME_ids` and `NAME_truncated` in, the same with the output columns out.
 
     `finish` turns an EmbeddingBatch into columns (codecs live with the store, not here); `fields` are their types, so
-    that a block without a single good row has the same schema as every other. `shrink` is used on GPUs only.
+    that a block without a single good row has the same schema as every other. `device_codec` is used on GPUs only.
     """
 
     def __init__(
@@ -54,18 +54,19 @@ class EmbedActor:
         outputs: tuple[Output, ...],
         fields: tuple[pa.Field, ...],
         finish: Finish,
-        shrink: Shrink | None = None,
+        device_codec: DeviceCodec | None = None,
     ) -> None:
         from actors.embedders.registry import load_embedder  # here: a driver that only names this class needs no torch
 
         self.embedder: Embedder = load_embedder(spec)
         self.name, self.outputs, self.fields, self.finish = name, outputs, fields, finish
-        self.shrink = None if self.embedder.compute.device.type == "cpu" else shrink
+        self.device_codec = None if self.embedder.compute.device.type == "cpu" else device_codec
 
     def __call__(self, table: pa.Table) -> pa.Table:
         tokens, rows = tokens_from_table(table, self.name)
+        embed = self.embedder.embed_rows
         found = isolate_failures(
-            lambda part: self.embedder.embed_rows(tokens.take(part), table, rows[part], self.outputs, self.shrink),
+            lambda part: embed(tokens.take(part), table, rows[part], self.outputs, self.device_codec),
             all_rows(len(rows)),
         )
         columns = self._columns(tokens, rows, found, len(table))

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from actors.codecs.codebooks import TRAINERS
-from actors.codecs.codecs import Codec, encode_colbert, get_codec, width
+from actors.codecs.codec import Codec
+from actors.codecs.pooling import encode_colbert
+from actors.codecs.table import TRAINED, get_codec, width
 from actors.outputs import IntArray, MultiVectors, concat
 from pipelines.evaluation import read_qrels, read_queries
 from pipelines.evaluation.metrics import paired_p, per_query
@@ -90,7 +91,7 @@ def main() -> None:
     )
     sample = np.random.default_rng(0).permutation(len(vectors.vectors))[:32_768]
     for name, pooling in CASES:
-        codec = get_codec(name, TRAINERS[name](vectors.vectors[sample]) if name in TRAINERS else None)
+        codec = get_codec(name, TRAINED[name].train(vectors.vectors[sample]) if name in TRAINED else None)
         stored = encode_colbert(vectors, codec, pooling, token_ids)
         values = per_query(scores_of(index, ranked, places, stored, codec), qrels, list(kept))["nDCG@10"]
         reference = values if reference is None else reference

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, XLMRobertaConfig, XLMRobertaModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from actors.codecs.on_device import Shrink
+from actors.codecs.device_codec import DeviceCodec
 from actors.compute.resolve import Compute, measure_matmul_flops
 from actors.embedders.engine import EncodeRequest, Engine
 from actors.network.packed_encoder import PackedEncoder
@@ -177,12 +177,12 @@ def bench(scale: Scale, device: torch.device, compiled: bool) -> None:
     work, total = flop(config, tokens.lengths), int(tokens.lengths.sum())
     print(f"{total} tokens in {len(tokens)} texts; bf16 products {rate / 1e12:.1f} TFLOP/s\n")
     print("| encoder | tokens/s | share of the measured rate |\n|---|---|---|")
-    asks = [(budget, None) for budget in scale.budgets] + [(scale.budgets[0], Shrink("rotated_sign"))]
-    for budget, shrink in asks:
+    asks = [(budget, None) for budget in scale.budgets] + [(scale.budgets[0], DeviceCodec("rotated_sign"))]
+    for budget, device_codec in asks:
         ours = engine(model, heads, budget, compiled)
-        run = functools.partial(embed_blocks, ours, tokens, EncodeRequest(OUTPUTS, shrink=shrink))
+        run = functools.partial(embed_blocks, ours, tokens, EncodeRequest(OUTPUTS, device_codec=device_codec))
         seconds = median_seconds(run, scale.rounds, device)
-        stored = "" if shrink is None else ", ColBERT as signs"
+        stored = "" if device_codec is None else ", ColBERT as signs"
         print(
             f"| tridex bf16, budget {budget}{stored} | {total / seconds:,.0f} | {work / seconds / rate:.0%} |",
             flush=True,

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from actors.checkpoints.loading import load_head
-from actors.codecs.sparse import encode_sparse
+from actors.codecs.sparse_weighting import weight_sparse
 from actors.fitting.encoder import Encoder, encoded, load_encoder
 from actors.fitting.mining import dense_vectors, document_frequency, idf, sparse_scores
 from actors.fitting.result import FitConfig
@@ -141,7 +141,7 @@ def lexical_scores(encoder: Encoder, texts: tuple[States, States], named: Mappin
         weighed = SparseVectors(asks.offsets, asks.token_ids, root)
         scores[f"{name} plain"] = sparse_scores(asks, holds, encoder.vocab)
         scores[f"{name} by rarity"] = sparse_scores(weighed, holds, encoder.vocab)
-        counted = encode_sparse(holds, found.tokens, "counted")
+        counted = weight_sparse(holds, found.tokens, "counted")
         scores[name] = sparse_scores(neighbours.expanded(weighed), counted, encoder.vocab)
     return scores
 

@@ -13,8 +13,8 @@ import lance
 import numpy as np
 import pyarrow as pa
 
-from actors.codecs.codebooks import TRAINERS
-from actors.codecs.codecs import encode_colbert, get_codec
+from actors.codecs.pooling import encode_colbert
+from actors.codecs.table import TRAINED, get_codec
 from actors.outputs import EmbeddingBatch, MultiVectors, SparseVectors, TokenBatch, offsets_of
 from pipelines.store.schema import Identity, documents_schema
 
@@ -123,10 +123,12 @@ def documents(
     tokens = embedder.tokenise(bodies)
     batch = embedder.embed_tokens(tokens)
     kept = np.delete(tokens.ids, tokens.offsets[:-1])
-    books = {"words": TRAINERS[codec](batch.colbert.vectors)} if codec in TRAINERS and batch.colbert is not None else {}
+    parameters = (
+        {"words": TRAINED[codec].train(batch.colbert.vectors)} if codec in TRAINED and batch.colbert is not None else {}
+    )
     fields = [pa.field(name, column.type) for name, column in metadata.items()]
-    schema = documents_schema(identity_for(embedder, codec, pooling), fields, books)
-    stored_as = get_codec(codec, books.get("words"))
+    schema = documents_schema(identity_for(embedder, codec, pooling), fields, parameters)
+    stored_as = get_codec(codec, parameters.get("words"))
     coded = None if batch.colbert is None else encode_colbert(batch.colbert, stored_as, pooling, kept)
     batch = EmbeddingBatch(batch.dense, batch.sparse, coded, batch.n_tokens, batch.n_truncated)
     columns: dict[str, Any] = {

@@ -18,7 +18,7 @@ from transformers import AutoConfig
 
 from actors.checkpoints.files import CheckpointError
 from actors.checkpoints.loading import check_weights, load_head
-from actors.codecs.on_device import Shrink
+from actors.codecs.device_codec import DeviceCodec
 from actors.compute.resolve import Compute, resolve_compute
 from actors.embedders.engine import EncodeRequest, Engine
 from actors.models.identity import Identity, available_outputs, describe, head_folder
@@ -70,14 +70,14 @@ class Embedder:
         return self.preparation.tokenise(texts, kind, max_length)
 
     def embed_tokens(
-        self, tokens: TokenBatch, outputs: Sequence[Output] | None = None, shrink: Shrink | None = None
+        self, tokens: TokenBatch, outputs: Sequence[Output] | None = None, device_codec: DeviceCodec | None = None
     ) -> EmbeddingBatch:
         """The asked outputs (None: all that the model has), in the order of the texts.
 
-        shrink: ColBERT vectors come encoded. Raises ValueError for an output that this model has no head for.
+        device_codec: ColBERT vectors come encoded. Raises ValueError for an output that this model has no head for.
         """
         asked = checked_outputs(outputs, self.outputs, self.spec.model)
-        return self.engine.embed_tokens(tokens, EncodeRequest(asked, shrink=shrink))
+        return self.engine.embed_tokens(tokens, EncodeRequest(asked, device_codec=device_codec))
 
     def embed_rows(
         self,
@@ -85,10 +85,10 @@ class Embedder:
         table: pa.Table,
         rows: IntArray,
         outputs: Sequence[Output] | None = None,
-        shrink: Shrink | None = None,
+        device_codec: DeviceCodec | None = None,
     ) -> EmbeddingBatch:
         """`embed_tokens` for rows of a block; a model that sees more than text finds it in the other columns."""
-        return self.embed_tokens(tokens, outputs, shrink)
+        return self.embed_tokens(tokens, outputs, device_codec)
 
     def embed_corpus(self, texts: Iterable[str], outputs: Sequence[Output] | None = None) -> EmbeddingBatch:
         """Passages: the passage instruction and length. Those that follow are tokenised while a model embeds."""

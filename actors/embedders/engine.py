@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from actors.codecs.on_device import Shrink
+from actors.codecs.device_codec import DeviceCodec
 from actors.compute.batch_executor import BatchExecutor
 from actors.compute.batching import inverse_permutation
 from actors.compute.resolve import Compute
@@ -31,13 +31,13 @@ from actors.spec import Output, Pooling
 @dataclass(frozen=True, slots=True)
 class EncodeRequest:
     """What one call wants. budget: at most so many tokens in a pass; ignore_truncate_dim: whole vectors; domain: for
-    checkpoints with code of their own that route by domain; shrink: ColBERT vectors leave the device encoded."""
+    checkpoints with code of their own that route by domain; device_codec: ColBERT vectors leave the device encoded."""
 
     outputs: tuple[Output, ...]
     budget: int | None = None
     ignore_truncate_dim: bool = False
     domain: str | None = None
-    shrink: Shrink | None = None
+    device_codec: DeviceCodec | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,8 +97,8 @@ class Engine:
     def _vectors(self, lengths: IntArray, request: EncodeRequest) -> MultiVectors:
         dim = _cut(self._colbert_width, None if request.ignore_truncate_dim else self.truncate_dim)
         dtype: type[np.generic] = heads.vector_dtype(self.compute.device, self.compute.dtype)
-        if request.shrink is not None:
-            lengths, dim, dtype = request.shrink.lengths(lengths), request.shrink.width(dim), np.uint8
+        if request.device_codec is not None:
+            lengths, dim, dtype = request.device_codec.lengths(lengths), request.device_codec.width(dim), np.uint8
         offsets = offsets_of(lengths)
         return MultiVectors(offsets, np.zeros((offsets[-1], dim), dtype))
 
@@ -119,7 +119,7 @@ class Engine:
             dense[rows] = heads.host(vectors)
         if colbert is not None:
             found = heads.colbert(
-                hidden, part.offsets, self.colbert, normalize=unit, truncate_dim=cut, shrink=request.shrink
+                hidden, part.offsets, self.colbert, normalize=unit, truncate_dim=cut, device_codec=request.device_codec
             )
             colbert.vectors[ranges(colbert.offsets[rows], np.diff(found.offsets))] = found.vectors
         if "sparse" not in request.outputs:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize as to_unit
 
-from actors.codecs.on_device import Shrink
+from actors.codecs.device_codec import DeviceCodec
 from actors.outputs import Array, IntArray, MultiVectors, SparseVectors, offsets_of
 from actors.spec import Pooling
 
@@ -81,18 +81,18 @@ def collect(weights: Array, ids: Array, offsets: IntArray, excluded_ids: Collect
 @torch.inference_mode()
 def colbert(
     hidden: Tensor, offsets: IntArray, linear: nn.Linear | None, *, normalize: bool = True,
-    truncate_dim: int | None = None, shrink: Shrink | None = None,
+    truncate_dim: int | None = None, device_codec: DeviceCodec | None = None,
 ) -> MultiVectors:  # fmt: skip
     """One vector a token (`vector_dtype`), without each text's first token (cls); a closing eos is kept.
 
-    linear: None takes the hidden states as they are. Dimensions are cut before the L2 norm (eps 1e-12). shrink: pooled
-    and encoded before they leave the device, uint8.
+    linear: None takes the hidden states as they are. Dimensions are cut before the L2 norm (eps 1e-12).
+    device_codec: pools and encodes them before they leave the device, uint8.
     """
     projected = (hidden if linear is None else linear(hidden))[:, :truncate_dim]
     vectors = (_each_text if projected.device.type == "cpu" else _all_texts)(projected, offsets, normalize)
-    if shrink is not None:
+    if device_codec is not None:
         lengths = np.diff(offsets) - 1
-        return MultiVectors(offsets_of(shrink.lengths(lengths)), host(shrink(vectors, lengths)))
+        return MultiVectors(offsets_of(device_codec.lengths(lengths)), host(device_codec(vectors, lengths)))
     halved = vector_dtype(hidden.device, hidden.dtype) is np.float16
     return MultiVectors(offsets - np.arange(len(offsets)), host(vectors.half() if halved else vectors))
 

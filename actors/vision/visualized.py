@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import embedding
 from transformers import AutoConfig
 
-from actors.codecs.on_device import Shrink
+from actors.codecs.device_codec import DeviceCodec
 from actors.compute.batching import inverse_permutation
 from actors.compute.resolve import resolve_compute
 from actors.embedders.base import Embedder
@@ -135,14 +135,14 @@ class VisualizedBGE(Embedder):
         table: pa.Table,
         rows: IntArray,
         outputs: Sequence[Output] | None = None,
-        shrink: Shrink | None = None,
+        device_codec: DeviceCodec | None = None,
     ) -> EmbeddingBatch:
         """Rows of a block whose column `pixels`, if it has one, holds pictures (size x size x 3 bytes) or null.
 
         Raises ValueError for a text that is too long for its picture.
         """
         if "pixels" not in table.column_names:
-            return self.embed_tokens(tokens, outputs, shrink)
+            return self.embed_tokens(tokens, outputs, device_codec)
         pixels = table.column("pixels").take(pa.array(rows)).combine_chunks()
         seen = pixels.is_valid().to_numpy(zero_copy_only=False)
         pictured, plain = np.flatnonzero(seen), np.flatnonzero(~seen)

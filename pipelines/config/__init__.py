@@ -1,6 +1,8 @@
 """Everything a job can be told (`settings`), and how files and command lines say it (`load`)."""
 
-from actors.codecs.sparse import SparseCodec
+from actors.codecs.pooling import TokenPooling
+from actors.codecs.sparse_weighting import SparseWeighting
+from actors.codecs.table import CodecName
 from pipelines.config.load import (
     apply_override,
     load_config,
@@ -17,8 +19,6 @@ from pipelines.config.settings import (
     Channel,
     ChunkConfig,
     CodecConfig,
-    ColbertCodec,
-    ColbertPooling,
     Columns,
     ComputeConfig,
     ConfigError,
@@ -43,8 +43,7 @@ __all__ = [
     "Channel",
     "ChunkConfig",
     "CodecConfig",
-    "ColbertCodec",
-    "ColbertPooling",
+    "CodecName",
     "Columns",
     "ComputeConfig",
     "ConfigError",
@@ -58,7 +57,8 @@ __all__ = [
     "PoolConfig",
     "RayConfig",
     "SearchConfig",
-    "SparseCodec",
+    "SparseWeighting",
+    "TokenPooling",
     "WorkFailed",
     "apply_override",
     "load_config",

@@ -21,15 +21,15 @@ from pydantic import (
     model_validator,
 )
 
-from actors.codecs.sparse import SparseCodec
+from actors.codecs.pooling import TokenPooling
+from actors.codecs.sparse_weighting import SparseWeighting
+from actors.codecs.table import CodecName
 from actors.spec import ComputeSpec, DType, EmbedderSpec, ModelClass, Output, Pooling, PoolSpec, Window
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 TEXT_BESIDE_PICTURE = 256
 """Tokens of a text where nothing else is said: with a picture's 196 or 256 patches it fits both published models."""
 
-ColbertCodec = Literal["float16", "float32", "int8", "bits2", "sign", "rotated_sign", "sign_half", "pq"]
-ColbertPooling = Literal["none", "sequential2", "sequential3", "distinct"]
 Channel = Literal["dense", "sparse", "colbert", "bm25"]
 Fusion = Literal["zscore", "weighted", "rrf", "dbsf"]
 
@@ -191,11 +191,11 @@ class PoolConfig(Model):
 
 class CodecConfig(Model):
     dense: Literal["float32", "float16"] = "float32"
-    colbert: ColbertCodec | None = None
+    colbert: CodecName | None = None
     """None: `rotated_sign` for the packaged model, where it loses next to nothing, `float16` for all others."""
-    colbert_pooling: ColbertPooling = "none"
-    sparse: SparseCodec | None = None
-    """None: `counted` for the packaged model, `max`, which is M3's, for all others (`actors.codecs.sparse`)."""
+    colbert_pooling: TokenPooling = "none"
+    sparse: SparseWeighting | None = None
+    """None: `counted` for the packaged model, `max`, M3's own, for all others (`actors.codecs.sparse_weighting`)."""
 
 
 class EmbedderConfig(Model):
@@ -229,11 +229,11 @@ class EmbedderConfig(Model):
         return name
 
     @property
-    def colbert_codec(self) -> ColbertCodec:
+    def colbert_codec(self) -> CodecName:
         return self.codec.colbert or ("rotated_sign" if self.model == DEFAULT_MODEL else "float16")
 
     @property
-    def sparse_codec(self) -> SparseCodec:
+    def sparse_codec(self) -> SparseWeighting:
         return self.codec.sparse or ("counted" if self.model == DEFAULT_MODEL else "max")
 
     def spec(self) -> EmbedderSpec:

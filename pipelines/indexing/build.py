@@ -20,7 +20,7 @@ from pipelines.changes.selection import RowFilter
 from pipelines.cluster.connect import describe_embedders, run_on_worker, running
 from pipelines.config import BuildConfig, IndexConfig, plain_options
 from pipelines.indexing.backfill import backfill_outputs
-from pipelines.indexing.codec_training import codebooks
+from pipelines.indexing.codec_training import load_or_train_codecs
 from pipelines.indexing.driver import JobFailed, commit_records, prune, records
 from pipelines.indexing.operators import IO_STAGE_RESOURCES, Job, add_embedder_pool, max_actors
 from pipelines.indexing.sizing import block_rows, fragment_rows, row_bytes, rows_per_document
@@ -149,11 +149,11 @@ def count(job: Job, version: int) -> Changes:
 
 def make_target(config: BuildConfig, units: list[Unit], fields: list[pa.Field]) -> Target:
     """Where the job writes, with the schema and identity that its embedders give."""
-    described, books = describe_embedders(config.embedders), codebooks(config, units)
-    identity = identity_of(config, described, books)
+    described, parameters = describe_embedders(config.embedders), load_or_train_codecs(config, units)
+    identity = identity_of(config, described, parameters)
     return Target(
         config.index.uri,
-        documents_schema(identity, stored_fields(config.input, fields), books),
+        documents_schema(identity, stored_fields(config.input, fields), parameters),
         config.index.table,
         plain_options(config.index.storage_options),
         config.job.id,

@@ -1,4 +1,4 @@
-"""What the trained codecs of a job have learnt: the books of the index, or new ones where there are none yet.
+"""Loads the codec parameters of a job's index, or trains them on a sample of the input.
 
 Training looks at texts drawn from all over the input, on a worker, before anything is written: the first texts of a
 corpus are often about one thing. It costs the reading of some hundred thousand rows. Two jobs that start the same index
@@ -12,7 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from actors.codecs.codebooks import TRAINERS, Book, from_metadata
+from actors.codecs.codec import CodecParameters
+from actors.codecs.parameters import from_metadata
+from actors.codecs.table import TRAINED
 from pipelines.cluster.connect import as_config_error, run_on_worker
 from pipelines.config import BuildConfig, EmbedderConfig, plain_options
 from pipelines.indexing.stages import chunk, good_rows, tokenise
@@ -27,32 +29,32 @@ SAMPLE_VECTORS = 65_536
 """256 for each centroid."""
 
 
-def codebooks(config: BuildConfig, units: Sequence[Unit]) -> dict[str, Book]:
-    """The book of each embedder whose ColBERT codec is trained, by its name."""
-    wanted = {i: e.name for i, e in enumerate(config.embedders) if e.colbert_codec in TRAINERS}
+def load_or_train_codecs(config: BuildConfig, units: Sequence[Unit]) -> dict[str, CodecParameters]:
+    """Returns the parameters of each embedder whose ColBERT codec is trained, by its name."""
+    wanted = {i: e.name for i, e in enumerate(config.embedders) if e.colbert_codec in TRAINED}
     if not wanted:
         return {}
     dataset = open_dataset(table_uri(config.index.uri, config.index.table), plain_options(config.index.storage_options))
     metadata = None if dataset is None else dataset.schema.metadata
-    books: dict[str, Book] = {}
+    parameters: dict[str, CodecParameters] = {}
     for i, name in wanted.items():
         there = from_metadata(metadata, name)
-        books[name] = _trained(config, units, i) if there is None else there
-    return books
+        parameters[name] = _trained(config, units, i) if there is None else there
+    return parameters
 
 
-def _trained(config: BuildConfig, units: Sequence[Unit], i: int) -> Book:
+def _trained(config: BuildConfig, units: Sequence[Unit], i: int) -> CodecParameters:
     with as_config_error(f"embedders.{i}.codec.colbert", ValueError):
-        return run_on_worker(train_codebook, config, units, i)
+        return run_on_worker(train_codec, config, units, i)
 
 
-def train_codebook(config: BuildConfig, units: Sequence[Unit], i: int) -> Book:
+def train_codec(config: BuildConfig, units: Sequence[Unit], i: int) -> CodecParameters:
     """Runs on a worker: embeds a sample of the input and trains the codec on its ColBERT vectors, pooled as stored.
 
     ValueError where the sample holds no text, or the model gives no ColBERT vectors.
     """
     from actors.arrow.blocks import tokens_from_table
-    from actors.codecs.codecs import pool
+    from actors.codecs.pooling import pool_vectors
     from actors.embedders.registry import load_embedder
 
     embedder = config.embedders[i]
@@ -61,9 +63,9 @@ def train_codebook(config: BuildConfig, units: Sequence[Unit], i: int) -> Book:
     found = load_embedder(embedder.spec()).embed_tokens(tokens, ["colbert"]).colbert
     assert found is not None
     ids = np.delete(tokens.ids, tokens.offsets[:-1])
-    vectors = pool(found, embedder.codec.colbert_pooling, ids).vectors
+    vectors = pool_vectors(found, embedder.codec.colbert_pooling, ids).vectors
     chosen = np.random.default_rng(0).permutation(len(vectors))[:SAMPLE_VECTORS]
-    return TRAINERS[embedder.colbert_codec](vectors[np.sort(chosen)])
+    return TRAINED[embedder.colbert_codec].train(vectors[np.sort(chosen)])
 
 
 def drawn(config: BuildConfig, units: Sequence[Unit], embedder: EmbedderConfig) -> pa.Table:

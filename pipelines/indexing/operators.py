@@ -9,7 +9,7 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
 
-from actors.codecs.codebooks import from_metadata
+from actors.codecs.parameters import from_metadata
 from actors.pool import CPU_HEADROOM, pool_size
 from actors.spec import Output, PoolSpec
 from pipelines.changes.selection import RowFilter

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.codecs.codecs import width
+from actors.codecs.table import width
 from pipelines.config import BuildConfig
 from pipelines.store.schema import Identity
 

@@ -17,10 +17,11 @@ import pyarrow.compute as pc
 
 from actors.arrow.blocks import TOKENIZER_CALL_BYTES, scatter_rows, set_row_errors, split_by_size
 from actors.arrow.isolate import isolate_failures
-from actors.codecs.codebooks import Book
-from actors.codecs.codecs import get_codec
-from actors.codecs.encode import encode_batch
-from actors.codecs.on_device import Shrink
+from actors.codecs.codec import CodecParameters
+from actors.codecs.device_codec import DeviceCodec
+from actors.codecs.encode_batch import encode_batch
+from actors.codecs.pooling import sequential_group_size
+from actors.codecs.table import get_codec
 from actors.models.preparation import Preparation, load_preparation
 from actors.outputs import EmbeddingBatch, IntArray, TokenBatch, concat_tokens
 from actors.spec import EmbedderSpec
@@ -103,19 +104,19 @@ class EncodeOutputs:
     """Turns what an embedder gives into the columns that its index keeps: dtype, codecs and pooling."""
 
     embedder: EmbedderConfig
-    book: Book | None = None
+    parameters: CodecParameters | None = None
     """Of a trained codec."""
 
     def __call__(self, batch: EmbeddingBatch, tokens: TokenBatch) -> dict[str, pa.Array]:
         embedder, codec = self.embedder, self.embedder.codec
-        colbert = get_codec(embedder.colbert_codec, self.book)
+        colbert = get_codec(embedder.colbert_codec, self.parameters)
         stored = encode_batch(batch, tokens, codec.dense, embedder.sparse_codec, colbert, codec.colbert_pooling)
         return stored.to_arrow(self.embedder.name)
 
     @property
-    def on_device(self) -> Shrink | None:
+    def on_device(self) -> DeviceCodec | None:
         """What an actor on a GPU does of this before anything leaves it; None: only the host can do it."""
         codec, pooling = self.embedder.colbert_codec, self.embedder.codec.colbert_pooling
-        if codec not in ("sign", "rotated_sign", "int8") or pooling == "distinct":
+        if pooling == "distinct" or not get_codec(codec).encodes_on_device:
             return None
-        return Shrink(codec, 1 if pooling == "none" else int(pooling.removeprefix("sequential")))
+        return DeviceCodec(codec, sequential_group_size(pooling))

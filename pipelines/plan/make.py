@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from actors.codecs.codecs import CODECS
+from actors.codecs.table import CODECS
 from actors.compute.resolve import resolve_compute
 from actors.models.identity import available_outputs, describe
 from actors.models.preparation import Preparation, load_preparation

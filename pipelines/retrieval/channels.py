@@ -331,7 +331,7 @@ class Colbert:
     @property
     def has_rough(self) -> bool:
         """Whether scores that are a little wrong come cheaper than exact ones."""
-        return HAS_NUMBA and self.stored.codec.is_signs
+        return HAS_NUMBA and self.stored.codec.scorer == "sign_bits"
 
     def rough(self, queries: Queries, i: int, positions: IntArray) -> Floats:
         """About `scores`, for choosing the rows that are worth exact ones."""

@@ -14,7 +14,7 @@ from uuid import uuid4
 import numpy as np
 import pyarrow as pa
 
-from actors.codecs.encode import encode_batch
+from actors.codecs.encode_batch import encode_batch
 from actors.outputs import EmbeddingBatch, IntArray
 from actors.text.windows import cut_all_into_windows
 from pipelines.config import ChunkConfig, ConfigError

@@ -14,7 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from actors.codecs import codebooks as trained
+from actors.codecs import parameters as codec_parameters
+from actors.codecs.parameters import ParametersByEmbedder
 from pipelines.config import BuildConfig, ConfigError
 
 FORMAT_VERSION = 1
@@ -129,11 +130,13 @@ def _leaves(identity: Identity) -> Iterator[tuple[str, Any]]:
 
 
 def identity_of(
-    config: BuildConfig, embedders: Mapping[str, Mapping[str, Any]], books: Mapping[str, trained.Book] | None = None
+    config: BuildConfig,
+    embedders: Mapping[str, Mapping[str, Any]],
+    parameters: ParametersByEmbedder | None = None,
 ) -> Identity:
     """Identity of the index that `config` builds; `embedders` maps each name to its `Embedder.identity()`.
 
-    books: what trained ColBERT codecs have learnt, by the embedder's name. The outputs are those in the
+    parameters: those of trained ColBERT codecs, by the embedder's name. The outputs are those in the
     config, or the identity's own `outputs` where the config leaves them open.
     """
     chunk = config.chunking.model_dump(include={"mode"} if config.chunking.mode == "whole" else None)
@@ -145,11 +148,15 @@ def identity_of(
             "colbert": e.colbert_codec,
             "colbert_pooling": e.codec.colbert_pooling,
             **({"sparse": e.sparse_codec} if e.sparse_codec != "max" else {}),
-            **({"codebook": trained.fingerprint(books[e.name])} if books and e.name in books else {}),
+            **_fingerprinted(e.name, parameters or {}),
         }
         for e in config.embedders
     }
     return Identity(chunk, config.input.template, described)
+
+
+def _fingerprinted(name: str, parameters: ParametersByEmbedder) -> dict[str, str]:
+    return {"codebook": codec_parameters.fingerprint(parameters[name])} if name in parameters else {}
 
 
 def output_field(name: str, embedder: Mapping[str, Any], output: str) -> pa.Field:
@@ -170,9 +177,11 @@ def output_fields(identity: Identity) -> list[pa.Field]:
 
 
 def documents_schema(
-    identity: Identity, metadata_fields: Sequence[pa.Field] = (), books: Mapping[str, trained.Book] | None = None
+    identity: Identity,
+    metadata_fields: Sequence[pa.Field] = (),
+    parameters: ParametersByEmbedder | None = None,
 ) -> pa.Schema:
-    """Schema of the `documents` table, identity and codebooks in its metadata.
+    """Schema of the `documents` table, identity and codec parameters in its metadata.
 
     ConfigError names a metadata column that collides.
     """
@@ -182,7 +191,7 @@ def documents_schema(
         if column.name in taken:
             raise ConfigError(f"input.columns.metadata: {column.name!r} is a column that the index itself makes")
         taken.add(column.name)
-    metadata = {**identity.to_metadata(), **trained.to_metadata(books or {})}
+    metadata = {**identity.to_metadata(), **codec_parameters.to_metadata(parameters or {})}
     return pa.schema([*_HEAD, *metadata_fields, *_TAIL, *outputs], metadata=metadata)
 
 

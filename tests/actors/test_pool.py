@@ -28,7 +28,7 @@ def actor() -> EmbedActor:
     made = EmbedActor.__new__(EmbedActor)
     made.embedder = Fake()  # type: ignore[assignment]
     made.name, made.outputs, made.fields = "m", ("dense",), FIELDS
-    made.shrink = None
+    made.device_codec = None
     made.finish = lambda batch, tokens: batch.to_arrow("m")
     return made
 

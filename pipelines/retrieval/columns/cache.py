@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from actors.codecs.codebooks import from_metadata
-from actors.codecs.codecs import Codec, get_codec, width
+from actors.codecs.codec import Codec
+from actors.codecs.parameters import from_metadata
+from actors.codecs.table import get_codec, width
 from actors.outputs import Array, IntArray, MultiVectors, SparseVectors, matrix_from_arrow, offsets_of
 from actors.spec import Output
 from pipelines.retrieval.columns.local_copy import LocalColumn, bytes_of, open_local

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from actors.codecs.codecs import pooled_groups
+from actors.codecs.pooling import pooled_groups
 from actors.outputs import Array, IntArray, MultiVectors, SparseVectors
 from pipelines.config import ConfigError
 from pipelines.retrieval import fusion as fusing

@@ -1,17 +1,19 @@
 """ColBERT scores: the mean over query vectors of the best product with a document's vectors, as the codec stores them.
 
-The query stays in float. One-bit codes are scored in integers first (`bits`), exactly, product-quantised ones by
-looking products up (`lookup`); all other codecs are decoded in blocks that fit the cache and multiplied by BLAS.
+The query stays in float. One-bit codes are scored in integers first (`maxsim_1bit`), exactly, product-quantised ones
+by looking products up (`maxsim_pq`); all other codecs are decoded in blocks that fit the cache and multiplied by BLAS.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from actors.codecs.codecs import Codec, decode, get_codec
+from actors.codecs.codec import Codec, Scorer, TrainedCodec
+from actors.codecs.table import decode, get_codec
 from actors.kernels.jit import HAS_NUMBA
 from actors.outputs import IntArray, MultiVectors
 from pipelines.retrieval.scoring.kernels import segment_max, workers
@@ -49,8 +51,9 @@ def maxsim(
     shares = normalised_weights(len(query), weights)
     if not len(query) or not n:
         return np.zeros(n, np.float32)
-    query, codec = get_codec(codec).as_signs(query)
-    prepared = _prepared(query, codec, rough)
+    query, codec = get_codec(codec).transform_query(query)
+    prepare = KERNELS.get(codec.scorer)
+    prepared = None if prepare is None else prepare(query, codec, rough)
     if rows is not None and (prepared is None or documents.vectors.shape[1] % 8):  # codes in whole words stay in place
         documents, rows = documents.take(rows), None
     starts, ends = documents.offsets[:-1], documents.offsets[1:]
@@ -70,11 +73,19 @@ def maxsim(
     return np.concatenate(list(workers(threads).map(score, parts)))
 
 
-def _prepared(query: Floats, codec: Codec, rough: bool) -> BitQuery | SignQuery | TableQuery | None:
-    """The query as a kernel takes it that scores codes without decoding them; None where there is none."""
-    if HAS_NUMBA and codec.is_signs:
-        return SignQuery(query) if rough else BitQuery(query)
-    return TableQuery(query, codec.book) if HAS_NUMBA and codec.book is not None else None
+def _prepare_sign_bits(query: Floats, codec: Codec, rough: bool) -> BitQuery | SignQuery:
+    return SignQuery(query) if rough else BitQuery(query)
+
+
+def _prepare_lookup_table(query: Floats, codec: Codec, rough: bool) -> TableQuery:
+    assert isinstance(codec, TrainedCodec)
+    return TableQuery(query, codec.required_parameters())
+
+
+KERNELS: dict[Scorer, Callable[[Floats, Codec, bool], BitQuery | SignQuery | TableQuery]] = (
+    {"sign_bits": _prepare_sign_bits, "lookup_table": _prepare_lookup_table} if HAS_NUMBA else {}
+)
+"""Prepares a query for the kernel that scores a codec's codes without decoding them; other codes are decoded."""
 
 
 def row_blocks(lengths: IntArray, vectors: int | None) -> list[slice]:
@@ -97,7 +108,7 @@ def _decoded_scores(query: Floats, documents: MultiVectors, rows: slice, codec: 
 
 def best_matches(query: Floats, document: MultiVectors, codec: str | Codec) -> tuple[Floats, npt.NDArray[np.int64]]:
     """For one document (a MultiVectors of one row): each query vector's best product, and which vector gave it."""
-    query, codec = get_codec(codec).as_signs(query)
+    query, codec = get_codec(codec).transform_query(query)
     products = query @ decode(document.vectors, codec, query.shape[1]).T
     best = products.argmax(axis=1)
     return products[np.arange(len(query)), best], best

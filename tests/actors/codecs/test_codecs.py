@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.codecs import codecs
-from actors.codecs.codebooks import TRAINERS
+from actors.codecs import pooling
+from actors.codecs import table as codecs
+from actors.codecs.table import TRAINED
 from actors.outputs import MultiVectors
 from pipelines.retrieval.scoring.maxsim_1bit import BitQuery, SignQuery
 from pipelines.retrieval.scoring.vnni import has_vnni
@@ -19,7 +20,7 @@ def unit(n: int, dim: int, seed: int = 0) -> np.ndarray:
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("codec", [name for name in codecs.CODECS if name not in TRAINERS])
+@pytest.mark.parametrize("codec", [name for name in codecs.CODECS if name not in TRAINED])
 @pytest.mark.parametrize("dim", [384, 96, 21])
 def test_width_and_shape(codec: str, dim: int) -> None:
     stored = codecs.encode(unit(7, dim), codec)
@@ -84,7 +85,7 @@ def test_turned_signs_do_not_mind_dimensions_of_unlike_size() -> None:
 @pytest.mark.parametrize("dim", [384, 21])
 def test_products_with_signs_are_those_with_decoded_vectors(name: str, dim: int) -> None:
     query, codes = unit(5, dim, 3), codecs.encode(unit(40, dim), name)
-    changed, signs = codecs.get_codec(name).as_signs(query)
+    changed, signs = codecs.get_codec(name).transform_query(query)
     assert signs.name == "sign"
     products = query @ codecs.decode(codes, name, dim).T
     np.testing.assert_allclose(changed @ codecs.decode(codes, signs, changed.shape[1]).T, products, atol=1e-6)
@@ -95,7 +96,7 @@ def test_products_with_signs_are_those_with_decoded_vectors(name: str, dim: int)
 def test_sequential_pooling_averages_neighbours_within_a_text(lengths: list[int], size: int) -> None:
     offsets = np.cumsum([0, *lengths])
     x = unit(int(offsets[-1]), 8) if offsets[-1] else np.zeros((0, 8), np.float32)
-    pooled = codecs.pool(MultiVectors(offsets, x), f"sequential{size}")
+    pooled = pooling.pool_vectors(MultiVectors(offsets, x), f"sequential{size}")
     for i, length in enumerate(lengths):
         text = x[offsets[i] : offsets[i + 1]]
         expected = [text[j : j + size].mean(0) for j in range(0, length, size)]
@@ -105,14 +106,14 @@ def test_sequential_pooling_averages_neighbours_within_a_text(lengths: list[int]
 
 def test_distinct_pooling_joins_the_places_of_one_token_in_order_of_first_use() -> None:
     x = np.eye(5, dtype=np.float32)
-    pooled = codecs.pool(MultiVectors(np.array([0, 4, 5]), x), "distinct", np.array([7, 3, 7, 3, 7]))
+    pooled = pooling.pool_vectors(MultiVectors(np.array([0, 4, 5]), x), "distinct", np.array([7, 3, 7, 3, 7]))
     half = np.float32(np.sqrt(0.5))
     assert pooled.offsets.tolist() == [0, 2, 3]
     np.testing.assert_allclose(pooled.vectors, [[half, 0, half, 0, 0], [0, half, 0, half, 0], [0, 0, 0, 0, 1]])
 
 
 def test_encode_colbert_survives_arrow() -> None:
-    coded = codecs.encode_colbert(MultiVectors(np.array([0, 3, 3, 8]), unit(8, 24)), "sign", "sequential2")
+    coded = pooling.encode_colbert(MultiVectors(np.array([0, 3, 3, 8]), unit(8, 24)), "sign", "sequential2")
     back = MultiVectors.from_arrow(coded.to_arrow(), codecs.width("sign", 24))
     assert back.offsets.tolist() == [0, 2, 2, 5]
     assert np.array_equal(back.vectors, coded.vectors)
@@ -122,9 +123,9 @@ def test_wrong_names_and_missing_ids_are_named() -> None:
     with pytest.raises(ValueError, match="unknown ColBERT codec 'bit'; there are float32, float16"):
         codecs.encode(unit(1, 8), "bit")
     with pytest.raises(ValueError, match="unknown ColBERT pooling 'ward'"):
-        codecs.pool(MultiVectors(np.array([0, 1]), unit(1, 8)), "ward")
+        pooling.pool_vectors(MultiVectors(np.array([0, 1]), unit(1, 8)), "ward")
     with pytest.raises(ValueError, match="one token id for each of the 2 vectors"):
-        codecs.pool(MultiVectors(np.array([0, 2]), unit(2, 8)), "distinct")
+        pooling.pool_vectors(MultiVectors(np.array([0, 2]), unit(2, 8)), "distinct")
 
 
 @pytest.mark.parametrize("dim", [384, 96, 21])

@@ -9,7 +9,7 @@ from typing import Any
 import lance
 import pytest
 
-from actors.codecs import codebooks as books
+from actors.codecs import parameters
 from pipelines.config import BuildConfig, ConfigError, load_config
 from pipelines.store.schema import Identity
 
@@ -42,11 +42,11 @@ def test_a_codebook_is_trained_once_and_kept(ray_session: None, tmp_path: Path) 
     write(tmp_path / "a.jsonl", 0, 50)
     build_index(configure(tmp_path))
     first = dataset(tmp_path).schema.metadata
-    book = books.from_metadata(first, "minilm")
+    book = parameters.from_metadata(first, "minilm")
     assert book is not None
     identity = Identity.from_metadata(first)
     assert identity is not None
-    assert identity.embedders["minilm"]["codebook"] == books.fingerprint(book)
+    assert identity.embedders["minilm"]["codebook"] == parameters.fingerprint(book)
     rows = dataset(tmp_path).to_table(columns=["n_tokens", "minilm_colbert"]).to_pylist()
     assert all(len(row["minilm_colbert"]) == 24 * (row["n_tokens"] - 1) for row in rows)
 
@@ -57,8 +57,8 @@ def test_a_codebook_is_trained_once_and_kept(ray_session: None, tmp_path: Path) 
     summary = build_index(wider)
     assert (summary.embedded.documents, summary.unchanged, summary.backfilled) == (10, 50, 50)
     after = dataset(tmp_path).schema.metadata
-    assert books.fingerprint(books.from_metadata(after, "minilm")) == books.fingerprint(book)  # type: ignore[arg-type]
-    short = books.from_metadata(after, "short")
+    assert parameters.fingerprint(parameters.from_metadata(after, "minilm")) == parameters.fingerprint(book)  # type: ignore[arg-type]
+    short = parameters.from_metadata(after, "short")
     assert short is not None
     assert short.shape == (64, 32)
 

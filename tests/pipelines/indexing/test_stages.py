@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.arrow.blocks import split_by_size
-from actors.codecs import codecs
+from actors.codecs import table as codecs
 from actors.outputs import EmbeddingBatch, MultiVectors, TokenBatch
 from pipelines.config import EmbedderConfig
 from pipelines.indexing.stages import EncodeOutputs, good_rows, tokenise

@@ -10,8 +10,7 @@ import lance
 import numpy as np
 import pytest
 
-from actors.codecs.codebooks import TRAINERS
-from actors.codecs.codecs import decode, encode, get_codec
+from actors.codecs.table import TRAINED, decode, encode, get_codec
 from pipelines.retrieval import channels as candidates
 from pipelines.retrieval.index import Index, open_index
 from pipelines.search_indexes.vectors import update_vector_indexes
@@ -31,7 +30,7 @@ def reference(channel: str, query: str = QUERY, codec: str = "float32") -> np.nd
     if channel == "sparse":
         weights = dict(zip(*q.sparse.row(0), strict=True))
         return np.array([sum(weights.get(t, 0) * w for t, w in zip(*d.sparse.row(i), strict=True)) for i in range(400)])
-    stored_as = get_codec(codec, TRAINERS[codec](d.colbert.vectors) if codec in TRAINERS else None)
+    stored_as = get_codec(codec, TRAINED[codec].train(d.colbert.vectors) if codec in TRAINED else None)
     rows = [decode(encode(d.colbert.row(i), stored_as), stored_as, 32) for i in range(400)]
     return np.array([(q.colbert.vectors @ row.T).max(axis=1).mean() for row in rows])
 

@@ -7,7 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from actors.codecs import codecs, pq
+from actors.codecs import table as codecs
+from actors.codecs.product_quantization import ProductQuantization
 from actors.outputs import MultiVectors
 from pipelines.retrieval.scoring.maxsim import maxsim
 
@@ -23,7 +24,7 @@ def unit(n: int, dim: int, seed: int) -> np.ndarray:
 def test_scores_are_those_of_decoded_vectors(dim: int, queries: int, threads: int) -> None:
     lengths = np.array([3, 0, 1, 50, 7, 0, 200])
     vectors, query = unit(int(lengths.sum()), dim, 0), unit(queries, dim, 1)
-    codec = codecs.get_codec("pq", pq.train(vectors))
+    codec = codecs.get_codec("pq", ProductQuantization.train(vectors))
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     documents = MultiVectors(offsets, codecs.encode(vectors, codec))
     weights = np.random.default_rng(2).random(queries).astype(np.float32)

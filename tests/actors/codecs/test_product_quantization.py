@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from actors.codecs import codecs, pq
+from actors.codecs import table as codecs
+from actors.codecs.product_quantization import Codebook, ProductQuantization
 
 
 def clusters(n: int, dim: int, seed: int = 0) -> np.ndarray:
@@ -18,7 +19,7 @@ def clusters(n: int, dim: int, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize(("dim", "width"), [(384, 24), (96, 6), (21, 2)])
 def test_a_code_is_the_nearest_centroid_of_each_part(dim: int, width: int) -> None:
-    book = pq.train(clusters(3000, dim))
+    book = ProductQuantization.train(clusters(3000, dim))
     assert book.shape == (width, 256, 16)
     codec, x = codecs.get_codec("pq", book), clusters(50, dim, 1)
     codes = codecs.encode(x, codec)
@@ -37,20 +38,20 @@ def test_a_code_is_the_nearest_centroid_of_each_part(dim: int, width: int) -> No
 def test_training_fits_what_it_has_seen() -> None:
     x = clusters(2000, 384, 1)
 
-    def error(book: pq.Book) -> float:
+    def error(book: Codebook) -> float:
         codec = codecs.get_codec("pq", book)
         return float(((codecs.decode(codecs.encode(x, codec), codec, 384) - x) ** 2).sum(1).mean())
 
     noise = np.random.default_rng(0).standard_normal((3000, 384)).astype(np.float32)
-    foreign = pq.train(noise / np.linalg.norm(noise, axis=1, keepdims=True))
-    assert error(pq.train(clusters(3000, 384))) < 0.6 * error(foreign)
+    foreign = ProductQuantization.train(noise / np.linalg.norm(noise, axis=1, keepdims=True))
+    assert error(ProductQuantization.train(clusters(3000, 384))) < 0.6 * error(foreign)
 
 
 def test_training_is_reproducible_and_takes_few_vectors() -> None:
     x = clusters(100, 32)
-    book = pq.train(x)
-    assert np.array_equal(book, pq.train(x))
+    book = ProductQuantization.train(x)
+    assert np.array_equal(book, ProductQuantization.train(x))
     codec = codecs.get_codec("pq", book)
     np.testing.assert_allclose(codecs.decode(codecs.encode(x[:5], codec), codec, 32), x[:5], atol=0.4)
     with pytest.raises(ValueError, match="trained on the first texts, and there is none"):
-        pq.train(np.zeros((0, 32), np.float32))
+        ProductQuantization.train(np.zeros((0, 32), np.float32))

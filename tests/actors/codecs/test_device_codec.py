@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.codecs.codecs import encode_colbert
-from actors.codecs.on_device import Shrink
+from actors.codecs.device_codec import DeviceCodec
+from actors.codecs.pooling import encode_colbert
 from actors.embedders.registry import load_embedder
 from actors.outputs import MultiVectors, offsets_of
 from actors.spec import ComputeSpec, EmbedderSpec
@@ -39,10 +39,10 @@ def test_bytes_are_those_of_the_store(
     vectors = np.random.default_rng(seed).standard_normal((sizes.sum(), dim)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     expected = encode_colbert(MultiVectors(offsets_of(sizes), vectors), codec, POOLINGS[every])
-    shrink = Shrink(codec, every)
-    got = shrink(torch.from_numpy(vectors), sizes).numpy()
-    assert np.array_equal(offsets_of(shrink.lengths(sizes)), expected.offsets)
-    assert got.shape == (len(expected.vectors), shrink.width(dim))
+    device_codec = DeviceCodec(codec, every)
+    got = device_codec(torch.from_numpy(vectors), sizes).numpy()
+    assert np.array_equal(offsets_of(device_codec.lengths(sizes)), expected.offsets)
+    assert got.shape == (len(expected.vectors), device_codec.width(dim))
     if codec == "sign" or every == 1:
         assert np.array_equal(got, expected.vectors)
     else:  # means of a pair differ in their last bit between torch and numpy
@@ -59,15 +59,15 @@ def test_an_engine_gives_codes_in_the_order_of_the_texts(
     model = load_embedder(EmbedderSpec(model=str(folder), compute=ComputeSpec(dtype="fp32", budget=64)))
     tokens = model.tokenise([*TEXTS, "", TEXTS[0]])
     host = finish(model.embed_tokens(tokens), tokens)
-    device = finish(model.embed_tokens(tokens, shrink=finish.on_device), tokens)
+    device = finish(model.embed_tokens(tokens, device_codec=finish.on_device), tokens)
     assert host["m_colbert"].equals(device["m_colbert"])
 
 
 def test_what_only_the_host_can_do_stays_there() -> None:
-    def on_device(**codec: str) -> Shrink | None:
+    def on_device(**codec: str) -> DeviceCodec | None:
         return EncodeOutputs(EmbedderConfig(name="m", model="x", codec=CodecConfig(**codec))).on_device  # type: ignore[arg-type]
 
-    assert on_device(colbert="sign", colbert_pooling="sequential3") == Shrink("sign", 3)
-    assert on_device(colbert="int8") == Shrink("int8")
+    assert on_device(colbert="sign", colbert_pooling="sequential3") == DeviceCodec("sign", 3)
+    assert on_device(colbert="int8") == DeviceCodec("int8")
     assert on_device(colbert="sign", colbert_pooling="distinct") is None
     assert on_device(colbert="bits2") is None

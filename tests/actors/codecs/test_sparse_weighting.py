@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from actors.codecs.sparse import encode_sparse
+from actors.codecs.sparse_weighting import weight_sparse
 from actors.outputs import SparseVectors, TokenBatch, offsets_of
 from pipelines.config import CodecConfig, EmbedderConfig
 
@@ -23,7 +23,7 @@ def sparse(*rows: dict[int, float]) -> SparseVectors:
 
 def test_a_term_counts_for_each_text_by_itself() -> None:
     tokens = batch([1, 7, 7, 9, 2], [1, 7, 2], [1, 9, 9, 9, 7, 2])
-    stored = encode_sparse(sparse({7: 0.5, 9: 1.0}, {7: 2.0}, {9: 1.0}), tokens, "counted")
+    stored = weight_sparse(sparse({7: 0.5, 9: 1.0}, {7: 2.0}, {9: 1.0}), tokens, "counted")
     expected = [0.5**0.75 * (1 + 0.2 * np.log(2)), 1.0, 2.0**0.75, 1 + 0.2 * np.log(3)]
     np.testing.assert_allclose(stored.weights, expected, rtol=1e-6)
     assert stored.weights.dtype == np.float32
@@ -33,12 +33,12 @@ def test_a_term_counts_for_each_text_by_itself() -> None:
 
 def test_m3s_own_weights_are_left_alone() -> None:
     weights = sparse({7: 0.5}, {})
-    assert encode_sparse(weights, batch([1, 7, 7], [1, 2]), "max") is weights
+    assert weight_sparse(weights, batch([1, 7, 7], [1, 2]), "max") is weights
 
 
 @pytest.mark.parametrize("rows", [[], [[]], [[1, 2], []]])
 def test_texts_without_any_weight(rows: list[list[int]]) -> None:
-    stored = encode_sparse(sparse(*({} for _ in rows)), batch(*rows), "counted")
+    stored = weight_sparse(sparse(*({} for _ in rows)), batch(*rows), "counted")
     assert len(stored) == len(rows)
     assert not len(stored.weights)
 
