@@ -2,7 +2,7 @@
 
 M3 keeps the largest weight of a term, so ten mentions count no more than one. `counted` makes it
 w^0.75 x (1 + 0.2 ln tf): as in BM25, further mentions count with diminishing returns, and large weights are damped.
-Both numbers were chosen on training queries (benchmarks/RESULTS.md). The price is that scores are no longer M3's own,
+Both are chosen on training queries: benchmarks/RESEARCH_LOG.md. The price is that scores are no longer M3's own,
 so it is the default for the packaged model alone.
 """
 

@@ -3,7 +3,7 @@
 torch's CPU kernel leaves the tiles unused for heads of 32 or 64 dimensions, which is what BGE's encoders have. Here 16
 queries meet all keys of their text in tiles, and come out as columns: the maximum and the sum of softmax then go down
 the columns, and nothing is ever added across a register. 2 ** x is a cubic whose error is a twentieth of bf16's. The
-weights go into the second product as they lie. Figures: benchmarks/RESULTS.md. The price is LLVM written by hand, since
+weights go into the second product as they lie. Figures: RESEARCH_LOG.md. The price is LLVM written by hand, since
 numba knows neither tiles nor bf16, and some seconds of compiling on a machine's first use.
 
 A tile is 16 rows of 64 bytes. The left side of a product has 32 bf16 in a row. The right side lies in pairs: row k

@@ -6,7 +6,7 @@ that each reducer sees all rows of its ids and no process sees all ids. What the
 
 The price is that the input is read twice. A first build pays it too, though its table is empty: only a look at every
 id before the first commit finds duplicates without keeping all ids in one place, and reading is cheap beside embedding
-(benchmarks/RESULTS.md, "Census"). An empty table spares the join, not the read.
+(benchmarks/RESEARCH_LOG.md, "Census"). An empty table spares the join, not the read.
 """
 
 from __future__ import annotations
