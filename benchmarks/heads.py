@@ -36,8 +36,8 @@ from pipelines.evaluation import read_qrels, read_queries
 from pipelines.evaluation.metrics import paired_p, per_query
 from pipelines.evaluation.qrels import judged
 from pipelines.retrieval.encoder import pieces
-from pipelines.retrieval.fusion import Rule, fuse
-from pipelines.retrieval.query_expansion import Neighbours
+from pipelines.retrieval.fusion import FusionRule, fuse
+from pipelines.retrieval.query_expansion import QueryExpander
 
 Scores = npt.NDArray[np.float32]
 DEPTH = 200
@@ -124,7 +124,7 @@ def hybrid(channels: Mapping[str, Scores], weights: dict[Channel, float]) -> Sco
     depth = min(DEPTH, result.shape[1] - 1)
     for i in range(len(result)):
         rows = np.unique(np.concatenate([np.argpartition(-s[i], depth)[:depth] for s in used.values()]))
-        result[i, rows] = fuse({name: s[i, rows] for name, s in used.items()}, Rule("zscore", weights))
+        result[i, rows] = fuse({name: s[i, rows] for name, s in used.items()}, FusionRule("zscore", weights))
     return result
 
 
@@ -134,7 +134,7 @@ def lexical_scores(encoder: Encoder, texts: tuple[States, States], named: Mappin
     """
     asked, found = texts
     rarity, scores = rarities(found, encoder.vocab), {}
-    neighbours = Neighbours(encoder.backbone.words, encoder.preparation.tokenizer.names)
+    neighbours = QueryExpander(encoder.backbone.words, encoder.preparation.tokenizer.names)
     for name, head in named.items():
         asks, holds = (lexical(t, head, encoder.excluded) for t in (asked, found))
         root = np.sqrt(asks.weights) * rarity[asks.token_ids]
@@ -142,7 +142,7 @@ def lexical_scores(encoder: Encoder, texts: tuple[States, States], named: Mappin
         scores[f"{name} plain"] = sparse_scores(asks, holds, encoder.vocab)
         scores[f"{name} by rarity"] = sparse_scores(weighed, holds, encoder.vocab)
         counted = weight_sparse(holds, found.tokens, "counted")
-        scores[name] = sparse_scores(neighbours.expanded(weighed), counted, encoder.vocab)
+        scores[name] = sparse_scores(neighbours.expand(weighed), counted, encoder.vocab)
     return scores
 
 

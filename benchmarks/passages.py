@@ -36,7 +36,7 @@ class Sentences:
 
     @classmethod
     def of(cls, indexes: Sequence[Index]) -> Sentences:
-        dense = np.concatenate([np.asarray(i.stored.whole("dense"), np.float32) for i in indexes])
+        dense = np.concatenate([np.asarray(i.column_cache.whole("dense"), np.float32) for i in indexes])
         sparse = SparseVectors.join([_sparse(i) for i in indexes])
         parts = [_colbert(i) for i in indexes]
         lengths = np.concatenate([np.diff(p.offsets) for p in parts])
@@ -45,13 +45,13 @@ class Sentences:
 
 
 def _sparse(index: Index) -> SparseVectors:
-    rows = index.stored.whole("sparse")
+    rows = index.column_cache.whole("sparse")
     assert isinstance(rows, SparseVectors)
     return rows
 
 
 def _colbert(index: Index) -> MultiVectors:
-    rows = index.stored.whole("colbert")
+    rows = index.column_cache.whole("colbert")
     assert isinstance(rows, MultiVectors)
     return rows
 

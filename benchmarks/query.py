@@ -29,17 +29,19 @@ from lancedb.rerankers import RRFReranker
 
 from actors.outputs import Array, EmbeddingBatch, SparseVectors
 from benchmarks.passages import Sentences, draw
-from pipelines.config import Channel
-from pipelines.retrieval import candidates as union
-from pipelines.retrieval.channels import Colbert, FullText, Queries
-from pipelines.retrieval.fusion import Rule, fuse
+from pipelines.config import Channel, search_options
+from pipelines.retrieval.candidates import colbert_oversampling
+from pipelines.retrieval.channels.bm25 import Bm25Channel
+from pipelines.retrieval.channels.colbert import ColbertChannel
+from pipelines.retrieval.fusion import FusionRule, fuse
 from pipelines.retrieval.index import Index, open_index
+from pipelines.retrieval.queries import EncodedQueries
 from pipelines.retrieval.scoring.kernels import top_n
 from pipelines.search_indexes.full_text import update_full_text
 from pipelines.search_indexes.update import update_indexes
 from pipelines.store.schema import Identity, Target, documents_schema
 
-M3_RULE = Rule("weighted", {"dense": 1.0, "sparse": 0.3, "colbert": 1.0})
+M3_RULE = FusionRule("weighted", {"dense": 1.0, "sparse": 0.3, "colbert": 1.0})
 N, K = 200, 100
 
 
@@ -74,13 +76,13 @@ def texts_of(passages: EmbeddingBatch, words: Array) -> list[str]:
     return [" ".join(words[passages.sparse.row(i)[0]]) for i in range(len(passages.n_tokens))]
 
 
-def one(queries: Queries, i: int) -> Queries:
+def one(queries: EncodedQueries, i: int) -> EncodedQueries:
     weights = None
     if queries.token_weights is not None and queries.encoded is not None and queries.encoded.colbert is not None:
         offsets = queries.encoded.colbert.offsets
         weights = queries.token_weights[offsets[i] : offsets[i + 1]]
     assert queries.encoded is not None
-    return Queries((queries.texts[i],), queries.encoded.take(np.array([i])), weights)
+    return EncodedQueries((queries.texts[i],), queries.encoded.take(np.array([i])), weights)
 
 
 def quantiles(seconds: Sequence[float]) -> str:
@@ -102,27 +104,29 @@ def timed(name: str, n: int, run: Callable[[int], Any], reference: float | None 
     return p50
 
 
-def hybrid(index: Index, query: Queries, rule: Rule) -> Array:
+def hybrid(index: Index, query: EncodedQueries, rule: FusionRule) -> Array:
     (found,) = index.candidates(query, rule.weights, N, sampled=rule.fusion == "zscore", rule=rule)
     places, _ = top_n(fuse(found.scores, rule, found.sample).astype(np.float32), K)
     return found.positions[places]
 
 
-def all_scores(index: Index, queries: Queries, i: int, channel: Channel) -> Array:
+def all_scores(index: Index, queries: EncodedQueries, i: int, channel: Channel) -> Array:
     search, rows = index.channels[channel], len(index)
-    if not isinstance(search, FullText):
+    if not isinstance(search, Bm25Channel):
         return search.scores(queries, i, np.arange(rows))
     return search.top(one(queries, i), rows, None)[0].at(np.arange(rows))
 
 
-def recall(index: Index, queries: Queries, n: int, rule: Rule) -> None:
+def recall(index: Index, queries: EncodedQueries, n: int, rule: FusionRule) -> None:
     """Of the best 100 by exhaustive scoring: how many the hybrid has, and how many candidates of other sizes hold."""
     sizes = (200, 400, 800, 1600, 3200)
     shared, ten, ties = [], [], []
     held: dict[tuple[str, int], list[int]] = {}
     for i in range(n):
         scores = {c: all_scores(index, queries, i, c) for c in rule.weights}
-        fused = fuse(scores, rule, {c: s[index.union.sample] for c, s in scores.items()}).astype(np.float32)
+        fused = fuse(scores, rule, {c: s[index.candidate_generator.sample] for c, s in scores.items()}).astype(
+            np.float32
+        )
         best, values = top_n(fused, K)
         answer = hybrid(index, one(queries, i), rule)
         shared.append(len(np.intersect1d(best, answer)))
@@ -142,11 +146,11 @@ def recall(index: Index, queries: Queries, n: int, rule: Rule) -> None:
         print(f"  exact best {size:5} of {name:24} hold {np.mean(values) / K:.4f}")
 
 
-def stages(index: Index, queries: Queries, n: int, rule: Rule) -> float:
+def stages(index: Index, queries: EncodedQueries, n: int, rule: FusionRule) -> float:
     """Every stage of the hybrid, then the whole, with and without texts."""
-    colbert = cast(Colbert, index.channels["colbert"])
+    colbert = cast(ColbertChannel, index.channels["colbert"])
     others = [c for c in rule.weights if c != "colbert"]
-    wide = {c: N if colbert.scans else N * union.followed(c, rule) for c in others}
+    wide = {c: N if colbert.scans else N * colbert_oversampling(c, rule) for c in others}
     singles = [one(queries, i) for i in range(n)]
     tops = [[index.channels[c].top(q, wide[c], None)[0].positions for c in others] for q in singles]
     brought = [np.unique(np.concatenate(positions)) for positions in tops]
@@ -165,7 +169,7 @@ def stages(index: Index, queries: Queries, n: int, rule: Rule) -> float:
         rows = found if channel == "colbert" else brought
         timed(f"  {channel}: exact scores", n, lambda i, s=search, r=rows: s.scores(singles[i], 0, r[i]), whole)
     timed("  colbert: rough scores", n, lambda i: colbert.rough(singles[i], 0, brought[i]), whole)
-    request = index.request(K, fusion=rule.fusion, weights=rule.weights, candidates=N)
+    request = index.request(search_options(k=K, fusion=rule.fusion, weights=dict(rule.weights), candidates=N))
     timed("hybrid with texts of the best 100", n, lambda i: index._answer(singles[i], request), whole)
     for threads in (1, 2, 4):
         with ThreadPoolExecutor(threads) as pool:
@@ -175,9 +179,9 @@ def stages(index: Index, queries: Queries, n: int, rule: Rule) -> float:
     return whole
 
 
-def lancedb_hybrid(index: Index, queries: Queries, n: int, reference: float) -> None:
+def lancedb_hybrid(index: Index, queries: EncodedQueries, n: int, reference: float) -> None:
     table = lancedb.connect(index.snapshot.uri).open_table("documents")
-    column, dense = index.stored.column("dense"), queries.dense()
+    column, dense = index.column_cache.column("dense"), queries.dense()
 
     def vector(i: int) -> Any:
         search = table.search(dense[i], vector_column_name=column).metric("dot").limit(N).select(["doc_id"])
@@ -193,16 +197,20 @@ def lancedb_hybrid(index: Index, queries: Queries, n: int, reference: float) -> 
 
 
 def _sparse(index: Index) -> SparseVectors:
-    rows = index.stored.take("sparse", np.arange(len(index)))
+    rows = index.column_cache.take("sparse", np.arange(len(index)))
     assert isinstance(rows, SparseVectors)
     return rows
 
 
-def qdrant(index: Index, queries: Queries, n: int, reference: float) -> None:
+def qdrant(index: Index, queries: EncodedQueries, n: int, reference: float) -> None:
     """Qdrant's local mode: dense and sparse, reciprocal ranks."""
     from qdrant_client import QdrantClient, models  # type: ignore[import-not-found]
 
-    client, rows, dense = QdrantClient(":memory:"), _sparse(index), index.stored.take("dense", np.arange(len(index)))
+    client, rows, dense = (
+        QdrantClient(":memory:"),
+        _sparse(index),
+        index.column_cache.take("dense", np.arange(len(index))),
+    )
     client.create_collection(
         "d",
         vectors_config={"dense": models.VectorParams(size=dense.shape[1], distance=models.Distance.DOT)},
@@ -234,12 +242,16 @@ def qdrant(index: Index, queries: Queries, n: int, reference: float) -> None:
     timed("Qdrant, local mode (dense, sparse, RRF)", min(n, 10), ask, reference)
 
 
-def milvus(index: Index, queries: Queries, n: int, reference: float) -> None:
+def milvus(index: Index, queries: EncodedQueries, n: int, reference: float) -> None:
     """Milvus Lite: dense and sparse, reciprocal ranks."""
     from pymilvus import AnnSearchRequest, DataType, MilvusClient, RRFRanker  # type: ignore[import-not-found]
 
     path = Path(f"/tmp/milvus-{os.getpid()}.db")
-    client, rows, dense = MilvusClient(str(path)), _sparse(index), index.stored.take("dense", np.arange(len(index)))
+    client, rows, dense = (
+        MilvusClient(str(path)),
+        _sparse(index),
+        index.column_cache.take("dense", np.arange(len(index))),
+    )
     schema = client.create_schema()
     schema.add_field("id", DataType.INT64, is_primary=True)
     schema.add_field("dense", DataType.FLOAT_VECTOR, dim=dense.shape[1])
@@ -269,7 +281,7 @@ def milvus(index: Index, queries: Queries, n: int, reference: float) -> None:
     timed("Milvus Lite (dense, sparse, RRF)", n, ask, reference)
 
 
-def bm25s(index: Index, queries: Queries, n: int, reference: float) -> None:
+def bm25s(index: Index, queries: EncodedQueries, n: int, reference: float) -> None:
     """bm25s: words alone."""
     import bm25s as engine  # type: ignore[import-not-found]
 
@@ -294,7 +306,7 @@ def forget(*folders: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def cold(index: str, local: Path | None, queries: Queries, n: int, rule: Rule) -> None:
+def cold(index: str, local: Path | None, queries: EncodedQueries, n: int, rule: FusionRule) -> None:
     """A fresh opening whose files are not in the page cache."""
     forget(*(Path(p) for p in (index, local) if p is not None))
     opened = open_index(index, local=local, memory=2**33)
@@ -324,7 +336,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--queries", type=int, default=100)
     parser.add_argument("--default", action="store_true", help="The index's own rule in place of M3's weights.")
-    parser.add_argument("--exact", type=int, default=20, help="Queries that are scored exhaustively.")
+    parser.add_argument("--exact", type=int, default=20, help="EncodedQueries that are scored exhaustively.")
     parser.add_argument("--local", type=Path, help="Folder for local copies.")
     parser.add_argument("--memory", type=int, default=4 * 2**30)
     parser.add_argument("--peers", type=Path, help="site-packages with qdrant_client, pymilvus, bm25s.")
@@ -335,7 +347,7 @@ def main() -> None:
     queries = index.encode(read_queries(given.questions, given.queries))
     start = time.perf_counter()
     print(index, index.warm(), f"read or copied in {time.perf_counter() - start:.1f} s")
-    rule = index.default_rule if given.default else M3_RULE
+    rule = index.default_fusion if given.default else M3_RULE
     hybrid(index, one(queries, 0), rule)
     whole = stages(index, queries, given.queries, rule)
     print(f"memory: {memory()}")

@@ -21,8 +21,9 @@ import pyarrow as pa
 
 from actors.outputs import IntArray, SparseVectors
 from benchmarks.query import read_queries
-from pipelines.retrieval.channels import Inverted, Queries
+from pipelines.retrieval.channels.sparse import CscInvertedIndex
 from pipelines.retrieval.index import Index, open_index
+from pipelines.retrieval.queries import EncodedQueries
 from pipelines.retrieval.scoring.inverted_index import InvertedIndex, Segment, as_lists
 from pipelines.retrieval.scoring.kernels import top_n
 from pipelines.search_indexes.posting_blocks import Blocks
@@ -34,7 +35,7 @@ KEY = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing", "aws_
 
 
 def first_rows(index: Index, n: int) -> SparseVectors:
-    rows = index.stored.take("sparse", np.arange(min(n, len(index))))
+    rows = index.column_cache.take("sparse", np.arange(min(n, len(index))))
     assert isinstance(rows, SparseVectors)
     return rows
 
@@ -56,18 +57,18 @@ def best_of(run: object, repeats: int = 3) -> float:
     return 1e3 * min(seconds)
 
 
-def postings_of(inverted: Inverted, queries: Queries, i: int) -> int:
+def postings_of(inverted: CscInvertedIndex, queries: EncodedQueries, i: int) -> int:
     known = np.minimum(queries.sparse(i)[0], len(inverted.starts) - 2)
     return int((inverted.starts[known + 1] - inverted.starts[known]).sum())
 
 
-def growth(index: Index, queries: Queries, sizes: list[int]) -> None:
+def growth(index: Index, queries: EncodedQueries, sizes: list[int]) -> None:
     print(
         f"{'rows':>9} {'postings a query':>17} {'p50 ms':>8} {'mean':>8} {'p99':>8} {'plain p50':>10} {'MiB':>7} exact"
     )
     for size in sizes:
         rows = first_rows(index, size)
-        made, plain = in_memory(rows), Inverted.of(rows)
+        made, plain = in_memory(rows), CscInvertedIndex.of(rows)
         ours, theirs, touched, same = [], [], [], 0
         for i in range(len(queries)):
             ids, weights = queries.sparse(i)
@@ -75,7 +76,7 @@ def growth(index: Index, queries: Queries, sizes: list[int]) -> None:
 
             def accumulate(ids: IntArray = ids, weights: np.ndarray = weights, scores: np.ndarray = scores) -> IntArray:
                 scores[:] = 0
-                plain.add_to(scores, ids, weights)  # noqa: B023
+                plain.add_scores(scores, ids, weights)  # noqa: B023
                 return top_n(scores, 100, above=0)[0]
 
             ours.append(best_of(lambda ids=ids, weights=weights, made=made: made.promising(ids, weights, 100)))
@@ -92,7 +93,7 @@ def growth(index: Index, queries: Queries, sizes: list[int]) -> None:
         )
 
 
-def stored(index: Index, queries: Queries, n: int) -> None:
+def stored(index: Index, queries: EncodedQueries, n: int) -> None:
     """Bytes and requests of a query where the postings are in an object store and not held in memory."""
     import boto3  # type: ignore[import-not-found]
     from moto.server import ThreadedMotoServer
@@ -153,8 +154,8 @@ def main() -> None:
     index = open_index(given.index, local=given.local)
     queries = index.encode(read_queries(given.questions, given.queries))
     growth(index, queries, given.rows)
-    if given.stored:
-        stored(index, queries, given.stored)
+    if given.column_cache:
+        stored(index, queries, given.column_cache)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,116 +11,59 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.cli.app import Index, Json, Qrels, Queries, app, print_json
-from pipelines.config import ConfigError
+from pipelines.cli.search_options import SearchFile, read_options, takes_search_options
+from pipelines.config import InvalidRequest
 
 SearchFiles = Annotated[list[Path] | None, typer.Option("--search", help="YAML of `tridex tune`; may be repeated.")]
-SearchFile = Annotated[Path | None, typer.Option("--search", help="YAML of `tridex tune`; options here win over it.")]
-Mode = Annotated[str | None, typer.Option(help="hybrid (default), dense, sparse, colbert or bm25.")]
-Where = Annotated[str | None, typer.Option(help="SQL filter over the index's columns.")]
-Weights = Annotated[str | None, typer.Option(help="Of the hybrid: dense=1,bm25=0.5,colbert=3.")]
-FusionRule = Annotated[str | None, typer.Option("--fusion", help="zscore, weighted, rrf or dbsf.")]
-Depth = Annotated[int | None, typer.Option("--candidates", help="Rows of each channel that enter the hybrid (200).")]
-Exact = Annotated[bool, typer.Option("--exact", help="No approximate index; ColBERT scans the table.")]
 Local = Annotated[Path | None, typer.Option(help="Folder for local copies of what scoring reads, kept for later.")]
 ONCE = 2**29
 """Bytes of columns that one command reads whole: for a few queries it is not worth reading more."""
+PAGING = ("k", "rerank", "rerank_k", "group_by", "group_size", "offset", "columns", "scores")
 
 
 @app.command()
+@takes_search_options()
 def search(
     index: Index,
     query: Annotated[list[str], typer.Argument(help="One query or several.")],
-    k: Annotated[int, typer.Option("-k", help="Hits for each query.")] = 10,
     search_config: SearchFile = None,
-    mode: Mode = None,
-    where: Where = None,
-    weights: Weights = None,
-    fusion: FusionRule = None,
-    candidates: Depth = None,
-    rerank: Annotated[str | None, typer.Option(help="A reranker for the second stage, or colbert.")] = None,
-    rerank_k: Annotated[int | None, typer.Option(help="Hits that the reranker scores (100).")] = None,
-    group_by: Annotated[
-        str, typer.Option(help="A column: at most --group-size hits of each value; or none.")
-    ] = "doc_id",
-    group_size: Annotated[int, typer.Option(help="Hits of each group.")] = 1,
-    offset: Annotated[int, typer.Option(help="Hits (or groups) to skip.")] = 0,
-    columns: Annotated[str | None, typer.Option(help="Metadata columns to show, separated by commas; all.")] = None,
-    exact: Exact = False,
     local: Local = None,
     as_json: Json = False,
+    **given: Any,
 ) -> None:
-    """Search an index; every hit shows each channel's score."""
+    """Search an index; every hit shows its passage and the channels' scores."""
     from pipelines.retrieval import open_index
+    from pipelines.retrieval.hits_text import hits_as_text, terminal_width
 
-    options = _search_options(
-        search_config,
-        mode=mode,
-        weights=weights,
-        fusion=fusion,
-        candidates=candidates,
-        rerank=rerank,
-        rerank_k=rerank_k,
-    )
-    shown = None if columns is None else [name.strip() for name in columns.split(",") if name.strip()]
-    groups = None if group_by == "none" else group_by
-    page = {"group_by": groups, "group_size": group_size, "offset": offset, "columns": shown}
-    results = open_index(index, memory=ONCE, local=local).search(
-        query, k=k, where=where, exact=exact, **page, **options
-    )
+    options = read_options(search_config, given)
+    if options.mode == "bm25" and given.get("scores") is None:
+        options = options.model_copy(update={"scores": "used"})  # the others' would need the model
+    results = open_index(index, memory=ONCE, local=local).search_with(query, options)
     if as_json:
         print_json([hits.to_dict() for hits in results])
         return
-    for text, hits in zip(query, results, strict=True):
-        typer.echo(f"? {text}\n{hits}\n")
+    colour, width = sys.stdout.isatty() and "NO_COLOR" not in os.environ, terminal_width()
+    for hits in results:
+        typer.echo(hits_as_text(hits, width, colour, options.columns or ()) + "\n")
 
 
 @app.command()
+@takes_search_options(*PAGING)
 def explain(
     index: Index,
     query: Annotated[str, typer.Argument(help="The query.")],
     document: Annotated[str, typer.Argument(help="A document's or a chunk's id.")],
     search_config: SearchFile = None,
-    mode: Mode = None,
-    where: Where = None,
-    weights: Weights = None,
-    fusion: FusionRule = None,
-    candidates: Depth = None,
-    exact: Exact = False,
     local: Local = None,
     as_json: Json = False,
+    **given: Any,
 ) -> None:
     """Why a document has its score: each channel's part, shared words, and the token that each query token matched."""
     from pipelines.retrieval import open_index
 
-    options = _search_options(search_config, mode=mode, weights=weights, fusion=fusion, candidates=candidates)
-    options = {key: value for key, value in options.items() if not key.startswith("rerank")}
-    opened = open_index(index, memory=ONCE, local=local)
-    told = opened.explain(query, document, where=where, exact=exact, **options)
+    options = read_options(search_config, given)
+    told = open_index(index, memory=ONCE, local=local).explain_with(query, document, options)
     print_json(told.to_dict()) if as_json else typer.echo(str(told))
-
-
-def _search_options(path: Path | None, **given: Any) -> dict[str, Any]:
-    """Arguments of `Index.search`: what was given on the command line over what the file says."""
-    from pipelines.config import read_search_config
-
-    chosen = {} if path is None else read_search_config(path).model_dump(exclude_none=True)
-    if given.get("weights") is not None:
-        given["weights"] = _weights(given["weights"])
-    return {**chosen, **{key: value for key, value in given.items() if value is not None}}
-
-
-def _weights(text: str) -> dict[str, float]:
-    """`dense=1,bm25=0.5` to a mapping; ConfigError names the part at fault."""
-    weights: dict[str, float] = {}
-    for part in text.split(","):
-        channel, sign, number = (piece.strip() for piece in part.partition("="))
-        try:
-            weights[channel] = float(number)
-        except ValueError:
-            sign = ""
-        if not (channel and sign):
-            raise ConfigError(f"--weights: {part.strip()!r}: expected CHANNEL=NUMBER, as in dense=1,bm25=0.5")
-    return weights
 
 
 @app.command()
@@ -208,10 +153,14 @@ def tune(
 
 
 def _tune_layers(index: Any, queries: dict[str, str], qrels: Any, model: str, as_json: bool) -> None:
+    from actors.rerankers.engine import Reranker
     from pipelines.evaluation.early_exit import choose_cutoff
     from pipelines.retrieval.rerank import as_reranker
 
-    layer, table = choose_cutoff(index, queries, qrels, as_reranker(model, tuple(index.channels)))
+    reranker = as_reranker(model, tuple(index.channels))
+    if not isinstance(reranker, Reranker):
+        raise InvalidRequest(f"rerank: {model!r} is a channel and has no layers to choose from")
+    layer, table = choose_cutoff(index, queries, qrels, reranker)
     if as_json:
         print_json({"cutoff_layer": layer, "layers": [asdict(row) for row in table]})
         return

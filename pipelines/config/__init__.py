@@ -3,6 +3,7 @@
 from actors.codecs.pooling import TokenPooling
 from actors.codecs.sparse_weighting import SparseWeighting
 from actors.codecs.table import CodecName
+from pipelines.config.channels import CHANNELS, MODES, Channel, ChannelSpec, Mode
 from pipelines.config.load import (
     apply_override,
     load_config,
@@ -12,35 +13,37 @@ from pipelines.config.load import (
     validate,
     validated,
 )
+from pipelines.config.search import Fusion, Reranker, SearchConfig, SearchKeywords, SearchOptions, search_options
 from pipelines.config.settings import (
     DEFAULT_MODEL,
     TEXT_BESIDE_PICTURE,
     BuildConfig,
-    Channel,
     ChunkConfig,
     CodecConfig,
     Columns,
     ComputeConfig,
     ConfigError,
     EmbedderConfig,
-    Fusion,
     IndexConfig,
     InputConfig,
+    InvalidRequest,
     JobConfig,
     Model,
     PictureConfig,
     PoolConfig,
     RayConfig,
-    SearchConfig,
     WorkFailed,
     plain_options,
 )
 
 __all__ = [
+    "CHANNELS",
     "DEFAULT_MODEL",
+    "MODES",
     "TEXT_BESIDE_PICTURE",
     "BuildConfig",
     "Channel",
+    "ChannelSpec",
     "ChunkConfig",
     "CodecConfig",
     "CodecName",
@@ -51,12 +54,17 @@ __all__ = [
     "Fusion",
     "IndexConfig",
     "InputConfig",
+    "InvalidRequest",
     "JobConfig",
+    "Mode",
     "Model",
     "PictureConfig",
     "PoolConfig",
     "RayConfig",
+    "Reranker",
     "SearchConfig",
+    "SearchKeywords",
+    "SearchOptions",
     "SparseWeighting",
     "TokenPooling",
     "WorkFailed",
@@ -66,6 +74,7 @@ __all__ = [
     "plain_options",
     "read_search_config",
     "read_yaml",
+    "search_options",
     "validate",
     "validated",
 ]

@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from pipelines.config.settings import BuildConfig, ConfigError, Model, SearchConfig
+from pipelines.config.describe import describe_errors
+from pipelines.config.search import SearchOptions
+from pipelines.config.settings import BuildConfig, ConfigError, Model
 
 M = TypeVar("M", bound=Model)
 
@@ -46,19 +48,12 @@ def apply_override(tree: dict[str, Any], path: Sequence[str], value: Any) -> Non
         node = node[key]
 
 
-def read_search_config(path: str | Path) -> SearchConfig:
-    """A search config, such as `tridex tune` writes; ConfigError names the file and the key."""
+def read_search_config(path: str | Path) -> SearchOptions:
+    """Reads a search file, such as `tridex tune` writes; ConfigError names the file and the key."""
     try:
-        return SearchConfig.model_validate(read_yaml(path))
+        return SearchOptions.model_validate(read_yaml(path))
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_describe(error)}") from error
-
-
-def _describe(error: ValidationError) -> str:
-    lines = [
-        f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
-    ]
-    return "\n".join(lines)
+        raise ConfigError(f"{path}: {describe_errors(error, SearchOptions)}") from error
 
 
 def validated(kind: type[M], tree: dict[str, Any]) -> M:
@@ -66,7 +61,7 @@ def validated(kind: type[M], tree: dict[str, Any]) -> M:
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_describe(error)) from error
+        raise ConfigError(describe_errors(error, kind)) from error
 
 
 def validate(tree: dict[str, Any]) -> BuildConfig:

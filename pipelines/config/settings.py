@@ -30,9 +30,6 @@ DEFAULT_MODEL = "all-MiniLM-L6-v2"
 TEXT_BESIDE_PICTURE = 256
 """Tokens of a text where nothing else is said: with a picture's 196 or 256 patches it fits both published models."""
 
-Channel = Literal["dense", "sparse", "colbert", "bm25"]
-Fusion = Literal["zscore", "weighted", "rrf", "dbsf"]
-
 
 def _integer_or_auto(value: Any) -> Any:
     """A union would answer with an error for each of its members."""
@@ -47,6 +44,10 @@ AutoInt = Annotated[int | Literal["auto"], BeforeValidator(_integer_or_auto)]
 
 class ConfigError(ValueError):
     """The request was wrong; the message names the key path or the argument at fault. The command line exits with 2."""
+
+
+class InvalidRequest(ConfigError):
+    """A search or another call asked for what cannot be given; the message names the argument at fault."""
 
 
 class WorkFailed(RuntimeError):
@@ -329,19 +330,6 @@ class BuildConfig(Model):
         """`chunk` with its mode decided."""
         mode = "tokens" if self.input.pictures is None else "whole"
         return self.chunk.model_copy(update={"mode": mode}) if self.chunk.mode == "auto" else self.chunk
-
-
-class SearchConfig(Model):
-    """How a query is answered; stored in `configs/search/*.yaml`, written by `tridex tune`."""
-
-    mode: Literal["hybrid", "dense", "sparse", "colbert", "bm25"] = "hybrid"
-    fusion: Fusion | None = None
-    """None: what is measured best for the index's model (`zscore` for the packaged one, `weighted` for M3)."""
-    weights: dict[Channel, float] | None = None
-    candidates: int = Field(200, gt=0)
-    """Top-n of each channel that enters the union."""
-    rerank: str | None = None
-    rerank_k: int = Field(100, gt=0)
 
 
 def plain_options(options: Mapping[str, SecretStr]) -> dict[str, str]:

@@ -15,15 +15,15 @@ from actors.rerankers.engine import Reranker
 from pipelines.config import ConfigError
 from pipelines.evaluation.metrics import Run, interval, paired_p, per_query
 from pipelines.evaluation.qrels import Qrels, judged
-from pipelines.evaluation.runs import Judged, rank
-from pipelines.retrieval.fusion import Rule, fuse
+from pipelines.evaluation.runs import RankedQuery, rank
+from pipelines.retrieval.fusion import FusionRule, fuse
 from pipelines.retrieval.index import Index
 
 MEASURE = "nDCG@10"
 
 
 @dataclass(frozen=True, slots=True)
-class Exit:
+class CutoffResult:
     """What stopping after `layer` gives. p: two-sided, against the last layer on the same queries."""
 
     layer: int
@@ -42,10 +42,10 @@ def choose_cutoff(
     reranker: Reranker,
     *,
     layers: Sequence[int] | None = None,
-    rule: Rule | None = None,
+    rule: FusionRule | None = None,
     depth: int = 100,
     tolerance: float = 0.005,
-) -> tuple[int, list[Exit]]:
+) -> tuple[int, list[CutoffResult]]:
     """The earliest layer whose mean nDCG@10 is within `tolerance` of the last one's, and what every layer gives.
 
     The first `depth` documents of the index's own ranking are scored; layers None: all that have a head. ConfigError
@@ -55,17 +55,17 @@ def choose_cutoff(
         raise ConfigError("this reranker gives one score alone: there is no layer to choose")
     layers = sorted(layers or reranker.cutoffs)
     ranked = rank(index, judged(queries, qrels))
-    runs = layer_runs(index, ranked, rule or index.default_rule, reranker, layers, depth)
+    runs = layer_runs(index, ranked, rule or index.default_fusion, reranker, layers, depth)
     values = [per_query(run, qrels, [query.query_id for query in ranked])[MEASURE] for run in runs]
     table = [
-        Exit(layer, layer / layers[-1], float(v.mean()), *interval(v), paired_p(v, values[-1]))
+        CutoffResult(layer, layer / layers[-1], float(v.mean()), *interval(v), paired_p(v, values[-1]))
         for layer, v in zip(layers, values, strict=True)
     ]
     return next(row.layer for row in table if row.ndcg >= table[-1].ndcg - tolerance), table
 
 
 def layer_runs(
-    index: Index, ranked: Sequence[Judged], rule: Rule, reranker: Reranker, layers: Sequence[int], depth: int
+    index: Index, ranked: Sequence[RankedQuery], rule: FusionRule, reranker: Reranker, layers: Sequence[int], depth: int
 ) -> list[Run]:
     """A run for each layer, from one pass over the texts."""
     options = reranker.options.changed({"cutoff_layers": tuple(layers)})

@@ -12,11 +12,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.config import ConfigError
+from pipelines.config import ConfigError, SearchOptions
 from pipelines.evaluation.metrics import MEASURES, Doubles, Run, interval, means, paired_p, per_query
 from pipelines.evaluation.qrels import Qrels, judged
 from pipelines.evaluation.runs import channel_run, fused_run, rank, reranked_run
-from pipelines.retrieval.fusion import Rule
+from pipelines.retrieval.fusion import FusionRule
 from pipelines.retrieval.index import Index
 
 BASELINE = "bm25"
@@ -35,7 +35,7 @@ class Evaluation:
     unknown_documents: int
     """Relevant documents that the index does not hold: they count as missed."""
     unknown_queries: int
-    """Judged queries whose text is not among the queries: left out."""
+    """RankedQuery queries whose text is not among the queries: left out."""
 
     def means(self) -> dict[str, dict[str, float]]:
         return {name: means(values) for name, values in self.values.items()}
@@ -116,7 +116,7 @@ def evaluate(
     queries: Mapping[str, str],
     qrels: Qrels,
     *,
-    rules: Mapping[str, Rule] | None = None,
+    rules: Mapping[str, FusionRule] | None = None,
     rerankers: Mapping[str, Any] | None = None,
     rerank_k: int = 100,
     candidates: int = 200,
@@ -132,10 +132,14 @@ def evaluate(
     kept = judged(queries, qrels)
     ranked = rank(index, kept, candidates)
     runs = {str(channel): channel_run(ranked, channel) for channel in index.channels}
-    fusions = {"hybrid": index.default_rule, "rrf": Rule("rrf", dict.fromkeys(index.channels, 1.0)), **(rules or {})}
+    fusions = {
+        "hybrid": index.default_fusion,
+        "rrf": FusionRule("rrf", dict.fromkeys(index.channels, 1.0)),
+        **(rules or {}),
+    }
     runs |= {name: fused_run(ranked, rule) for name, rule in fusions.items()}
     for name, reranker in (rerankers or {}).items():
-        runs[name] = reranked_run(index, ranked, index.default_rule, reranker, rerank_k)
+        runs[name] = reranked_run(index, ranked, index.default_fusion, reranker, rerank_k)
     ids = tuple(kept)
     return Evaluation(
         ids,
@@ -157,6 +161,6 @@ def _unknown(index: Index, documents: set[str]) -> int:
     return len(documents - found)
 
 
-def rules_of(index: Index, configs: Mapping[str, Any]) -> dict[str, Rule]:
-    """Search configs (`pipelines.config.SearchConfig`) by name to fusion rules for `evaluate`."""
-    return {name: index.request(fusion=c.fusion, weights=c.weights).rule for name, c in configs.items()}
+def rules_of(index: Index, configs: Mapping[str, SearchOptions]) -> dict[str, FusionRule]:
+    """Returns the fusion of each search file by its name, as `evaluate` takes them."""
+    return {name: index.request(options).rule for name, options in configs.items()}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipelines.config import ConfigError
 
-Ranking = Mapping[str, float]
+DocumentScores = Mapping[str, float]
 
 
 def read_run(path: str | Path, depth: int | None = None) -> dict[str, list[str]]:
@@ -58,7 +58,7 @@ def _entry(path: Path, number: int, line: str) -> tuple[str, str, float]:
         ) from error
 
 
-def write_run(path: str | Path, rankings: Iterable[tuple[str, Ranking]], tag: str = "tridex") -> None:
+def write_run(path: str | Path, rankings: Iterable[tuple[str, DocumentScores]], tag: str = "tridex") -> None:
     """Writes (query id, document id -> score) rankings, best first; the file appears when it is complete."""
     path = Path(path)
     entry = _json_line if path.suffix == ".jsonl" else _trec_line

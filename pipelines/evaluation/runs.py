@@ -17,7 +17,7 @@ from actors.outputs import IntArray
 from pipelines.config import Channel
 from pipelines.evaluation.metrics import Run
 from pipelines.retrieval.candidates import Candidates
-from pipelines.retrieval.fusion import Rule, fuse
+from pipelines.retrieval.fusion import FusionRule, fuse
 from pipelines.retrieval.index import Index
 
 BATCH = 256
@@ -26,7 +26,7 @@ DEPTH = 1000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Judged:
+class RankedQuery:
     """One query with its candidates and the document of each candidate."""
 
     query_id: str
@@ -35,15 +35,15 @@ class Judged:
     documents: npt.NDArray[np.object_]
 
 
-def rank(index: Index, queries: Mapping[str, str], candidates: int = 200) -> list[Judged]:
+def rank(index: Index, queries: Mapping[str, str], candidates: int = 200) -> list[RankedQuery]:
     """Candidates of every channel of the index, for every query."""
     ids, texts = list(queries), list(queries.values())
-    judged: list[Judged] = []
+    judged: list[RankedQuery] = []
     for first in range(0, len(ids), BATCH):
         part = slice(first, first + BATCH)
         found = index.candidates(index.encode(texts[part]), list(index.channels), candidates, sampled=True)
         documents = _documents(index, [f.positions for f in found])
-        judged += [Judged(*row) for row in zip(ids[part], texts[part], found, documents, strict=True)]
+        judged += [RankedQuery(*row) for row in zip(ids[part], texts[part], found, documents, strict=True)]
     return judged
 
 
@@ -63,7 +63,7 @@ def _scored(documents: npt.NDArray[np.object_], scores: npt.NDArray[Any]) -> dic
     return best
 
 
-def channel_run(judged: Sequence[Judged], channel: Channel) -> Run:
+def channel_run(judged: Sequence[RankedQuery], channel: Channel) -> Run:
     """What one channel finds by itself."""
     run: Run = {}
     for query in judged:
@@ -73,11 +73,11 @@ def channel_run(judged: Sequence[Judged], channel: Channel) -> Run:
     return run
 
 
-def fused_run(judged: Sequence[Judged], rule: Rule) -> Run:
+def fused_run(judged: Sequence[RankedQuery], rule: FusionRule) -> Run:
     return {q.query_id: _scored(q.documents, fuse(q.found.scores, rule, q.found.sample)) for q in judged}
 
 
-def reranked_run(index: Index, judged: Sequence[Judged], rule: Rule, reranker: Any, depth: int) -> Run:
+def reranked_run(index: Index, judged: Sequence[RankedQuery], rule: FusionRule, reranker: Any, depth: int) -> Run:
     """The fused ranking with its first `depth` rows scored again by `.score(query, passages)`."""
     run: Run = {}
     for query in judged:

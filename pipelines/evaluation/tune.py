@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from pipelines.config import Channel, ConfigError, Fusion, SearchConfig
+from pipelines.config import Channel, ConfigError, Fusion, SearchOptions
 from pipelines.evaluation.metrics import Doubles, interval, paired_p
 from pipelines.evaluation.qrels import Qrels, judged
-from pipelines.evaluation.runs import Judged, rank
+from pipelines.evaluation.runs import RankedQuery, rank
 from pipelines.retrieval.fusion import normalised
 from pipelines.retrieval.index import Index
 
@@ -50,7 +50,7 @@ class Features:
         return result
 
 
-def features(ranked: Sequence[Judged], qrels: Qrels, fusion: Fusion, channels: tuple[Channel, ...]) -> Features:
+def features(ranked: Sequence[RankedQuery], qrels: Qrels, fusion: Fusion, channels: tuple[Channel, ...]) -> Features:
     """A fusion's channel parts. Only a document's best chunk by the sum of the parts stays, as in a run."""
     width = max(len(q.documents) for q in ranked)
     values = np.full((len(ranked), width, len(channels)), -1e6, np.float32)
@@ -140,7 +140,7 @@ class Tuning:
 
     __repr__ = text
 
-    def config(self) -> SearchConfig:
+    def config(self) -> SearchOptions:
         """The search config; ConfigError if fusing does not pay."""
         best = self.best_channel
         if not self.beats_best_channel:
@@ -148,11 +148,11 @@ class Tuning:
                 f"tune: the tuned hybrid ({self.hybrid.mean():.4f}) does not beat {best} alone "
                 f"({self.channels[best].mean():.4f}); no config is written, search with mode={best}"
             )
-        return SearchConfig(mode="hybrid", fusion=self.fusion, weights=dict(self.weights))
+        return SearchOptions(mode="hybrid", fusion=self.fusion, weights=dict(self.weights))
 
     def write(self, path: str | Path) -> None:
         """Writes the search config as YAML, with what it was measured on in its first line."""
-        config = self.config().model_dump(exclude_none=True)
+        config = self.config().model_dump(exclude_unset=True)
         head = f"# nDCG@10 {self.hybrid.mean():.4f}, cross-validated on {len(self.hybrid)} queries by `tridex tune`\n"
         Path(path).write_text(head + yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
@@ -170,7 +170,7 @@ def tune(
     return tune_ranked(index, ranked, qrels, folds, seed)
 
 
-def tune_ranked(index: Index, ranked: Sequence[Judged], qrels: Qrels, folds: int = 5, seed: int = 0) -> Tuning:
+def tune_ranked(index: Index, ranked: Sequence[RankedQuery], qrels: Qrels, folds: int = 5, seed: int = 0) -> Tuning:
     """`tune` on candidates that are there already."""
     channels: tuple[Channel, ...] = tuple(index.channels)
     fold = np.random.default_rng(seed).permutation(len(ranked)) % folds
@@ -178,7 +178,7 @@ def tune_ranked(index: Index, ranked: Sequence[Judged], qrels: Qrels, folds: int
     validated = {f: _cross_validate(tables[f], fold, folds) for f in FUSIONS}
     fusion = max(FUSIONS, key=lambda f: float(validated[f].mean()))
     weights = ascend(tables[fusion], np.arange(len(ranked)))
-    rule = index.default_rule
+    rule = index.default_fusion
     default = np.array([rule.weights.get(c, 0.0) for c in channels])
     alone = np.eye(len(channels))
     return Tuning(

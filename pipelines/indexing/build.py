@@ -111,9 +111,9 @@ def update_search_indexes(target: Target, index: IndexConfig) -> None:
 
 
 def count_tokens(uri: str, table: str, storage_options: Mapping[str, str]) -> None:
-    from pipelines.search_indexes.document_frequencies import update_statistics
+    from pipelines.search_indexes.document_frequencies import update_document_frequencies
 
-    update_statistics(uri, table, storage_options)
+    update_document_frequencies(uri, table, storage_options)
 
 
 def pending(job: Job, changes: Changes) -> list[dict[str, bytes]]:

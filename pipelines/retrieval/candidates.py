@@ -1,9 +1,10 @@
-"""Candidates of a query: the union of what its channels find, each row with every channel's exact score.
+"""Finds a query's candidates: the union of what its channels find, each row with every channel's exact score.
 
-ColBERT has no index of its own. On a small table (`candidates.SCANNED_BYTES`) it scores every row; above, its best rows
-are looked for among the best of the other channels, which bring FOLLOWED times as many rows for its sake. Where the
-fusion is known, those rows are first scored roughly, and only the best of them exactly. What that misses, and what
-other factors would miss, is in benchmarks/RESULTS.md.
+ColBERT has no index of its own. On a small table (`channels.colbert.COLBERT_SCAN_BYTES`) it scores every row; above,
+its best rows are looked for among the best of the other channels, which then contribute `colbert_oversampling` times
+as many rows (`pipelines.config.channels`). Where the fusion is known, those rows are first ranked with approximate
+ColBERT scores, and only the best of them get exact ones. What that misses, and what other factors would miss, is in
+benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations
@@ -17,31 +18,32 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from actors.outputs import IntArray
-from pipelines.config import Channel
-from pipelines.retrieval.channels import ChannelSearch, Colbert, Filter, Floats, Queries, Ranking
-from pipelines.retrieval.fusion import Rule, fuse
+from pipelines.config import CHANNELS, Channel
+from pipelines.retrieval.channels.base import ChannelSearch, Floats, Ranking
+from pipelines.retrieval.channels.colbert import ColbertChannel
+from pipelines.retrieval.filters import Filter
+from pipelines.retrieval.fusion import FusionRule, fuse
+from pipelines.retrieval.queries import EncodedQueries
 from pipelines.retrieval.scoring.kernels import top_n
 
-SAMPLED = 256
+ZSCORE_SAMPLE_ROWS = 256
 """Rows that z-scores are measured against."""
-FOLLOWED: Mapping[Channel, int] = {"dense": 1, "sparse": 3, "bm25": 2, "colbert": 1}
-FOLLOWED_FAR: Mapping[Channel, int] = {"dense": 12, "sparse": 6, "bm25": 6, "colbert": 2}
-"""How many times n rows each channel brings for ColBERT's sake, and how many of all are then scored exactly. The second
-where ColBERT has most of the weight: its best rows then lie deeper in the other channels' lists."""
 Scores = Mapping[Channel, Floats]
 
 
-def followed(channel: Channel, rule: Rule | None) -> int:
-    """Times n rows, of FOLLOWED or FOLLOWED_FAR; most where the fusion is not known."""
+def colbert_oversampling(channel: Channel, rule: FusionRule | None) -> int:
+    """Returns how many rows a channel contributes per candidate where ColBERT re-scores; most for an open fusion."""
     light = rule is not None and 2 * rule.weights.get("colbert", 0) <= sum(rule.weights.values())
-    return (FOLLOWED if light else FOLLOWED_FAR)[channel]
+    spec = CHANNELS[channel]
+    return spec.colbert_oversampling_light if light else spec.colbert_oversampling
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidates:
-    """One query's candidates, ascending by position, with every channel's exact score.
+    """One query's candidates, ascending by position, with exact scores.
 
-    Where the fusion is known, of the channels that it adds up; `Union.shown` has the others'.
+    Where the fusion is known they have the scores of the channels that it adds up; `CandidateGenerator.all_scores`
+    computes the others' for the rows that are shown.
     """
 
     positions: IntArray
@@ -49,28 +51,28 @@ class Candidates:
     tops: Mapping[Channel, Ranking]
     """What each searched channel found by itself."""
     sample: Mapping[Channel, Floats] | None = None
-    """Scores of the index's sample of rows, where z-scores are asked for."""
+    """Scores of the index's sample of rows, where z-scores are wanted."""
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """How candidates are looked for: n rows of each channel; the fusion to come, if known; whether ColBERT follows."""
+class CandidatePlan:
+    """How candidates are found: n rows per channel; the fusion to come, if known; whether ColBERT only re-scores."""
 
     n: int
-    rule: Rule | None
-    follows: bool
+    rule: FusionRule | None
+    rescores: bool
 
     def depth(self, channel: Channel) -> int:
-        """How many rows the channel brings."""
-        return self.n * (followed(channel, self.rule) if self.follows else 1)
+        """Returns how many rows the channel contributes."""
+        return self.n * (colbert_oversampling(channel, self.rule) if self.rescores else 1)
 
-    def counts(self, channel: Channel) -> bool:
+    def uses(self, channel: Channel) -> bool:
         """Whether candidates are ranked by the channel's scores."""
-        return self.rule is None or self.rule.weights.get(channel, 0) > 0 or (self.follows and channel == "colbert")
+        return self.rule is None or self.rule.weights.get(channel, 0) > 0 or (self.rescores and channel == "colbert")
 
 
 @dataclass(frozen=True)
-class Union:
+class CandidateGenerator:
     """Finds and scores candidates over the channels of an index with `rows` rows."""
 
     channels: Mapping[Channel, ChannelSearch]
@@ -78,100 +80,124 @@ class Union:
 
     def find(
         self,
-        queries: Queries,
+        queries: EncodedQueries,
         searched: Iterable[Channel],
         n: int,
         where: Filter | None = None,
         exact: bool = False,
         sampled: bool = False,
-        rule: Rule | None = None,
+        rule: FusionRule | None = None,
     ) -> list[Candidates]:
-        """See `Index.candidates`."""
+        """Finds the candidates of each query; see `Index.candidates`."""
         wanted = tuple(searched)
-        plan = Plan(n, rule, self._follows(wanted, exact))
-        leading = self._leading(wanted) if plan.follows else wanted
-        asked = {c: _pool().submit(self.channels[c].top, queries, plan.depth(c), where, exact) for c in leading}
-        samples = [self._sampled(queries, i, rule) if sampled else None for i in range(len(queries))]
-        rankings = {c: answer.result() for c, answer in asked.items()}
+        plan = CandidatePlan(n, rule, self._colbert_rescores(wanted, exact))
+        finding = self._finding(wanted) if plan.rescores else wanted
+        started = {c: _pool().submit(self.channels[c].top, queries, plan.depth(c), where, exact) for c in finding}
+        samples = [self._sample_scores(queries, i, rule) if sampled else None for i in range(len(queries))]
+        rankings = {c: answer.result() for c, answer in started.items()}
         return [
-            self._one(queries, i, {c: ranking[i] for c, ranking in rankings.items()}, _results(sample), plan)
+            self._join(queries, i, {c: ranking[i] for c, ranking in rankings.items()}, _results(sample), plan)
             for i, sample in enumerate(samples)
         ]
 
-    def _follows(self, wanted: tuple[Channel, ...], exact: bool) -> bool:
-        """Whether ColBERT ranks what others bring."""
-        colbert = self.channels.get("colbert")
-        others = self.channels.keys() - {"colbert"}
-        return "colbert" in wanted and isinstance(colbert, Colbert) and not (colbert.scans or exact) and bool(others)
+    def rank_by_one(
+        self, queries: EncodedQueries, channel: Channel, n: int, where: Filter | None, exact: bool
+    ) -> list[Ranking]:
+        """Ranks the n best rows of each query by one channel alone."""
+        if self._colbert_rescores((channel,), exact):
+            alone = FusionRule("weighted", {channel: 1.0})
+            return [found.tops[channel] for found in self.find(queries, [channel], n, where, rule=alone)]
+        return self.channels[channel].top(queries, n, where, exact)
 
-    def _leading(self, wanted: tuple[Channel, ...]) -> tuple[Channel, ...]:
-        """The channels that bring rows for ColBERT: those of the search, and always sparse, which finds its words."""
-        others = {*wanted} - {"colbert"} or {*self.channels} - {"colbert"}
-        return tuple(c for c in self.channels if c == "sparse" or c in others)
-
-    def _one(
-        self, queries: Queries, i: int, tops: Mapping[Channel, Ranking], sample: Scores | None, plan: Plan
+    def as_candidates(
+        self, queries: EncodedQueries, i: int, channel: Channel, top: Ranking, scored: Iterable[Channel]
     ) -> Candidates:
-        """One query's candidates out of what channels brought. What ColBERT then finds best is its own ranking."""
-        rows = np.unique(np.concatenate([np.zeros(0, np.int64), *(top.positions for top in tops.values())]))
-        scores: Scores = {}
-        if plan.rule is not None and plan.follows and len(rows) > plan.depth("colbert"):
-            rows, scores = self._promising(queries, i, rows, sample, plan.rule, plan.depth("colbert"))
-        counted = [c for c in self.channels if plan.counts(c)]
-        scores = {**scores, **self._exact(queries, i, rows, [c for c in counted if c not in scores])}
-        if plan.follows:
-            places, best = top_n(scores["colbert"], plan.n)
-            tops = {c: Ranking(top.positions[: plan.n], top.scores[: plan.n]) for c, top in tops.items()}
-            tops["colbert"] = Ranking(rows[places], best)
-        return Candidates(rows, {c: scores[c] for c in counted}, tops, sample)
+        """Returns one channel's ranking of query i as candidates, with exact scores of these channels."""
+        rows = np.sort(top.positions)
+        return Candidates(rows, self._exact(queries, i, rows, scored), {channel: top})
 
-    def _promising(
-        self, queries: Queries, i: int, rows: IntArray, sample: Scores | None, rule: Rule, n: int
-    ) -> tuple[IntArray, Scores]:
-        """The n best rows by the fusion with ColBERT's scores rough, and the scores of theirs that are exact."""
-        colbert = self.channels["colbert"]
-        if not (isinstance(colbert, Colbert) and colbert.has_rough):
-            return rows, {}
-        used = [c for c, weight in rule.weights.items() if weight > 0 and c != "colbert"]
-        rough = _pool().submit(colbert.rough, queries, i, rows)
-        scores = self._exact(queries, i, rows, used)
-        fused = fuse({**scores, "colbert": rough.result()}, rule, sample)
-        kept = np.sort(top_n(fused.astype(np.float32), n)[0])
-        return rows[kept], {c: some[kept] for c, some in scores.items()}
-
-    def scored(self, queries: Queries, i: int, tops: Mapping[Channel, Ranking]) -> Candidates:
-        """The union of some rankings of query i, scored by every channel."""
-        return self._one(queries, i, tops, None, Plan(0, None, False))
-
-    def shown(self, queries: Queries, i: int, found: Candidates, places: IntArray) -> Scores:
-        """Every channel's scores of some of the candidates: those that the fusion has no use for are asked for now."""
+    def all_scores(self, queries: EncodedQueries, i: int, found: Candidates, places: IntArray) -> Scores:
+        """Returns every channel's scores of some of the candidates, computing those that the fusion did not need."""
         missing = [c for c in self.channels if c not in found.scores]
         scores = {c: some[places] for c, some in found.scores.items()}
         scores |= self._exact(queries, i, found.positions[places], missing)
         return {c: scores[c] for c in self.channels}
 
-    def _exact(self, queries: Queries, i: int, rows: IntArray, wanted: Iterable[Channel]) -> Scores:
-        """Exact scores by these channels, side by side."""
-        asked = {c: _pool().submit(self.channels[c].scores, queries, i, rows) for c in wanted}
-        return {c: scores.result() for c, scores in asked.items()}
-
-    def _sampled(self, queries: Queries, i: int, rule: Rule | None) -> Mapping[Channel, Future[Floats]]:
-        """Scores of the index's sample by every channel that may be asked for them, beside all else."""
-        used = [c for c in self.channels if rule is None or rule.weights.get(c, 0) > 0]
-        return {c: _pool().submit(self.channels[c].scores, queries, i, self.sample) for c in used}
-
-    @cached_property
-    def sample(self) -> IntArray:
-        """Positions of SAMPLED rows drawn at random, the same at every opening of one version."""
-        rows = np.random.default_rng(0).choice(self.rows, min(SAMPLED, self.rows), replace=False)
-        return np.sort(rows).astype(np.int64)
-
-    def with_rows(self, queries: Queries, found: Candidates, rows: IntArray) -> Candidates:
-        """A single query's candidates with these rows among them, found or not, and with every channel's scores."""
+    def with_rows(self, queries: EncodedQueries, found: Candidates, rows: IntArray) -> Candidates:
+        """Returns a single query's candidates with these rows among them, and with every channel's scores."""
         if not len(np.setdiff1d(rows, found.positions)) and found.scores.keys() == self.channels.keys():
             return found
         both = np.union1d(found.positions, rows)
         return Candidates(both, self._exact(queries, 0, both, self.channels), found.tops, found.sample)
+
+    @cached_property
+    def sample(self) -> IntArray:
+        """Positions of ZSCORE_SAMPLE_ROWS rows drawn at random, the same at every opening of one version."""
+        rows = np.random.default_rng(0).choice(self.rows, min(ZSCORE_SAMPLE_ROWS, self.rows), replace=False)
+        return np.sort(rows).astype(np.int64)
+
+    def _colbert_rescores(self, wanted: tuple[Channel, ...], exact: bool) -> bool:
+        """Whether ColBERT is wanted and only re-scores what other channels find."""
+        colbert = self.channels.get("colbert")
+        others = self.channels.keys() - {"colbert"}
+        return (
+            "colbert" in wanted
+            and isinstance(colbert, ColbertChannel)
+            and not (colbert.scans or exact)
+            and bool(others)
+        )
+
+    def _finding(self, wanted: tuple[Channel, ...]) -> tuple[Channel, ...]:
+        """Returns the channels that find rows for ColBERT: those of the search, and those that always do (sparse)."""
+        others = {*wanted} - {"colbert"} or {*self.channels} - {"colbert"}
+        return tuple(c for c in self.channels if CHANNELS[c].always_feeds_colbert or c in others)
+
+    def _join(
+        self,
+        queries: EncodedQueries,
+        i: int,
+        tops: Mapping[Channel, Ranking],
+        sample: Scores | None,
+        plan: CandidatePlan,
+    ) -> Candidates:
+        """Joins one query's rankings into candidates. What ColBERT then scores best is its own ranking."""
+        rows = np.unique(np.concatenate([np.zeros(0, np.int64), *(top.positions for top in tops.values())]))
+        scores: Scores = {}
+        if plan.rule is not None and plan.rescores and len(rows) > plan.depth("colbert"):
+            rows, scores = self._preselect(queries, i, rows, sample, plan.rule, plan.depth("colbert"))
+        used = [c for c in self.channels if plan.uses(c)]
+        scores = {**scores, **self._exact(queries, i, rows, [c for c in used if c not in scores])}
+        if plan.rescores:
+            places, best = top_n(scores["colbert"], plan.n)
+            tops = {c: top.first(plan.n) for c, top in tops.items()}
+            tops["colbert"] = Ranking(rows[places], best)
+        return Candidates(rows, {c: scores[c] for c in used}, tops, sample)
+
+    def _preselect(
+        self, queries: EncodedQueries, i: int, rows: IntArray, sample: Scores | None, rule: FusionRule, n: int
+    ) -> tuple[IntArray, Scores]:
+        """Keeps the n best rows by the fusion with approximate ColBERT scores; with the others' exact ones."""
+        colbert = self.channels["colbert"]
+        if not (isinstance(colbert, ColbertChannel) and colbert.has_approximate_scores):
+            return rows, {}
+        used = [c for c, weight in rule.weights.items() if weight > 0 and c != "colbert"]
+        approximate = _pool().submit(colbert.approximate_scores, queries, i, rows)
+        scores = self._exact(queries, i, rows, used)
+        fused = fuse({**scores, "colbert": approximate.result()}, rule, sample)
+        kept = np.sort(top_n(fused.astype(np.float32), n)[0])
+        return rows[kept], {c: some[kept] for c, some in scores.items()}
+
+    def _exact(self, queries: EncodedQueries, i: int, rows: IntArray, wanted: Iterable[Channel]) -> Scores:
+        """Returns exact scores by these channels, computed side by side."""
+        started = {c: _pool().submit(self.channels[c].scores, queries, i, rows) for c in wanted}
+        return {c: scores.result() for c, scores in started.items()}
+
+    def _sample_scores(
+        self, queries: EncodedQueries, i: int, rule: FusionRule | None
+    ) -> Mapping[Channel, Future[Floats]]:
+        """Starts scoring the index's sample by every channel that the fusion may need, beside all else."""
+        used = [c for c in self.channels if rule is None or rule.weights.get(c, 0) > 0]
+        return {c: _pool().submit(self.channels[c].scores, queries, i, self.sample) for c in used}
 
 
 def _results(sample: Mapping[Channel, Future[Floats]] | None) -> Scores | None:

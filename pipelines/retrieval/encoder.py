@@ -33,7 +33,7 @@ def check_identity(uri: str, identity: Identity, name: str, embedder: Any) -> No
         raise ConfigError(f"{uri}: built with another model: {difference}")
 
 
-class Encoder:
+class QueryEncoder:
     """Turns queries into the outputs that an index has."""
 
     def __init__(

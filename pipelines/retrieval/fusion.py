@@ -1,9 +1,9 @@
-"""Joins the channels' scores of one query's candidates into one. Each rule is a sum of one part a channel, so that a
-hit can be explained by its parts.
+"""Joins the channels' scores of one query's candidates into one. Every fusion is a sum of one part per channel, so that
+a hit can be explained by its parts.
 
-Every candidate has every channel's exact score here, so no rule has to guess what a missing score means. `zscore`
-measures a score against those of rows drawn at random from the table (how far out is this, for this query?) and not
-against the other candidates, which are all good ones: worth .0015 nDCG@10 on the sets that it was chosen on
+Every candidate has every channel's exact score here, so no fusion has to guess what a missing score means. `zscore`
+measures a score against those of rows sampled from the table (how far out is this, for this query?) and not against
+the other candidates, which are all good ones: worth .0015 nDCG@10 on the sets that it was chosen on
 (benchmarks/RESULTS.md) for a few hundred more rows to score. The price is that its scores order one answer and are not
 comparable between queries.
 """
@@ -16,56 +16,57 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.config import DEFAULT_MODEL, Channel, ConfigError, Fusion
+from pipelines.config import CHANNELS, DEFAULT_MODEL, Channel, Fusion, InvalidRequest
+from pipelines.config.describe import did_you_mean
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
-MOST = 32.0
+MAX_ZSCORE = 32.0
+"""Of the best candidate at most: else a query word that no sampled row has makes any match infinitely far out."""
 RRF_K = 60
 """Cormack, Clarke and Buettcher 2009."""
-LEXICAL: tuple[Channel, ...] = ("sparse", "bm25")
-"""Channels in which a score of 0 means: does not match."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
-    """A fusion and its weights; channels with weight 0 are scored and shown but have no say."""
+class FusionRule:
+    """A fusion and its weights; channels with weight 0 are scored and shown, and add nothing to the fused score."""
 
     fusion: Fusion
     weights: Mapping[Channel, float]
 
 
-def default_rule(model: str, available: tuple[Channel, ...], fitted: bool = False) -> Rule:
-    """What is measured best for the model, over the channels that the index has (benchmarks/RESULTS.md).
+def default_fusion(model: str, available: tuple[Channel, ...], fitted: bool = False) -> FusionRule:
+    """Returns what is measured best for the model, over the channels that the index has (benchmarks/RESULTS.md).
 
     fitted: its heads come from `tridex fit-heads`, as those of the packaged model do.
     """
     fusion: Fusion = "zscore"
-    weights: dict[Channel, float] = {"dense": 1.0, "bm25": 0.5, "colbert": 3.0}
+    weights = {c: spec.weight for c, spec in CHANNELS.items()}
     if "colbert" not in available:
-        weights = {"dense": 1.0, "bm25": 0.35}
+        weights = {c: spec.weight_without_colbert for c, spec in CHANNELS.items()}
     elif not (fitted or model == DEFAULT_MODEL):
-        fusion, weights = "weighted", {"dense": 1.0, "sparse": 0.3, "colbert": 1.0}
-    return Rule(fusion, {c: w for c, w in weights.items() if c in available})
+        fusion, weights = "weighted", {c: spec.m3_weight for c, spec in CHANNELS.items()}
+    return FusionRule(fusion, {c: w for c, w in weights.items() if w > 0 and c in available})
 
 
-def checked_rule(
-    default: Rule, available: tuple[Channel, ...], fusion: Fusion | None, weights: Mapping[Channel, float] | None
-) -> Rule:
-    """The rule that a request asks for; ConfigError names the weight at fault."""
-    if fusion is not None and fusion not in RULES:
-        raise ConfigError(f"fusion: {fusion!r} is unknown; there are {', '.join(RULES)}")
+def resolve_fusion(
+    default: FusionRule, available: tuple[Channel, ...], fusion: Fusion | None, weights: Mapping[str, float] | None
+) -> FusionRule:
+    """Returns the fusion of a search, with the index's default for what it leaves open.
+
+    InvalidRequest names a channel that the index lacks. Weights alone, with BM25 among them, turn a sum of raw scores
+    into one of z-scores: raw BM25 has no upper bound and would drown the others.
+    """
     if weights is None:
-        return Rule(fusion or default.fusion, default.weights)
-    for channel, weight in weights.items():
-        if channel not in available:
-            raise ConfigError(f"weights: the index has no channel {channel!r}; it has {', '.join(available)}")
-        if not (isinstance(weight, (int, float)) and 0 <= weight < float("inf")):
-            raise ConfigError(f"weights.{channel}: must be a number that is 0 or more, got {weight!r}")
-    if not sum(weights.values()) > 0:
-        raise ConfigError("weights: at least one must be above 0")
-    raw_bm25 = default.fusion == "weighted" and weights.get("bm25", 0) > 0
-    return Rule(fusion or ("zscore" if raw_bm25 else default.fusion), dict(weights))
+        return FusionRule(fusion or default.fusion, default.weights)
+    named = {c: weights[c] for c in available if c in weights}
+    for channel in weights:
+        if channel not in named:
+            has = f"it has {', '.join(available)}{did_you_mean(channel, available)}"
+            raise InvalidRequest(f"weights: the index has no channel {channel!r}; {has}")
+    in_order: dict[Channel, float] = {c: named[c] for c in weights if c in named}
+    raw_bm25 = default.fusion == "weighted" and in_order.get("bm25", 0) > 0
+    return FusionRule(fusion or ("zscore" if raw_bm25 else default.fusion), in_order)
 
 
 def _weighted(scores: Floats, _channel: Channel, _sample: Floats | None) -> Doubles:
@@ -73,13 +74,10 @@ def _weighted(scores: Floats, _channel: Channel, _sample: Floats | None) -> Doub
 
 
 def _standardised(scores: Floats, reference: Floats) -> Doubles:
-    """Distance from the reference's mean in its standard deviations, MOST of them at most for the best score.
-
-    A query word that no sampled row has would otherwise make any match look infinitely far out.
-    """
+    """Returns distances from the reference's mean in its standard deviations, at most MAX_ZSCORE for the best score."""
     values, known = scores.astype(np.float64), reference.astype(np.float64)
     mean = known.mean()
-    spread = max(known.std(), (values.max(initial=mean) - mean) / MOST)
+    spread = max(known.std(), (values.max(initial=mean) - mean) / MAX_ZSCORE)
     return (values - mean) / spread if spread > 1e-9 else np.zeros(len(values))
 
 
@@ -88,7 +86,7 @@ def _zscore(scores: Floats, _channel: Channel, sample: Floats | None) -> Doubles
 
 
 def _dbsf(scores: Floats, _channel: Channel, _sample: Floats | None) -> Doubles:
-    """Position between mean - 3 sigma and mean + 3 sigma, cut to 0..1 (Qdrant's distribution-based fusion)."""
+    """Position between mean - 3 sigma and mean + 3 sigma, cut to 0..1 (Qdrant's distribution-based score fusion)."""
     return np.clip(_standardised(scores, scores) / 6 + 0.5, 0, 1)
 
 
@@ -97,10 +95,10 @@ def _rrf(scores: Floats, channel: Channel, _sample: Floats | None) -> Doubles:
     ascending = np.sort(scores)
     rank = len(scores) - np.searchsorted(ascending, scores, side="right") + 1
     parts = 1.0 / (RRF_K + rank)
-    return np.where(scores > 0, parts, 0.0) if channel in LEXICAL else parts
+    return np.where(scores > 0, parts, 0.0) if CHANNELS[channel].lexical else parts
 
 
-RULES: dict[str, Callable[[Floats, Channel, Floats | None], Doubles]] = {
+NORMALISERS: dict[Fusion, Callable[[Floats, Channel, Floats | None], Doubles]] = {
     "zscore": _zscore,
     "weighted": _weighted,
     "rrf": _rrf,
@@ -109,13 +107,13 @@ RULES: dict[str, Callable[[Floats, Channel, Floats | None], Doubles]] = {
 
 
 def parts(
-    scores: Mapping[Channel, Floats], rule: Rule, sample: Mapping[Channel, Floats] | None = None
+    scores: Mapping[Channel, Floats], rule: FusionRule, sample: Mapping[Channel, Floats] | None = None
 ) -> dict[Channel, Doubles]:
-    """What each channel adds to the fused score of each candidate: (n,) for every channel with a weight.
+    """Returns what each channel adds to the fused score of each candidate: (n,) for every channel with a weight.
 
-    sample: scores of rows drawn at random from the table, which z-scores are measured against; without them, the
-    candidates themselves are. Weights are divided by their sum (M3's rule), except in reciprocal rank fusion, where
-    that is not the custom.
+    sample: scores of rows sampled from the table, which z-scores are measured against; without them, the candidates
+    themselves are. Weights are divided by their sum (M3's rule), except in reciprocal rank fusion, where that is not
+    the custom.
     """
     used = {c: w for c, w in rule.weights.items() if w > 0}
     total = 1.0 if rule.fusion == "rrf" else sum(used.values())
@@ -125,11 +123,11 @@ def parts(
 def normalised(
     fusion: Fusion, channel: Channel, scores: Mapping[Channel, Floats], sample: Mapping[Channel, Floats] | None
 ) -> Doubles:
-    """One channel's scores (n,) on the scale in which the fusion adds them up."""
-    return RULES[fusion](scores[channel], channel, None if sample is None else sample[channel])
+    """Returns one channel's scores (n,) on the scale in which the fusion adds them up."""
+    return NORMALISERS[fusion](scores[channel], channel, None if sample is None else sample[channel])
 
 
-def fuse(scores: Mapping[Channel, Floats], rule: Rule, sample: Mapping[Channel, Floats] | None = None) -> Doubles:
-    """Fused scores (n,), higher is better."""
+def fuse(scores: Mapping[Channel, Floats], rule: FusionRule, sample: Mapping[Channel, Floats] | None = None) -> Doubles:
+    """Returns fused scores (n,), higher is better."""
     fused: Doubles = np.sum(list(parts(scores, rule, sample).values()), axis=0)
     return fused

@@ -1,4 +1,4 @@
-"""What searching, explaining and updating an index share: its table, its model and its stored columns."""
+"""Holds what searching, explaining and updating an index share: its table, its model and its stored columns."""
 
 from __future__ import annotations
 
@@ -7,41 +7,43 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.config import DEFAULT_MODEL
-from pipelines.retrieval.columns.cache import Stored
-from pipelines.retrieval.encoder import Encoder
+from pipelines.retrieval.columns.cache import ColumnCache
+from pipelines.retrieval.encoder import QueryEncoder
+from pipelines.search_indexes.document_frequencies import DocumentFrequencies, read_document_frequencies
 from pipelines.store.schema import Identity
 from pipelines.store.table import Snapshot
 
 if TYPE_CHECKING:
-    from pipelines.retrieval.query_expansion import Neighbours
+    from pipelines.retrieval.query_expansion import QueryExpander
 
 MEMORY = 4 * 2**30
 """Bytes of stored columns that an opened index may hold."""
 
 
-class Opened:
+class IndexHandle:
     """One embedder's view of an index, at one version."""
 
     def __init__(
         self,
         snapshot: Snapshot,
-        encoder: Encoder,
+        encoder: QueryEncoder,
         memory: int = MEMORY,
         local: Path | None = None,
         disk: int | None = None,
-        rarity: bool | None = None,
-        neighbours: bool | None = None,
+        idf_weighting: bool | None = None,
+        query_expansion: bool | None = None,
     ) -> None:
         self.snapshot = snapshot
         self.encoder = encoder
         embedder = self.identity.embedders[self.name]
         fitted = embedder["model"] == DEFAULT_MODEL or bool(embedder.get("fitted_heads"))
-        self.rarity = fitted if rarity is None else rarity
-        self.asks_neighbours = fitted if neighbours is None else neighbours
-        self.stored = Stored(snapshot, encoder.name, memory, local, disk)
+        self.idf_weighting = fitted if idf_weighting is None else idf_weighting
+        self.query_expansion = fitted if query_expansion is None else query_expansion
+        self.column_cache = ColumnCache(snapshot, encoder.name, memory, local, disk)
 
     @property
     def identity(self) -> Identity:
+        """The settings that made the index."""
         return self.snapshot.identity
 
     @property
@@ -49,19 +51,25 @@ class Opened:
         """Which embedder's columns are searched."""
         return self.encoder.name
 
-    @cached_property
-    def neighbours(self) -> Neighbours | None:
-        """Of the tokens of lexical queries; None where queries ask for their own tokens alone."""
-        if not self.asks_neighbours:
-            return None
-        from pipelines.retrieval.query_expansion import Neighbours
-
-        embedder = self.encoder.embedder
-        return Neighbours(embedder.input_embeddings, embedder.tokenizer.names)
-
     @property
     def version(self) -> int:
+        """The table's version that is open."""
         return self.snapshot.version
 
     def __len__(self) -> int:
         return len(self.snapshot)
+
+    @cached_property
+    def document_frequencies(self) -> DocumentFrequencies | None:
+        """Token counts for weighting queries by IDF; None where that is not wanted, or where none are counted yet."""
+        return read_document_frequencies(self.snapshot, self.name) if self.idf_weighting else None
+
+    @cached_property
+    def query_expander(self) -> QueryExpander | None:
+        """Adds near tokens to lexical queries; None where queries match their own tokens alone."""
+        if not self.query_expansion:
+            return None
+        from pipelines.retrieval.query_expansion import QueryExpander
+
+        embedder = self.encoder.embedder
+        return QueryExpander(embedder.input_embeddings, embedder.tokenizer.names)

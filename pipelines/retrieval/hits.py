@@ -1,27 +1,53 @@
-"""What a search returns: `Hits`, a sequence of frozen `Hit`s that prints well in a terminal and in a notebook."""
+"""Holds what a search returns: `Hits`, a sequence of frozen `Hit`s, as rows, as a table, as JSON and in print."""
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
-import pandas as pd
+from pipelines.config import CHANNELS, Channel, Fusion, Mode
+from pipelines.config.plain_json import plain_json
 
-from pipelines.config import Channel
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
 
-COLOURS: dict[str, str] = {
-    "dense": "#4c78a8",
-    "sparse": "#54a24b",
-    "colbert": "#b279a2",
-    "bm25": "#f58518",
-    "rerank": "#e45756",
-}
-SNIPPET = 320
-THUMBNAIL = "thumbnail"
-"""Metadata column with a small JPEG, shown as a picture."""
+Span = tuple[int, int]
+OWN_COLUMNS: tuple[str, ...] = (
+    "rank", "doc_id", "chunk_id", "score", *CHANNELS, "rerank", "passage", "start", "end", "source", "line", "text",
+)  # fmt: skip
+"""Columns of a table of hits; a metadata column of the same name is called `metadata.NAME` there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A window of a hit's text.
+
+    start, end: its characters in the document's text, of which the hit's text may be a chunk. marks: the matching
+    parts, by their characters in `text`.
+    """
+
+    text: str
+    start: int
+    end: int
+    marks: tuple[Span, ...] = ()
+
+    def marked(self, before: str, after: str) -> str:
+        """Returns the text on one line, each matching part between `before` and `after`."""
+        pieces, end = [], 0
+        for start, stop in self.marks:
+            pieces += [self.text[end:start], before, self.text[start:stop], after]
+            end = stop
+        return " ".join("".join([*pieces, self.text[end:]]).split())
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Where a hit's best passage is. line: of the document's text, from 1; None where it is not known."""
+
+    passage: Passage
+    line: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +60,56 @@ class Hit:
     scores: Mapping[str, float]
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    rank: int = 0
+    """From 1, over all pages; 0 outside an answer."""
+    source: str | None = None
+    """The file that the document came from."""
+    start: int = 0
+    """Where the hit's text begins in the document's text."""
+    locate: Callable[[Hit], Located] | None = field(default=None, repr=False, compare=False)
+    """Finds the passage when it is first wanted: ranking needs none."""
+
+    @property
+    def id(self) -> str:
+        """The chunk's id, which is unique in the index."""
+        return self.chunk_id
+
+    @property
+    def located(self) -> Located:
+        """The passage and its line."""
+        if self.locate is not None:
+            return self.locate(self)
+        return Located(Passage(self.text, self.start, self.start + len(self.text)), None)
+
+    @property
+    def passage(self) -> Passage:
+        """The window of the text that matched."""
+        return self.located.passage
+
+    @property
+    def line(self) -> int | None:
+        """The line of the document's text on which the passage begins, from 1."""
+        return self.located.line
 
     def to_dict(self) -> dict[str, Any]:
+        """Returns plain values, for JSON."""
+        passage, line = self.located.passage, self.located.line
         return {
+            "rank": self.rank,
             "doc_id": self.doc_id,
             "chunk_id": self.chunk_id,
             "score": self.score,
             "scores": dict(self.scores),
+            "passage": {
+                "text": passage.text,
+                "start": passage.start,
+                "end": passage.end,
+                "marks": [list(mark) for mark in passage.marks],
+            },
+            "source": self.source,
+            "line": line,
             "text": self.text,
-            "metadata": {key: _plain(value) for key, value in self.metadata.items()},
+            "metadata": {key: plain_json(value) for key, value in self.metadata.items()},
         }
 
 
@@ -52,8 +119,8 @@ class Hits(Sequence[Hit]):
 
     query: str
     hits: tuple[Hit, ...]
-    mode: str
-    fusion: str | None
+    mode: Mode
+    fusion: Fusion | None
     weights: Mapping[Channel, float]
     n_truncated: int = 0
     """Tokens of the query that the model did not see."""
@@ -73,10 +140,11 @@ class Hits(Sequence[Hit]):
 
     @property
     def ids(self) -> list[str]:
+        """The documents' ids, best first."""
         return [hit.doc_id for hit in self.hits]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Returns plain values, for JSON."""
         return {
             "query": self.query,
             "mode": self.mode,
@@ -86,91 +154,54 @@ class Hits(Sequence[Hit]):
             "hits": [hit.to_dict() for hit in self.hits],
         }
 
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Returns one flat row per hit: rank, ids, score, each channel's score, passage, source, line, text, metadata.
+
+        A metadata column whose name is one of those is called `metadata.NAME`.
+        """
+        return [_flat(hit) for hit in self.hits]
+
     def to_pandas(self) -> pd.DataFrame:
-        """One row a hit: rank, ids, score, one column for each channel's score, text, metadata columns."""
-        rows = [
-            {
-                "rank": rank,
-                "doc_id": hit.doc_id,
-                "chunk_id": hit.chunk_id,
-                "score": hit.score,
-                **hit.scores,
-                "text": hit.text,
-                **hit.metadata,
-            }
-            for rank, hit in enumerate(self.hits, start=1)
-        ]
-        return pd.DataFrame(rows, columns=list(rows[0]) if rows else ["rank", "doc_id", "chunk_id", "score", "text"])
+        """Returns `to_dicts` as a data frame."""
+        import pandas as pd
+
+        rows = self.to_dicts()
+        return pd.DataFrame(rows, columns=list(rows[0]) if rows else _COLUMNS_OF_NONE)
+
+    def to_arrow(self) -> pa.Table:
+        """Returns `to_dicts` as an Arrow table."""
+        import pyarrow as pa
+
+        rows = self.to_dicts()
+        return pa.Table.from_pylist(rows) if rows else pa.table({name: pa.nulls(0) for name in _COLUMNS_OF_NONE})
 
     def __repr__(self) -> str:
-        lines = [f"{len(self)} hit{'s' * (len(self) != 1)} for {self.query!r} ({self.mode})"]
-        for rank, hit in enumerate(self.hits, start=1):
-            channels = "  ".join(f"{name} {score:.3f}" for name, score in hit.scores.items())
-            lines.append(f"{rank:3}. {hit.score:8.4f}  {hit.chunk_id}  [{channels}]  {shorten(hit.text, 80)}")
-        return "\n".join(lines)
+        from pipelines.retrieval.hits_text import hits_as_text
+
+        return hits_as_text(self)
 
     def _repr_html_(self) -> str:
-        return _page(self)
+        from pipelines.retrieval.hits_html import hits_as_html
+
+        return hits_as_html(self)
 
 
-def _plain(value: Any) -> Any:
-    """Bytes (a thumbnail) as base64 text, all else as it is."""
-    return base64.b64encode(value).decode() if isinstance(value, bytes) else value
+_COLUMNS_OF_NONE = [name for name in OWN_COLUMNS if name not in CHANNELS and name != "rerank"]
 
 
-def shorten(text: str, length: int) -> str:
-    """One line of at most `length` characters, cut at a word."""
-    flat = " ".join(text.split())
-    return flat if len(flat) <= length else flat[:length].rsplit(" ", 1)[0] + " …"
-
-
-def _page(hits: Hits) -> str:
-    values: dict[str, list[float]] = {}
-    for hit in hits:
-        for name, score in hit.scores.items():
-            values.setdefault(name, []).append(score)
-    extremes = {name: (min(scores), max(scores)) for name, scores in values.items()}
-    rule = ", ".join(f"{c} {w:g}" for c, w in hits.weights.items())
-    caption = f"{escape(hits.mode)}{f' · {escape(hits.fusion)} ({escape(rule)})' if hits.fusion else ''}"
-    body = "".join(_card(rank, hit, extremes) for rank, hit in enumerate(hits, start=1))
-    empty = "<div style='color:#888;padding:8px 0'>nothing found</div>"
-    return (
-        "<div style='font-family:system-ui,sans-serif;max-width:860px;line-height:1.4'>"
-        f"<div style='font-size:15px;font-weight:600'>{escape(hits.query)}</div>"
-        f"<div style='font-size:12px;color:#888;margin-bottom:6px'>{len(hits)} hits · {caption}</div>"
-        f"{body or empty}</div>"
-    )
-
-
-def _card(rank: int, hit: Hit, extremes: Mapping[str, tuple[float, float]]) -> str:
-    bars = "".join(_bar(name, score, *extremes[name]) for name, score in hit.scores.items())
-    chips = "".join(
-        f"<span style='font-size:11px;color:#888;margin-right:8px'>{escape(f'{key}: {shorten(str(value), 60)}')}</span>"
-        for key, value in hit.metadata.items()
-        if not isinstance(value, bytes)
-    )
-    pictures = "".join(
-        f"<img src='data:image/jpeg;base64,{_plain(value)}' style='max-width:160px;max-height:120px;border-radius:4px'>"
-        for key, value in hit.metadata.items()
-        if key == THUMBNAIL and isinstance(value, bytes)
-    )
-    return (
-        "<div style='display:flex;gap:14px;border-top:1px solid #8884;padding:8px 0'>"
-        f"<div style='min-width:26px;text-align:right;color:#888'>{rank}</div>"
-        f"{pictures}<div style='flex:1'><div><b>{escape(hit.chunk_id)}</b> "
-        f"<span style='color:#888;font-size:12px'>{hit.score:.4f}</span></div>"
-        f"<div style='font-size:13px'>{escape(shorten(hit.text, SNIPPET))}</div>{chips}</div>"
-        f"<div style='min-width:190px'>{bars}</div></div>"
-    )
-
-
-def _bar(name: str, score: float, low: float, high: float) -> str:
-    """A bar from the worst to the best of this answer, so that channels of different scale can be compared."""
-    share = 1.0 if high <= low else (score - low) / (high - low)
-    return (
-        "<div style='display:flex;align-items:center;font-size:11px;gap:6px'>"
-        f"<span style='width:46px;color:#888'>{escape(name)}</span>"
-        "<span style='flex:1;background:#8882;height:7px;border-radius:4px;overflow:hidden'>"
-        f"<span style='display:block;height:7px;width:{6 + 94 * share:.0f}%;background:{COLOURS.get(name, '#777')}'>"
-        f"</span></span><span style='width:44px;text-align:right'>{score:.3f}</span></div>"
-    )
+def _flat(hit: Hit) -> dict[str, Any]:
+    passage, line = hit.located.passage, hit.located.line
+    return {
+        "rank": hit.rank,
+        "doc_id": hit.doc_id,
+        "chunk_id": hit.chunk_id,
+        "score": hit.score,
+        **hit.scores,
+        "passage": passage.text,
+        "start": passage.start,
+        "end": passage.end,
+        "source": hit.source,
+        "line": line,
+        "text": hit.text,
+        **{f"metadata.{name}" if name in OWN_COLUMNS else name: value for name, value in hit.metadata.items()},
+    }

@@ -17,19 +17,19 @@ from torch import Tensor
 
 from actors.outputs import Array, IntArray, SparseVectors, offsets_of
 
-MOST, LEAST_COSINE, POWER = 4, 0.5, 3
+MAX_NEIGHBOURS, MIN_COSINE, COSINE_POWER = 4, 0.5, 3
 """At most four for each token, of a cosine of .5 or more, each asked for by its cube."""
-LEAST_LETTERS = 3
+MIN_LETTERS = 3
 """Shorter tokens are pieces of words, and the neighbours of a number are other numbers."""
-MARKS = ("##", "▁", "Ġ")
+WORD_PIECE_MARKS = ("##", "▁", "Ġ")
 """What tokenizers put before a piece that continues a word, or that begins one."""
-AT_ONCE = 256
+TOKENS_PER_PASS = 256
 """Tokens that are compared with the vocabulary together: 25 MB of cosines for MiniLM."""
 
 Found = tuple[IntArray, npt.NDArray[np.float32]]
 
 
-class Neighbours:
+class QueryExpander:
     """The neighbours of every token of one model, found when they are first asked for. Threads may share it."""
 
     def __init__(self, embeddings: Tensor, names: Sequence[str]) -> None:
@@ -44,12 +44,12 @@ class Neighbours:
         self._find([token_id])
         return self._found[token_id]
 
-    def asking(self, token_ids: Sequence[int], neighbour: int) -> list[int]:
+    def sources_of(self, token_ids: Sequence[int], neighbour: int) -> list[int]:
         """Those of the tokens that have this one among their neighbours."""
         return [token for token in token_ids if token != neighbour and neighbour in self.of(token)[0]]
 
-    def expanded(self, queries: SparseVectors) -> SparseVectors:
-        """Queries that ask for the neighbours as well; what several tokens ask for is asked for by their sum."""
+    def expand(self, queries: SparseVectors) -> SparseVectors:
+        """EncodedQueries that ask for the neighbours as well; what several tokens ask for is asked for by their sum."""
         if not len(queries.token_ids):
             return queries
         self._find(np.unique(queries.token_ids).tolist())
@@ -64,27 +64,27 @@ class Neighbours:
         new = [token for token in tokens if token not in self._found]
         words = [token for token in new if token in self._place]
         self._found |= {token: _alone(token) for token in new if token not in self._place}
-        for first in range(0, len(words), AT_ONCE):
-            part = words[first : first + AT_ONCE]
+        for first in range(0, len(words), TOKENS_PER_PASS):
+            part = words[first : first + TOKENS_PER_PASS]
             places = np.array([self._place[token] for token in part])
             self._found |= dict(zip(part, self._nearest(places), strict=True))
 
     def _nearest(self, places: IntArray) -> list[Found]:
         cosines = (self.unit[places] @ self.unit.T).float().cpu()
         cosines[torch.arange(len(places)), torch.from_numpy(places)] = 2.0  # first, whatever rounding did to others
-        values, best = cosines.topk(min(MOST + 1, cosines.shape[1]))
+        values, best = cosines.topk(min(MAX_NEIGHBOURS + 1, cosines.shape[1]))
         values = values.clamp(max=1.0)
-        kept = values >= LEAST_COSINE
+        kept = values >= MIN_COSINE
         return [
-            (self.words[row[near].numpy()], (value[near] ** POWER).numpy())
+            (self.words[row[near].numpy()], (value[near] ** COSINE_POWER).numpy())
             for row, value, near in zip(best, values, kept, strict=True)
         ]
 
 
 def _is_word(name: str) -> bool:
-    for mark in MARKS:
+    for mark in WORD_PIECE_MARKS:
         name = name.removeprefix(mark)
-    return len(name) >= LEAST_LETTERS and name.isalpha()
+    return len(name) >= MIN_LETTERS and name.isalpha()
 
 
 def _unit(vectors: Tensor) -> Tensor:

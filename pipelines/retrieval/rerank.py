@@ -1,64 +1,55 @@
-"""The second stage: the best hits are scored again by a reranker, by ColBERT, or by any object that scores pairs."""
+"""Runs the second stage: a reranker, a channel or any object that scores pairs scores the best hits again."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, Protocol
 
-from pipelines.config import ConfigError
+from pipelines.config import CHANNELS, Channel, InvalidRequest, Reranker
+from pipelines.config.describe import did_you_mean
 from pipelines.retrieval.hits import Hit
-
-
-class Reranker(Protocol):
-    """Anything that gives one number for each passage, higher for a better answer to the query."""
-
-    def score(self, query: str, passages: Sequence[str]) -> Sequence[float]:
-        """One score a passage, in order."""
-        ...
 
 
 class ByChannel:
     """Reranks by a channel whose exact scores the hits already carry: no model runs."""
 
-    def __init__(self, channel: str) -> None:
+    def __init__(self, channel: Channel) -> None:
         self.channel = channel
 
 
-def as_reranker(rerank: Any, channels: tuple[str, ...]) -> Any:
-    """ "colbert" and the other channels' names, a reranker's name, or an object with `.score(query, passages)`."""
-    if isinstance(rerank, str):
-        if rerank in ("dense", "sparse", "colbert", "bm25"):
-            if rerank not in channels:
-                raise ConfigError(f"rerank: the index has no channel {rerank!r}; it has {', '.join(channels)}")
-            return ByChannel(rerank)
+def as_reranker(rerank: str | Reranker, channels: tuple[str, ...]) -> Reranker | ByChannel:
+    """Returns the reranker that a name stands for: a channel's, or a model's, which is loaded; an object as it is."""
+    if not isinstance(rerank, str):
+        return rerank
+    channel = next((c for c in CHANNELS if c == rerank), None)
+    if channel is None:
         return _loaded(rerank)
-    if not callable(getattr(rerank, "score", None)):
-        raise ConfigError(f"rerank: expected a name or an object with .score(query, passages), got {rerank!r}")
-    return rerank
+    if channel not in channels:
+        raise InvalidRequest(f"rerank: the index has no channel {rerank!r}; it has {', '.join(channels)}")
+    return ByChannel(channel)
 
 
 @lru_cache(maxsize=2)
-def _loaded(name: str) -> Any:
-    """A reranker that one search has named stays loaded for the next. ConfigError where it cannot be loaded."""
+def _loaded(name: str) -> Reranker:
+    """Loads a reranker, which stays loaded for the next search; InvalidRequest where it cannot be loaded."""
     from actors.rerankers.registry import load_reranker
 
     try:
         return load_reranker(name)
     except ValueError as error:
-        raise ConfigError(f"rerank: {error}") from error
+        raise InvalidRequest(f"rerank: {error}{did_you_mean(name, CHANNELS)}") from error
 
 
-def rerank_hits(query: str, hits: Sequence[Hit], reranker: Any, depth: int) -> list[Hit]:
-    """The first `depth` hits by the second score (kept as scores["rerank"]), the rest below them as they were."""
+def rerank_hits(query: str, hits: Sequence[Hit], reranker: Reranker | ByChannel, depth: int) -> list[Hit]:
+    """Ranks the first `depth` hits by the second score (kept as scores["rerank"]), the rest below them as they were."""
     head, tail = list(hits[:depth]), list(hits[depth:])
     if isinstance(reranker, ByChannel):
         scores = [hit.scores[reranker.channel] for hit in head]
     else:
         scores = [float(s) for s in reranker.score(query, [hit.text for hit in head])] if head else []
     if len(scores) != len(head):
-        raise ConfigError(f"rerank: {len(head)} passages were given, {len(scores)} scores came back")
+        raise InvalidRequest(f"rerank: {len(head)} passages were given, {len(scores)} scores came back")
     again = [
         replace(hit, score=score, scores={**hit.scores, "rerank": score})
         for hit, score in zip(head, scores, strict=True)

@@ -18,7 +18,7 @@ from actors.codecs.encode_batch import encode_batch
 from actors.outputs import EmbeddingBatch, IntArray
 from actors.text.windows import cut_all_into_windows
 from pipelines.config import ChunkConfig, ConfigError
-from pipelines.retrieval.handle import Opened
+from pipelines.retrieval.handle import IndexHandle
 from pipelines.store import lease
 from pipelines.store.commit import Committer
 from pipelines.store.schema import Target
@@ -28,7 +28,7 @@ from pipelines.store.writer import REPLACES, write_block
 SOURCE = "upsert"
 
 
-def upsert(index: Opened, rows: Sequence[Mapping[str, Any]]) -> int:
+def upsert(index: IndexHandle, rows: Sequence[Mapping[str, Any]]) -> int:
     """Embeds and writes documents; one whose `doc_id` is there takes its place. Returns their number.
 
     rows: `doc_id`, `text` (title and text joined, as the model shall read it) and the table's own columns; what a row
@@ -49,7 +49,7 @@ def upsert(index: Opened, rows: Sequence[Mapping[str, Any]]) -> int:
     return len(rows)
 
 
-def delete(index: Opened, ids: Sequence[str]) -> int:
+def delete(index: IndexHandle, ids: Sequence[str]) -> int:
     """Deletes documents with all their chunks; returns the rows deleted. Unknown ids are no error."""
     if isinstance(ids, str):
         raise ConfigError("delete: expected a list of ids, got one string")
@@ -59,7 +59,7 @@ def delete(index: Opened, ids: Sequence[str]) -> int:
         return Committer(target, held).prune(addresses)
 
 
-def _target(index: Opened) -> Target:
+def _target(index: IndexHandle) -> Target:
     snapshot = index.snapshot
     return Target(
         snapshot.uri,
@@ -71,7 +71,7 @@ def _target(index: Opened) -> Target:
     )
 
 
-def _check(index: Opened, rows: Sequence[Mapping[str, Any]]) -> None:
+def _check(index: IndexHandle, rows: Sequence[Mapping[str, Any]]) -> None:
     known = {"doc_id", "text", *index.snapshot.metadata_columns}
     seen: set[str] = set()
     for i, row in enumerate(rows):
@@ -88,7 +88,7 @@ def _check(index: Opened, rows: Sequence[Mapping[str, Any]]) -> None:
         seen.add(row["doc_id"])
 
 
-def _addresses(index: Opened, ids: Sequence[str]) -> dict[str, list[int]]:
+def _addresses(index: IndexHandle, ids: Sequence[str]) -> dict[str, list[int]]:
     """Addresses of each document's rows in the newest version of the table, which the lease keeps still."""
     dataset = index.snapshot.dataset.checkout_version(index.snapshot.dataset.latest_version)
     found: dict[str, list[int]] = {}
@@ -100,7 +100,7 @@ def _addresses(index: Opened, ids: Sequence[str]) -> dict[str, list[int]]:
     return found
 
 
-def _block(index: Opened, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+def _block(index: IndexHandle, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """The rows, cut into chunks, as a block that `write_block` takes."""
     chunks = [chunk for row, spans in zip(rows, _spans(index, rows), strict=True) for chunk in _chunks(row, spans)]
     batch = _embedded(index, [chunk["text"] for chunk in chunks])
@@ -117,7 +117,7 @@ def _block(index: Opened, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     return pa.table(arrays)
 
 
-def _spans(index: Opened, rows: Sequence[Mapping[str, Any]]) -> list[IntArray]:
+def _spans(index: IndexHandle, rows: Sequence[Mapping[str, Any]]) -> list[IntArray]:
     """Where the documents are cut: (n, 2) characters of each."""
     texts, chunking = [row["text"] for row in rows], ChunkConfig(**index.identity.chunk)
     if chunking.mode == "whole":
@@ -140,9 +140,9 @@ def _as(values: Any, kind: pa.DataType) -> pa.Array:
     return values.cast(kind) if isinstance(values, pa.Array) else pa.array(values, kind)
 
 
-def _embedded(index: Opened, texts: Sequence[str]) -> EmbeddingBatch:
-    described, embedder = index.stored.embedder, index.encoder.embedder
+def _embedded(index: IndexHandle, texts: Sequence[str]) -> EmbeddingBatch:
+    described, embedder = index.column_cache.embedder, index.encoder.embedder
     tokens = embedder.tokenise(texts, "passage")
-    batch = embedder.embed_tokens(tokens, index.stored.outputs)
+    batch = embedder.embed_tokens(tokens, index.column_cache.outputs)
     sparse, pooling = described.get("sparse", "max"), str(described["colbert_pooling"])
-    return encode_batch(batch, tokens, described["dense"], sparse, index.stored.codec, pooling)
+    return encode_batch(batch, tokens, described["dense"], sparse, index.column_cache.codec, pooling)

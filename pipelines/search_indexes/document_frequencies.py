@@ -33,7 +33,7 @@ Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TokenStatistics:
+class DocumentFrequencies:
     """Of `rows` rows, counts[t] have token t."""
 
     rows: int
@@ -46,8 +46,8 @@ class TokenStatistics:
         return np.log1p((self.rows - count + 0.5) / (count + 0.5)).astype(np.float32)
 
 
-def by_rarity(
-    encoded: EmbeddingBatch, words: tuple[IntArray, IntArray] | None, statistics: TokenStatistics
+def apply_idf(
+    encoded: EmbeddingBatch, words: tuple[IntArray, IntArray] | None, statistics: DocumentFrequencies
 ) -> tuple[EmbeddingBatch, Floats | None]:
     """Queries with lexical weights w made sqrt(w) x IDF, and what their ColBERT vectors weigh: IDF / sqrt(pieces).
 
@@ -61,11 +61,13 @@ def by_rarity(
     return encoded, None if words is None else (statistics.idf(words[0]) / np.sqrt(words[1])).astype(np.float32)
 
 
-def statistics_table(name: str) -> str:
+def document_frequencies_table(name: str) -> str:
     return f"tokens_{name}"
 
 
-def count_tokens(snapshot: Snapshot, tokenizer: Any, max_length: int, sample: int = SAMPLE_ROWS) -> TokenStatistics:
+def count_document_frequencies(
+    snapshot: Snapshot, tokenizer: Any, max_length: int, sample: int = SAMPLE_ROWS
+) -> DocumentFrequencies:
     """Counts over at most `sample` evenly spaced rows, each cut to the length that the model reads."""
     rows = np.unique(np.linspace(0, len(snapshot) - 1, min(sample, len(snapshot))).astype(np.int64))
     counts = np.zeros(0, np.int64)
@@ -76,10 +78,10 @@ def count_tokens(snapshot: Snapshot, tokenizer: Any, max_length: int, sample: in
         found = np.bincount(once, minlength=len(counts))
         found[: len(counts)] += counts
         counts = found
-    return TokenStatistics(len(rows), counts)
+    return DocumentFrequencies(len(rows), counts)
 
 
-def update_statistics(
+def update_document_frequencies(
     uri: str, table: str = "documents", storage_options: Mapping[str, str] | None = None
 ) -> dict[str, int]:
     """Counts for every embedder with token outputs where more than 5% of the rows are newer than the counts.
@@ -93,10 +95,10 @@ def update_statistics(
         if {"sparse", "colbert"} & set(embedder["outputs"]) and len(snapshot) and _is_stale(snapshot, name):
             from actors.text.tokenizer import load_tokenizer
 
-            statistics = count_tokens(
+            statistics = count_document_frequencies(
                 snapshot, load_tokenizer(spec_from_identity(embedder)), embedder["passage_max_length"]
             )
-            write_statistics(snapshot, name, statistics)
+            write_document_frequencies(snapshot, name, statistics)
             counted[name] = statistics.rows
     return counted
 
@@ -110,7 +112,7 @@ def _is_stale(snapshot: Snapshot, name: str) -> bool:
     return new > STALE_SHARE * len(snapshot)
 
 
-def write_statistics(snapshot: Snapshot, name: str, statistics: TokenStatistics) -> None:
+def write_document_frequencies(snapshot: Snapshot, name: str, statistics: DocumentFrequencies) -> None:
     seen = np.flatnonzero(statistics.counts)
     newest = max((f.fragment_id for f in snapshot.dataset.get_fragments()), default=-1)
     schema = pa.schema(
@@ -120,17 +122,17 @@ def write_statistics(snapshot: Snapshot, name: str, statistics: TokenStatistics)
     columns = [pa.array(seen, pa.uint32()), pa.array(statistics.counts[seen], pa.uint32())]
     lance.write_dataset(
         pa.table(columns, schema=schema),
-        table_uri(snapshot.uri, statistics_table(name)),
+        table_uri(snapshot.uri, document_frequencies_table(name)),
         mode="overwrite",
         storage_options=dict(snapshot.storage_options) or None,
     )
 
 
 def _open_counts(snapshot: Snapshot, name: str) -> lance.LanceDataset | None:
-    return open_dataset(table_uri(snapshot.uri, statistics_table(name)), snapshot.storage_options)
+    return open_dataset(table_uri(snapshot.uri, document_frequencies_table(name)), snapshot.storage_options)
 
 
-def read_statistics(snapshot: Snapshot, name: str) -> TokenStatistics | None:
+def read_document_frequencies(snapshot: Snapshot, name: str) -> DocumentFrequencies | None:
     """None where they have not been counted yet: query tokens then all weigh the same."""
     dataset = _open_counts(snapshot, name)
     if dataset is None:
@@ -139,4 +141,4 @@ def read_statistics(snapshot: Snapshot, name: str) -> TokenStatistics | None:
     tokens, rows = table["token"].to_numpy(), table["rows"].to_numpy()
     counts = np.zeros(int(tokens.max(initial=0)) + 1, np.int64)
     counts[tokens] = rows
-    return TokenStatistics(int(dataset.schema.metadata[ROWS_KEY]), counts)
+    return DocumentFrequencies(int(dataset.schema.metadata[ROWS_KEY]), counts)

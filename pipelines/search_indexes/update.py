@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines.search_indexes.document_frequencies import update_statistics
+from pipelines.search_indexes.document_frequencies import update_document_frequencies
 from pipelines.search_indexes.postings import PostingsUpdate, update_postings
 from pipelines.search_indexes.vectors import (
     CreateIndex,
@@ -58,6 +58,6 @@ def update_indexes(
     return IndexesUpdate(
         update_vector_indexes(uri, table, storage_options, kind=vectors, partitions=partitions, create=create),
         update_postings(uri, table, storage_options),
-        update_statistics(uri, table, storage_options),
+        update_document_frequencies(uri, table, storage_options),
         update_scalar_indexes(uri, filter_columns, table, storage_options),
     )

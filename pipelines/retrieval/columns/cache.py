@@ -28,7 +28,7 @@ Data = Array | SparseVectors | MultiVectors
 T = TypeVar("T", Array, SparseVectors, MultiVectors)
 
 
-class Stored:
+class ColumnCache:
     """The columns NAME_dense, NAME_sparse and NAME_colbert of one snapshot; rows are named by position."""
 
     def __init__(

@@ -7,12 +7,12 @@ import numpy.typing as npt
 
 from actors.codecs.pooling import pooled_groups
 from actors.outputs import Array, IntArray, MultiVectors, SparseVectors
-from pipelines.config import ConfigError
+from pipelines.config import InvalidRequest
 from pipelines.retrieval import fusion as fusing
 from pipelines.retrieval.candidates import Candidates
-from pipelines.retrieval.channels import Queries
 from pipelines.retrieval.explain.explanation import ColbertMatch, Explanation, Span, SparseMatch, channel_parts
-from pipelines.retrieval.handle import Opened
+from pipelines.retrieval.handle import IndexHandle
+from pipelines.retrieval.queries import EncodedQueries
 from pipelines.retrieval.request import Request
 from pipelines.retrieval.scoring.maxsim import best_matches, normalised_weights
 from pipelines.store.table import sql_in
@@ -24,7 +24,7 @@ class Tokens:
     ids: int64 (m,), all but the first token. spans: (m, 2) characters, -1 for special and instruction tokens.
     """
 
-    def __init__(self, index: Opened, text: str) -> None:
+    def __init__(self, index: IndexHandle, text: str) -> None:
         embedder = index.encoder.embedder
         self.tokenizer = embedder.tokenizer
         self.ids = embedder.tokenise([text], "passage").ids[1:].astype(np.int64)
@@ -58,9 +58,11 @@ def aligned_spans(model_ids: Array, text_ids: Array, starts: Array, ends: Array)
     return spans
 
 
-def sparse_matches(index: Opened, queries: Queries, position: int, tokens: Tokens) -> tuple[SparseMatch, ...]:
+def sparse_matches(
+    index: IndexHandle, queries: EncodedQueries, position: int, tokens: Tokens
+) -> tuple[SparseMatch, ...]:
     """Shared tokens, the largest product first; the products sum to the channel's score."""
-    row = index.stored.take("sparse", np.array([position]))
+    row = index.column_cache.take("sparse", np.array([position]))
     assert isinstance(row, SparseVectors)
     query_ids, query_weights = queries.sparse(0)
     own = list(dict.fromkeys(index.encoder.token_ids(queries.texts)[0].tolist()))
@@ -69,21 +71,23 @@ def sparse_matches(index: Opened, queries: Queries, position: int, tokens: Token
     for token_id, i, j in zip(shared.tolist(), mine, theirs, strict=True):
         weights = float(query_weights[i]), float(row.weights[j])
         _, spans = tokens.text_of(np.flatnonzero(tokens.ids == token_id))
-        asking = index.neighbours.asking(own, token_id) if index.neighbours else ()
+        asking = index.query_expander.sources_of(own, token_id) if index.query_expander else ()
         names = tokens.name(token_id), tuple(map(tokens.name, asking))
         matches.append(SparseMatch(names[0], token_id, *weights, weights[0] * weights[1], spans, names[1]))
     return tuple(sorted(matches, key=lambda match: -match.product))
 
 
-def colbert_matches(index: Opened, queries: Queries, position: int, tokens: Tokens) -> tuple[ColbertMatch, ...]:
+def colbert_matches(
+    index: IndexHandle, queries: EncodedQueries, position: int, tokens: Tokens
+) -> tuple[ColbertMatch, ...]:
     """One match a query token, in the order of the query; the parts sum to the channel's score."""
-    row = index.stored.take("colbert", np.array([position]))
+    row = index.column_cache.take("colbert", np.array([position]))
     assert isinstance(row, MultiVectors)
     if not len(row.vectors):
         return ()
     vectors, weights = queries.colbert(0)
-    similarities, best = best_matches(vectors, row, index.stored.codec)
-    pooling = str(index.stored.embedder["colbert_pooling"])
+    similarities, best = best_matches(vectors, row, index.column_cache.codec)
+    pooling = str(index.column_cache.embedder["colbert_pooling"])
     groups = pooled_groups(np.array([0, len(tokens.ids)]), pooling, tokens.ids)
     query_ids, _ = index.encoder.token_ids(queries.texts)
     shares = normalised_weights(len(vectors), weights)
@@ -94,18 +98,20 @@ def colbert_matches(index: Opened, queries: Queries, position: int, tokens: Toke
     )
 
 
-def rows_of(index: Opened, id: str) -> IntArray:
+def rows_of(index: IndexHandle, id: str) -> IntArray:
     """Positions of a chunk, or of all chunks of a document."""
     if not isinstance(id, str):
-        raise ConfigError(f"id: expected a string, got {type(id).__name__}")
+        raise InvalidRequest(f"id: expected a string, got {type(id).__name__}")
     for column in ("chunk_id", "doc_id"):
         rows = index.snapshot.matching(sql_in(column, [id]))
         if len(rows):
             return rows
-    raise ConfigError(f"id: the index has no document or chunk {id!r}")
+    raise InvalidRequest(f"id: the index has no document or chunk {id!r}")
 
 
-def explain_row(index: Opened, queries: Queries, request: Request, found: Candidates, rows: IntArray) -> Explanation:
+def explain_row(
+    index: IndexHandle, queries: EncodedQueries, request: Request, found: Candidates, rows: IntArray
+) -> Explanation:
     """Explains the best of some rows that are among the candidates. See `Index.explain`."""
     rule = request.effective_rule
     fused = fusing.fuse(found.scores, rule, found.sample)

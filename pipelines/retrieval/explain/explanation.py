@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
 
-from pipelines.retrieval.hits import COLOURS
+from pipelines.config.channels import colour_of
 
 Span = tuple[int, int]
 
@@ -123,7 +123,7 @@ def _ordinal(rank: int) -> str:
 
 
 def _channel_row(name: str, part: ChannelPart) -> str:
-    swatch = f"<span style='color:{COLOURS.get(name, '#777')}'>&#9632;</span> {escape(name)}"
+    swatch = f"<span style='color:{colour_of(name)}'>&#9632;</span> {escape(name)}"
     numbers = (f"{part.score:.4f}", f"{part.weight:g}", f"{part.part:+.4f}", f"{part.share:.0%}")
     cells = "".join(f"<td style='padding:1px 10px 1px 0'>{value}</td>" for value in numbers)
     return f"<tr><td style='padding-right:14px'>{swatch}</td>{cells}</tr>"

@@ -15,7 +15,7 @@ from pipelines.evaluation.metrics import interval, paired_p, per_query
 from pipelines.evaluation.report import rules_of
 from pipelines.evaluation.runs import fused_run, rank
 from pipelines.evaluation.tune import features
-from pipelines.retrieval.fusion import Rule
+from pipelines.retrieval.fusion import FusionRule
 from pipelines.retrieval.index import Index, open_index
 from tests.conftest import ROOT
 from tests.indexes import WordEmbedder, corpus, make_index
@@ -60,7 +60,7 @@ def test_intervals_and_tests_repeat_and_mean_something() -> None:
 
 
 def test_every_run_is_there_with_its_interval_and_test(index: Index, queries: dict, qrels: dict) -> None:
-    result = evaluate(index, queries, qrels, rules={"raw": Rule("weighted", {"dense": 1, "sparse": 0.3})})
+    result = evaluate(index, queries, qrels, rules={"raw": FusionRule("weighted", {"dense": 1, "sparse": 0.3})})
     tree = json.loads(json.dumps(result.to_dict()))
     assert set(tree["runs"]) == {"dense", "sparse", "colbert", "bm25", "hybrid", "rrf", "raw"}
     assert set(tree["runs"]["bm25"]) == {"nDCG@10", "R@100", "MRR@10", "MAP"}
@@ -136,7 +136,7 @@ def test_tuning_measures_as_the_evaluation_does(index: Index, queries: dict, qre
     weights = {"dense": 1.0, "sparse": 0.2, "colbert": 0.5, "bm25": 0.7}
     table = features(ranked, qrels, "zscore", channels)
     ours = table.ndcg(np.array([weights[c] for c in channels]) / sum(weights.values()))
-    theirs = per_query(fused_run(ranked, Rule("zscore", weights)), qrels, list(queries))["nDCG@10"]
+    theirs = per_query(fused_run(ranked, FusionRule("zscore", weights)), qrels, list(queries))["nDCG@10"]
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 

@@ -36,7 +36,9 @@ def test_workers_build_an_index_that_searches_like_a_scan(tmp_path: Path, kind: 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_optimize_takes_the_address_of_a_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.search_indexes.update.update_statistics", lambda *_: {})  # would load the model
+    monkeypatch.setattr(
+        "pipelines.search_indexes.update.update_document_frequencies", lambda *_: {}
+    )  # would load the model
     uri = make_index(tmp_path, corpus(300), full_text=False)
     done = CliRunner().invoke(app, ["optimize", uri, "--vectors", "IVF_RQ", "--address", "auto"])
     assert done.exit_code == 0, done.output

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from actors.codecs.table import TRAINED, decode, encode, get_codec
-from pipelines.retrieval import channels as candidates
+from pipelines.config import search_options
+from pipelines.retrieval.channels import colbert
 from pipelines.retrieval.index import Index, open_index
 from pipelines.search_indexes.vectors import update_vector_indexes
 from tests.indexes import WordEmbedder, corpus, documents, make_index
@@ -74,7 +75,7 @@ def test_candidates_have_every_channels_exact_score(index: Index) -> None:
 
 def test_a_channel_that_has_no_say_is_scored_for_the_page_alone(index: Index) -> None:
     weights = {"dense": 1.0, "colbert": 1.0}
-    queries, request = index.encode([QUERY]), index.request(5, weights=weights, fusion="weighted")
+    queries, request = index.encode([QUERY]), index.request(search_options(k=5, weights=weights, fusion="weighted"))
     assert index._found(queries, request)[0].scores.keys() == weights.keys()
     hits = index.search(QUERY, k=5, weights=weights, fusion="weighted")
     rows = index.snapshot.matching(" OR ".join(f"chunk_id = '{hit.chunk_id}'" for hit in hits))
@@ -244,7 +245,7 @@ def test_a_vector_index_is_asked_with_its_own_metric_and_refined_exactly(tmp_pat
 def test_on_a_large_table_colbert_ranks_what_the_others_bring(
     index: Index, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(candidates, "SCANNED_BYTES", 100)
+    monkeypatch.setattr(colbert, "COLBERT_SCAN_BYTES", 100)
     large = open_index(uri, embedder=WordEmbedder())
     found = large.search(QUERY, k=10, mode="colbert")
     brought = {p for c in ("dense", "sparse", "bm25") for p in large.search(QUERY, k=200, mode=c).ids}
@@ -254,7 +255,7 @@ def test_on_a_large_table_colbert_ranks_what_the_others_bring(
 
 
 def test_sparse_always_brings_rows_for_colbert(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(candidates, "SCANNED_BYTES", 100)
+    monkeypatch.setattr(colbert, "COLBERT_SCAN_BYTES", 100)
     large = open_index(uri, embedder=WordEmbedder())
     queries = large.encode([QUERY])
     brought = {
@@ -280,9 +281,9 @@ def test_rough_scores_choose_rows_and_exact_ones_rank_them(
     expected = open_index(uri, embedder=WordEmbedder()).search(
         QUERY, k=10, fusion=fusion, weights=weights, candidates=400
     )
-    monkeypatch.setattr(candidates, "SCANNED_BYTES", 0)
+    monkeypatch.setattr(colbert, "COLBERT_SCAN_BYTES", 0)
     large = open_index(uri, embedder=WordEmbedder())
-    request = large.request(10, fusion=fusion, weights=weights, candidates=25)
+    request = large.request(search_options(k=10, fusion=fusion, weights=weights, candidates=25))
     (found,) = large._found(large.encode([QUERY]), request)
     assert len(found.positions) == 25
     hits = large.search(QUERY, k=10, fusion=fusion, weights=weights, candidates=25)

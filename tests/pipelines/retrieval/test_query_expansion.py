@@ -1,4 +1,4 @@
-"""Neighbours of query tokens: which they are, what they weigh, and that a search with them explains itself."""
+"""QueryExpander of query tokens: which they are, what they weigh, and that a search with them explains itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from actors.embedders.registry import load_embedder
 from actors.outputs import SparseVectors
 from actors.spec import EmbedderSpec
 from pipelines.retrieval.index import open_index
-from pipelines.retrieval.query_expansion import MOST, Neighbours
+from pipelines.retrieval.query_expansion import MAX_NEIGHBOURS, QueryExpander
 from tests.indexes import TABLE, VOCABULARY, WordEmbedder, make_index, word_id
 
 NAMES = ["[CLS]", "measure", "##measured", "2003", "2004", "is", "it", "apple", "opposite"]
@@ -44,7 +44,7 @@ def query(*rows: dict[int, float]) -> SparseVectors:
 
 def test_a_neighbour_weighs_the_cube_of_its_cosine() -> None:
     vectors = fan([0, 0, 40, 0, 0, 0, 0, 180, 220])  # words in two opposite pairs, so their mean is 0
-    found = Neighbours(vectors, NAMES)
+    found = QueryExpander(vectors, NAMES)
     ids, factors = found.of(1)
     assert ids.tolist() == [1, 2]
     np.testing.assert_allclose(factors, [1, np.cos(np.deg2rad(40)) ** 3], rtol=2e-3)
@@ -52,33 +52,33 @@ def test_a_neighbour_weighs_the_cube_of_its_cosine() -> None:
 
 @pytest.mark.parametrize("token", [0, 3, 5])
 def test_special_tokens_numbers_and_short_pieces_ask_for_themselves_alone(token: int) -> None:
-    ids, factors = Neighbours(fan(DEGREES), NAMES).of(token)
+    ids, factors = QueryExpander(fan(DEGREES), NAMES).of(token)
     assert (ids.tolist(), factors.tolist()) == ([token], [1.0])
 
 
 def test_there_are_at_most_so_many_and_equal_vectors_do_not_push_a_token_out() -> None:
     names = [letters * 3 for letters in ascii_lowercase]
-    found = Neighbours(torch.cat([torch.ones(20, 4), -torch.ones(6, 4)]), names)
+    found = QueryExpander(torch.cat([torch.ones(20, 4), -torch.ones(6, 4)]), names)
     for token in range(20):
         ids, factors = found.of(token)
         assert ids[0] == token
-        assert len(set(ids.tolist())) == 1 + MOST
+        assert len(set(ids.tolist())) == 1 + MAX_NEIGHBOURS
         np.testing.assert_allclose(factors, 1, rtol=1e-6)
 
 
 def test_what_several_tokens_ask_for_is_summed_in_each_query_for_itself() -> None:
-    found = Neighbours(fan([0, 0, 40, 0, 0, 0, 0, 180, 220]), NAMES)
+    found = QueryExpander(fan([0, 0, 40, 0, 0, 0, 0, 180, 220]), NAMES)
     near = np.cos(np.deg2rad(40)) ** 3
-    both = found.expanded(query({1: 2.0, 2: 1.0, 3: 5.0}, {}, {7: 1.0}))
+    both = found.expand(query({1: 2.0, 2: 1.0, 3: 5.0}, {}, {7: 1.0}))
     assert weights(both, 0) == pytest.approx({1: 2 + near, 2: 1 + 2 * near, 3: 5}, rel=2e-3)
     assert weights(both, 1) == {}
     assert weights(both, 2) == pytest.approx({7: 1, 8: near}, rel=2e-3)
-    assert found.asking([1, 2, 3], 2) == [1]
+    assert found.sources_of([1, 2, 3], 2) == [1]
 
 
 def test_queries_without_tokens_stay_empty() -> None:
     nothing = query({}, {})
-    assert len(Neighbours(fan(DEGREES), NAMES).expanded(nothing)) == 2
+    assert len(QueryExpander(fan(DEGREES), NAMES).expand(nothing)) == 2
 
 
 class Near(WordEmbedder):
@@ -97,7 +97,7 @@ def test_a_search_finds_what_the_query_does_not_say_and_explains_why(tmp_path: P
     texts = {"a": "filthy windows", "b": "nothing of the kind"}
     uri = make_index(tmp_path, texts, embedder=Near())
     assert not open_index(uri, embedder=Near()).search("dirty", mode="sparse")
-    index = open_index(uri, embedder=Near(), neighbours=True)
+    index = open_index(uri, embedder=Near(), query_expansion=True)
     (hit,) = index.search("dirty", mode="sparse", k=1)
     assert hit.doc_id == "a"
     explained = index.explain("dirty", "a", mode="sparse")
@@ -110,7 +110,7 @@ def test_a_search_finds_what_the_query_does_not_say_and_explains_why(tmp_path: P
 def test_the_packaged_model_knows_inflections() -> None:
     embedder = load_embedder(EmbedderSpec(model="all-MiniLM-L6-v2"))
     names = embedder.tokenizer.names
-    found = Neighbours(embedder.input_embeddings, names)
+    found = QueryExpander(embedder.input_embeddings, names)
     near = {names[i] for i in found.of(names.index("measure"))[0]}
     assert {"measure", "measures", "measured"} <= near
     assert [names[i] for i in found.of(names.index("2003"))[0]] == ["2003"]

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.config import ConfigError
-from pipelines.retrieval.fusion import Rule, default_rule, fuse, parts
+from pipelines.retrieval.fusion import FusionRule, default_fusion, fuse, parts
 from pipelines.retrieval.index import Index, open_index
 from tests.indexes import WordEmbedder, corpus, make_index
 
@@ -67,27 +67,29 @@ SCORES = {"dense": np.array([0.9, 0.5, 0.1], np.float32), "bm25": np.array([0.0,
 
 
 def test_fusions_by_hand() -> None:
-    weighted = fuse(SCORES, Rule("weighted", {"dense": 1, "bm25": 0.5}))
+    weighted = fuse(SCORES, FusionRule("weighted", {"dense": 1, "bm25": 0.5}))
     np.testing.assert_allclose(weighted, (SCORES["dense"] + 0.5 * SCORES["bm25"]) / 1.5, rtol=1e-6)
     z = {c: (s - s.mean()) / s.std() for c, s in SCORES.items()}
-    zscore = fuse(SCORES, Rule("zscore", {"dense": 2, "bm25": 1}))
+    zscore = fuse(SCORES, FusionRule("zscore", {"dense": 2, "bm25": 1}))
     np.testing.assert_allclose(zscore, (2 * z["dense"] + z["bm25"]) / 3, rtol=1e-5)
-    rrf = fuse(SCORES, Rule("rrf", {"dense": 1, "bm25": 1}))
+    rrf = fuse(SCORES, FusionRule("rrf", {"dense": 1, "bm25": 1}))
     np.testing.assert_allclose(rrf, [1 / 61, 1 / 62 + 1 / 61, 1 / 63 + 1 / 62], rtol=1e-6)
-    dbsf = parts(SCORES, Rule("dbsf", {"dense": 1}))["dense"]
+    dbsf = parts(SCORES, FusionRule("dbsf", {"dense": 1}))["dense"]
     np.testing.assert_allclose(dbsf, np.clip(z["dense"] / 6 + 0.5, 0, 1), rtol=1e-5)
 
 
 def test_equal_scores_stay_equal_under_every_rule() -> None:
     same = {"dense": np.array([0.5, 0.5, 0.2], np.float32), "colbert": np.array([0.3, 0.3, 0.3], np.float32)}
     for fusion in ("zscore", "weighted", "rrf", "dbsf"):
-        fused = fuse(same, Rule(fusion, {"dense": 1, "colbert": 1}))  # type: ignore[arg-type]
+        fused = fuse(same, FusionRule(fusion, {"dense": 1, "colbert": 1}))  # type: ignore[arg-type]
         assert fused[0] == fused[1] > fused[2]
 
 
 def test_defaults_depend_on_the_model_and_on_what_there_is(index: Index) -> None:
-    assert default_rule("all-MiniLM-L6-v2", ("dense", "bm25")).weights == {"dense": 1.0, "bm25": 0.35}
-    assert default_rule("mine", ("dense", "colbert"), fitted=True) == Rule("zscore", {"dense": 1.0, "colbert": 3.0})
-    m3 = default_rule("BAAI/bge-m3", ("dense", "sparse", "colbert", "bm25"))
+    assert default_fusion("all-MiniLM-L6-v2", ("dense", "bm25")).weights == {"dense": 1.0, "bm25": 0.35}
+    assert default_fusion("mine", ("dense", "colbert"), fitted=True) == FusionRule(
+        "zscore", {"dense": 1.0, "colbert": 3.0}
+    )
+    m3 = default_fusion("BAAI/bge-m3", ("dense", "sparse", "colbert", "bm25"))
     assert (m3.fusion, m3.weights) == ("weighted", {"dense": 1.0, "sparse": 0.3, "colbert": 1.0})
-    assert index.default_rule.fusion == "weighted"
+    assert index.default_fusion.fusion == "weighted"

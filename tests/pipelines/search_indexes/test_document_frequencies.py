@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 
 from pipelines.retrieval.encoder import pieces
-from pipelines.retrieval.fusion import Rule
+from pipelines.retrieval.fusion import FusionRule
 from pipelines.retrieval.index import Index, open_index
-from pipelines.search_indexes.document_frequencies import TokenStatistics, read_statistics, write_statistics
+from pipelines.search_indexes.document_frequencies import (
+    DocumentFrequencies,
+    read_document_frequencies,
+    write_document_frequencies,
+)
 from pipelines.store.table import open_table
 from tests.indexes import VOCABULARY, WordEmbedder, corpus, make_index, word_id
 
@@ -24,17 +28,17 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     uri = make_index(tmp_path_factory.mktemp("rarity"), TEXTS)
     counts = np.zeros(VOCABULARY, np.int64)
     counts[[word_id(word) for word in QUERY.split()]] = [1, 30, 5, 60]
-    write_statistics(open_table(uri), "words", TokenStatistics(60, counts))
+    write_document_frequencies(open_table(uri), "words", DocumentFrequencies(60, counts))
     return uri
 
 
-def opened(uri: str, rarity: bool | None) -> Index:
-    return open_index(uri, embedder=WordEmbedder(), rarity=rarity)
+def opened(uri: str, idf_weighting: bool | None) -> Index:
+    return open_index(uri, embedder=WordEmbedder(), idf_weighting=idf_weighting)
 
 
 def test_lexical_weights_are_root_times_idf_and_colbert_weights_idf(uri: str) -> None:
     plain, weighed = (opened(uri, rarity).encode([QUERY]) for rarity in (False, True))
-    statistics = read_statistics(open_table(uri), "words")
+    statistics = read_document_frequencies(open_table(uri), "words")
     assert statistics is not None
     (ids, before), (same, after) = plain.sparse(0), weighed.sparse(0)
     np.testing.assert_array_equal(ids, same)
@@ -86,5 +90,5 @@ class Fitted(WordEmbedder):
 
 def test_fitted_heads_are_searched_as_the_packaged_ones_are(tmp_path: Path) -> None:
     index = open_index(make_index(tmp_path, TEXTS, embedder=Fitted()), embedder=Fitted())
-    assert index.rarity
-    assert index.default_rule == Rule("zscore", {"dense": 1.0, "bm25": 0.5, "colbert": 3.0})
+    assert index.idf_weighting
+    assert index.default_fusion == FusionRule("zscore", {"dense": 1.0, "bm25": 0.5, "colbert": 3.0})

@@ -10,11 +10,11 @@ import pytest
 
 from pipelines.config import ConfigError
 from pipelines.search_indexes.document_frequencies import (
-    TokenStatistics,
-    count_tokens,
-    read_statistics,
-    update_statistics,
-    write_statistics,
+    DocumentFrequencies,
+    count_document_frequencies,
+    read_document_frequencies,
+    update_document_frequencies,
+    write_document_frequencies,
 )
 from pipelines.search_indexes.vectors import choose_kind, parameters, update_scalar_indexes, update_vector_indexes
 from pipelines.store.table import check_filter, open_table
@@ -83,12 +83,12 @@ def test_indexes_are_built_once_and_then_extended(uri: str) -> None:
 def test_token_statistics_count_rows_not_places(tmp_path: Path) -> None:
     uri = make_index(tmp_path, {"a": "red red green", "b": "red blue", "c": "blue blue"}, full_text=False)
     snapshot = open_table(uri)
-    assert read_statistics(snapshot, "words") is None
-    counted = count_tokens(snapshot, _Lengths(WordEmbedder()), 64)
+    assert read_document_frequencies(snapshot, "words") is None
+    counted = count_document_frequencies(snapshot, _Lengths(WordEmbedder()), 64)
     red, blue, green = (int(WordEmbedder().tokenizer.offsets(w)[0][0]) for w in ("red", "blue", "green"))
     assert (counted.rows, *counted.counts[[red, blue, green]]) == (3, 2, 2, 1)
-    write_statistics(snapshot, "words", counted)
-    again = read_statistics(snapshot, "words")
+    write_document_frequencies(snapshot, "words", counted)
+    again = read_document_frequencies(snapshot, "words")
     assert again is not None
     assert again.rows == 3
     np.testing.assert_allclose(again.idf(np.array([red, green, 10**6])), np.log1p([1.5 / 2.5, 2.5 / 1.5, 3.5 / 0.5]))
@@ -97,18 +97,18 @@ def test_token_statistics_count_rows_not_places(tmp_path: Path) -> None:
 def test_tokens_are_counted_again_when_enough_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("actors.text.tokenizer.load_tokenizer", lambda spec: _Lengths(WordEmbedder()))
     uri = make_index(tmp_path, {f"d{i}": "red green" for i in range(100)}, full_text=False)
-    assert update_statistics(uri) == {"words": 100}
+    assert update_document_frequencies(uri) == {"words": 100}
     dataset = open_table(uri).dataset
     for n, counted in ((4, {}), (4, {"words": 108}), (0, {})):
         if n:
             lance.write_dataset(dataset.to_table(limit=n), dataset.uri, mode="append")
-        assert update_statistics(uri) == counted
+        assert update_document_frequencies(uri) == counted
 
 
 def test_statistics_of_a_sample_are_spread_over_the_table(uri: str) -> None:
-    counted = count_tokens(open_table(uri), _Lengths(WordEmbedder()), 64, sample=50)
+    counted = count_document_frequencies(open_table(uri), _Lengths(WordEmbedder()), 64, sample=50)
     assert counted.rows == 50
-    assert isinstance(counted, TokenStatistics)
+    assert isinstance(counted, DocumentFrequencies)
 
 
 class _Lengths:

@@ -8,7 +8,7 @@ import lance
 import numpy as np
 import pytest
 
-from pipelines.retrieval import channels as candidates
+from pipelines.retrieval.channels import colbert
 from pipelines.retrieval.columns import local_copy as local
 from pipelines.retrieval.index import Index, open_index
 from tests.indexes import WordEmbedder, corpus, documents, make_index
@@ -65,7 +65,7 @@ def test_appends_deletes_and_compaction_are_followed(uri: str, tmp_path: Path, m
     lance.dataset(uri + "/documents.lance").delete("chunk_id IN ('d0002', 'd0003')")
     after = same_answers(uri, tmp_path / "copy")
     assert rows[3:] == [98, 98, 98]
-    assert after.stored.whole("dense") is None
+    assert after.column_cache.whole("dense") is None
     lance.dataset(uri + "/documents.lance").optimize.compact_files(target_rows_per_fragment=1000)
     same_answers(uri, tmp_path / "copy")
     assert before.search(QUERY, k=20).ids == first
@@ -89,7 +89,7 @@ def test_a_copy_that_was_cut_off_is_finished(uri: str, tmp_path: Path, monkeypat
 
 def test_what_the_disk_limit_does_not_allow_is_read_from_the_table(uri: str, tmp_path: Path) -> None:
     index = opened(uri, tmp_path / "copy", disk=60_000)
-    held = index.stored.warm()
+    held = index.column_cache.warm()
     assert set(held.values()) == {"local", "table"}
     plain = open_index(uri, embedder=WordEmbedder(), memory=0)
     assert index.search(QUERY, k=20).ids == plain.search(QUERY, k=20).ids
@@ -98,10 +98,10 @@ def test_what_the_disk_limit_does_not_allow_is_read_from_the_table(uri: str, tmp
 def test_rows_taken_from_a_copy_are_those_of_the_table(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(candidates, "SCANNED_BYTES", 0)
+    monkeypatch.setattr(colbert, "COLBERT_SCAN_BYTES", 0)
     index, positions = opened(uri, tmp_path / "copy"), np.array([399, 0, 105, 105, 7])
-    stored = open_index(uri, embedder=WordEmbedder(), memory=0).stored
-    assert np.array_equal(index.stored.take("dense", positions), stored.take("dense", positions))
+    stored = open_index(uri, embedder=WordEmbedder(), memory=0).column_cache
+    assert np.array_equal(index.column_cache.take("dense", positions), stored.take("dense", positions))
     for output in ("sparse", "colbert"):
-        ours, theirs = index.stored.take(output, positions), stored.take(output, positions)
+        ours, theirs = index.column_cache.take(output, positions), stored.take(output, positions)
         assert ours.to_arrow().equals(theirs.to_arrow())

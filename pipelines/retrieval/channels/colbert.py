@@ -1,0 +1,83 @@
+"""Scores by late interaction (ColBERT's MaxSim), and scans tables that are small enough for it.
+
+ColBERT has no index of its own: on a large table it re-scores the candidates of the other channels
+(`pipelines.retrieval.candidates`).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from actors.kernels.jit import HAS_NUMBA
+from actors.outputs import IntArray, MultiVectors
+from pipelines.retrieval.channels.base import Floats, Ranking, merge_rankings, top_of_block
+from pipelines.retrieval.columns.cache import ColumnCache
+from pipelines.retrieval.filters import Filter
+from pipelines.retrieval.queries import EncodedQueries
+from pipelines.retrieval.scoring.maxsim import maxsim
+
+COLBERT_SCAN_BYTES = 64 * 2**20
+"""Up to here ColBERT finds its best rows by scoring all (signs of 384 dimensions: 1.4 million vectors, some 50 ms);
+above, it scores what the other channels find."""
+
+
+@dataclass(frozen=True)
+class ColbertChannel:
+    """Scores by the weighted mean over query vectors of the best product in a document.
+
+    A row without vectors does not match.
+    """
+
+    columns: ColumnCache
+    threads: int = 1
+
+    @classmethod
+    def open(cls, columns: ColumnCache) -> ColbertChannel | None:
+        return cls(columns, os.cpu_count() or 1) if "colbert" in columns.outputs else None
+
+    @cached_property
+    def scans(self) -> bool:
+        """Whether it finds rows by itself; a large table is scanned only where an exact answer is wanted."""
+        return self.columns.nbytes("colbert") <= COLBERT_SCAN_BYTES
+
+    def top(self, queries: EncodedQueries, n: int, where: Filter | None, exact: bool = False) -> list[Ranking]:
+        found: list[list[Ranking]] = [[] for _ in range(len(queries))]
+        for start, block in self.columns.blocks("colbert"):
+            assert isinstance(block, MultiVectors)
+            empty = np.diff(block.offsets) == 0
+            for i in range(len(queries)):
+                scores = self._maxsim(queries, i, block)
+                scores[empty] = -np.inf
+                found[i].append(top_of_block(scores, start, n, where))
+        return [merge_rankings(parts, n) for parts in found]
+
+    def scores(self, queries: EncodedQueries, i: int, positions: IntArray) -> Floats:
+        data, rows = self.columns.rows("colbert", positions)
+        assert isinstance(data, MultiVectors)
+        return self._maxsim(queries, i, data, rows)
+
+    @property
+    def has_approximate_scores(self) -> bool:
+        """Whether scores that are a little wrong cost less than exact ones: with one-bit codes and numba."""
+        return HAS_NUMBA and self.columns.codec.scorer == "sign_bits"
+
+    def approximate_scores(self, queries: EncodedQueries, i: int, positions: IntArray) -> Floats:
+        """Returns scores near `scores` at a quarter of the time, for choosing the rows that are worth exact ones."""
+        data, rows = self.columns.rows("colbert", positions)
+        assert isinstance(data, MultiVectors)
+        return self._maxsim(queries, i, data, rows, approximate=True)
+
+    def _maxsim(
+        self,
+        queries: EncodedQueries,
+        i: int,
+        data: MultiVectors,
+        rows: IntArray | None = None,
+        approximate: bool = False,
+    ) -> Floats:
+        vectors, weights = queries.colbert(i)
+        return maxsim(vectors, data, self.columns.codec, weights, self.threads, rows, approximate)

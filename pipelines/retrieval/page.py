@@ -1,0 +1,115 @@
+"""Makes hits of ranked candidates: reads the rows that may reach the page, scores them by every channel, groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.retrieval.candidates import CandidateGenerator, Candidates
+from pipelines.retrieval.channels.base import Ranking
+from pipelines.retrieval.grouping import first_page
+from pipelines.retrieval.hits import Hit, Hits
+from pipelines.retrieval.passages import PassageFinder
+from pipelines.retrieval.queries import EncodedQueries
+from pipelines.retrieval.request import Request
+from pipelines.retrieval.rerank import rerank_hits
+from pipelines.store.table import Snapshot
+
+Doubles = npt.NDArray[np.float64]
+OWN = ("doc_id", "chunk_id", "text", "source", "start")
+"""Columns that every hit needs."""
+
+
+def ranked_alone(generator: CandidateGenerator, queries: EncodedQueries, request: Request) -> list[Candidates]:
+    """Returns one channel's ranking of each query, as far as it can reach the page: only that is then scored."""
+    (channel,) = request.searched
+    tops = generator.rank_by_one(queries, channel, request.candidates, request.where, request.exact)
+    scored = generator.channels if request.scores == "all" else (channel,)
+    pages = [truncate_to_page(top, request) for top in tops]
+    return [generator.as_candidates(queries, i, channel, page, scored) for i, page in enumerate(pages)]
+
+
+def truncate_to_page(top: Ranking, request: Request) -> Ranking:
+    """Cuts a single-channel ranking behind the page's last hit, ties included; groups may need all of it."""
+    return top if request.grouping else top.first(_depth_with_ties(top.scores, request.depth))
+
+
+@dataclass(frozen=True)
+class PageReader:
+    """Turns fused candidates into the page of hits that a request wants."""
+
+    snapshot: Snapshot
+    generator: CandidateGenerator
+    passages: PassageFinder
+
+    def hits(self, queries: EncodedQueries, i: int, found: Candidates, fused: Doubles, request: Request) -> Hits:
+        """Returns the page for query i."""
+        ranked = self._read(queries, i, found, fused, request)
+        if request.reranker is not None:
+            ranked = rerank_hits(queries.texts[i], ranked, request.reranker, request.rerank_k)
+        page = first_page(ranked, request.k, request.offset, request.grouping)
+        hybrid = request.mode == "hybrid"
+        return Hits(
+            queries.texts[i],
+            tuple(replace(hit, rank=request.offset + place) for place, hit in enumerate(page, start=1)),
+            request.mode,
+            request.rule.fusion if hybrid else None,
+            request.rule.weights if hybrid else {},
+            queries.n_truncated(i),
+        )
+
+    def _read(self, queries: EncodedQueries, i: int, found: Candidates, fused: Doubles, request: Request) -> list[Hit]:
+        """Reads the rows that may reach the page, best first; equal scores in the order of chunk ids."""
+        order = np.argsort(-fused, kind="stable")
+        hits: list[Hit] = []
+        for depth in _depths(request, len(order)):
+            kept = order[: _depth_with_ties(fused[order], depth)]
+            hits = list(self._rows(queries, i, found, fused, kept, request))
+            if request.grouping is None or len({request.grouping.key(hit) for hit in hits}) >= request.depth:
+                break
+        return sorted(hits, key=lambda hit: (-hit.score, hit.chunk_id))
+
+    def _rows(
+        self,
+        queries: EncodedQueries,
+        i: int,
+        found: Candidates,
+        fused: Doubles,
+        places: npt.NDArray[np.int64],
+        request: Request,
+    ) -> Iterator[Hit]:
+        if request.scores == "all":
+            scores = self.generator.all_scores(queries, i, found, places)
+        else:
+            scores = {c: some[places] for c, some in found.scores.items()}
+        metadata = [c for c in (*request.columns, *_group_column(request)) if c not in OWN]
+        rows = self.snapshot.take(found.positions[places], list(dict.fromkeys([*OWN, *metadata]))).to_pylist()
+        locate = self.passages.locator(queries, i)
+        for at, (row, place) in enumerate(zip(rows, places.tolist(), strict=True)):
+            by_channel = {str(c): float(values[at]) for c, values in scores.items()}
+            kept = {name: row[name] for name in metadata}
+            own = {name: row[name] for name in OWN}
+            yield Hit(**own, score=float(fused[place]), scores=by_channel, metadata=kept, locate=locate)
+
+
+def _group_column(request: Request) -> tuple[str, ...]:
+    return (request.grouping.column,) if request.grouping else ()
+
+
+def _depths(request: Request, rows: int) -> list[int]:
+    """Says how many rows to read: for groups of one, which most often are most of the rows, first a few more."""
+    if request.grouping is None:
+        return [request.depth]
+    first = 2 * request.depth
+    return [rows] if request.grouping.size > 1 or first >= rows else [first, rows]
+
+
+def _depth_with_ties(descending: npt.NDArray[Any], depth: int) -> int:
+    """Counts the scores that are at least as good as the `depth`-th."""
+    if len(descending) <= depth:
+        return len(descending)
+    return int(np.searchsorted(-descending, -descending[depth - 1], side="right"))

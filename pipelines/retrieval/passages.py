@@ -1,0 +1,91 @@
+"""Finds the passage of a hit that matched: the window of its text that holds most of what the query asks for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from pipelines.retrieval.handle import IndexHandle
+from pipelines.retrieval.hits import Hit, Located, Passage
+from pipelines.retrieval.queries import EncodedQueries
+
+PASSAGE = 200
+"""Characters of a passage, about; it begins and ends between words."""
+WORD = re.compile(r"\w+")
+Span = tuple[int, int]
+Strengths = Mapping[Span, float]
+"""How much each part of a text has to do with the query, by its characters."""
+
+
+@dataclass(frozen=True)
+class PassageFinder:
+    """Finds the passages of hits of one opened index."""
+
+    index: IndexHandle
+
+    def locator(self, queries: EncodedQueries, i: int) -> Callable[[Hit], Located]:
+        """Returns what finds the passage of a hit of query i."""
+
+        def locate(hit: Hit) -> Located:
+            return Located(best_passage(hit.text, word_strengths(queries.texts[i], hit.text), hit.start), None)
+
+        return locate
+
+
+def word_strengths(query: str, text: str) -> dict[Span, float]:
+    """Gives every word of a text that the query has, too, the strength 1; letter case aside."""
+    wanted = {match[0].lower() for match in WORD.finditer(query)}
+    return {match.span(): 1.0 for match in WORD.finditer(text) if match[0].lower() in wanted}
+
+
+def best_passage(text: str, strengths: Strengths, offset: int = 0, length: int = PASSAGE) -> Passage:
+    """Returns the window of about `length` characters that holds the strongest parts; the beginning where none match.
+
+    offset: where the text begins in its document.
+    """
+    spans = sorted(strengths)
+    start, end = _between_words(text, *_strongest_window(text, spans, strengths, length))
+    inside = [(a - start, b - start) for a, b in spans if start <= a and b <= end]
+    return Passage(text[start:end], offset + start, offset + end, tuple(_joined(inside, text[start:end])))
+
+
+def _strongest_window(text: str, spans: list[Span], strengths: Strengths, length: int) -> Span:
+    """Slides over the parts: of equally strong windows the first, centred on its parts."""
+    best, at, first, total = -1.0, (0, 0), 0, 0.0
+    for last, (_, end) in enumerate(spans):
+        total += strengths[spans[last]]
+        while first < last and end - spans[first][0] > length:
+            total -= strengths[spans[first]]
+            first += 1
+        if total > best + 1e-9:
+            best, at = total, (spans[first][0], end)
+    margin = max(0, length - (at[1] - at[0])) // 2
+    start = max(0, min(at[0] - margin, len(text) - length)) if spans else 0
+    return start, min(len(text), max(start + length, at[1]))
+
+
+def _between_words(text: str, start: int, end: int) -> Span:
+    """Moves both ends to the nearest blanks within, so that no word is cut; a text without blanks stays as it is."""
+    if start > 0 and not text[start - 1].isspace():
+        blank = re.compile(r"\s").search(text, start, end)
+        start = blank.end() if blank else start
+    if end < len(text) and not text[end].isspace():
+        blanks = [m.start() for m in re.finditer(r"\s", text[start:end])]
+        end = start + blanks[-1] if blanks else end
+    while start < end and text[start].isspace():
+        start += 1
+    while end > start and text[end - 1].isspace():
+        end -= 1
+    return start, end
+
+
+def _joined(spans: list[Span], text: str) -> list[Span]:
+    """Joins parts that overlap or touch: the pieces of one word."""
+    joined: list[Span] = []
+    for start, end in spans:
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        else:
+            joined.append((start, end))
+    return joined
