@@ -26,6 +26,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from actors.kernels.jit import njit_cached
 from actors.kernels.llvm import F32, I8, I16, I32, Builder, call, i64, splat
 from actors.outputs import IntArray
 
@@ -329,7 +330,7 @@ def attend_block(
     return types.void(query, out, rows, length, scale, *scratch, tiles, t, h), _attend_block
 
 
-@numba.njit(cache=True, nogil=True, boundscheck=False)  # type: ignore[untyped-decorator]
+@njit_cached(nogil=True, boundscheck=False)
 def _attend_texts(
     query: Any, key: Any, value: Any, out: Any, config: Any, scale: Any, tiles: Any, offsets: Any
 ) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from actors.kernels.jit import njit_cached
 from actors.outputs import IntArray
 
 AVAILABLE = not numba.config.DISABLE_JIT
@@ -26,9 +27,7 @@ def normalize_token_rows(tokens: Tensor, offsets: IntArray, out: Tensor) -> None
     _unit_rows(tokens.contiguous().view(torch.uint16).numpy(), offsets, out.numpy())
 
 
-@numba.njit(  # type: ignore[untyped-decorator]
-    cache=True, nogil=True, boundscheck=False, error_model="numpy", fastmath={"reassoc", "contract"}
-)
+@njit_cached(nogil=True, boundscheck=False, error_model="numpy", fastmath={"reassoc", "contract"})
 def _unit_rows(tokens: Any, offsets: Any, out: Any) -> None:
     row, width = 0, tokens.shape[1]
     for i in range(len(offsets) - 1):
