@@ -3,8 +3,9 @@ as it is; defaults are FlagEmbedding's."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, NamedTuple
 
 ModelClass = Literal[
     "encoder-only-base", "encoder-only-m3", "decoder-only-base", "decoder-only-icl", "decoder-only-pseudo_moe"
@@ -34,34 +35,62 @@ class ComputeSpec:
     """`cpu`, `cuda:0`, ...; None takes the first accelerator, else the CPU."""
 
 
+NOT_IN_IDENTITY = {"identity": "never"}
+"""Metadata of a field that says where and how a model runs, and so changes no vector."""
+ALWAYS_IN_IDENTITY = {"identity": "always"}
+"""Metadata of a field that every index names, even where it has no value. Other fields are named where they are set."""
+POSITIVE = {"gt": 0}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedderSpec:
-    """Which embedder, and how its texts are prepared. None means: what the registry or the checkpoint says."""
+    """Which embedder runs, and how its texts are prepared. None means: what the catalogue or the checkpoint says.
 
-    model: str
-    """A registry name, a hub id or a folder."""
-    revision: str | None = None
+    This is the one list of an embedder's fields. A config's `embedders` entries, an index's identity, the catalogue's
+    entries and the FlagEmbedding classes take theirs from it, with these types, defaults and metadata.
+    """
+
+    model: str = field(metadata=ALWAYS_IN_IDENTITY)
+    """A catalogue name, a hub id or a folder."""
+    revision: str | None = field(default=None, metadata=ALWAYS_IN_IDENTITY)
     """Hub revision: a commit hash pins the weights."""
-    model_class: ModelClass | None = None
-    pooling: Pooling | None = None
-    normalize: bool | None = True
+    model_class: ModelClass | None = field(default=None, metadata=ALWAYS_IN_IDENTITY)
+    pooling: Pooling | None = field(default=None, metadata=ALWAYS_IN_IDENTITY)
+    normalize: bool | None = field(default=True, metadata=ALWAYS_IN_IDENTITY)
     """L2-normalise dense and ColBERT vectors. None: what the checkpoint's modules.json says, True without one."""
-    query_instruction: str | None = None
-    query_instruction_format: str | None = None
-    passage_instruction: str | None = None
-    passage_instruction_format: str = "{}{}"
-    query_max_length: int | None = None
-    passage_max_length: int | None = None
+    query_instruction: str | None = field(default=None, metadata=ALWAYS_IN_IDENTITY)
+    query_instruction_format: str | None = field(default=None, metadata=ALWAYS_IN_IDENTITY)
+    passage_instruction: str | None = field(default=None, metadata=ALWAYS_IN_IDENTITY)
+    passage_instruction_format: str = field(default="{}{}", metadata=ALWAYS_IN_IDENTITY)
+    query_max_length: int | None = field(default=None, metadata=ALWAYS_IN_IDENTITY | POSITIVE)
+    passage_max_length: int | None = field(default=None, metadata=ALWAYS_IN_IDENTITY | POSITIVE)
     """Tokens kept of a text, special tokens included; None: 512, or what the model card says if that is less."""
-    truncate_dim: int | None = None
+    truncate_dim: int | None = field(default=None, metadata=ALWAYS_IN_IDENTITY | POSITIVE)
     """Keep the first dimensions only (Matryoshka), before normalisation."""
-    colbert_dim: int | None = None
+    colbert_dim: int | None = field(default=None, metadata=NOT_IN_IDENTITY | POSITIVE)
+    """Refuse a ColBERT head of another width; None takes the checkpoint's."""
     picture_weights: str | None = None
     """Visualized-BGE's weight file; `model` gives config and tokenizer."""
-    trust_remote_code: bool = False
+    trust_remote_code: bool = field(default=False, metadata=NOT_IN_IDENTITY)
     """Runs Python code from the checkpoint. Never set by a table, only by you."""
-    cache_dir: str | None = None
-    compute: ComputeSpec = field(default_factory=ComputeSpec)
+    cache_dir: str | None = field(default=None, metadata=NOT_IN_IDENTITY)
+    """Where the hub's downloads are kept; None: the hub client's own folder."""
+    compute: ComputeSpec = field(default_factory=ComputeSpec, metadata=NOT_IN_IDENTITY)
+
+    def identity(self) -> dict[str, str | int | bool | None]:
+        """Returns the fields that an index must agree on with whoever searches it."""
+        return {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.metadata.get("identity") == "always"
+            or (f.metadata.get("identity") != "never" and getattr(self, f.name) != f.default)
+        }
+
+    @classmethod
+    def from_identity(cls, identity: Mapping[str, Any]) -> EmbedderSpec:
+        """Builds the spec of the embedder that an identity describes. Remote code is never run on a table's word."""
+        named = (f.name for f in fields(cls) if f.metadata.get("identity") != "never")
+        return cls(**{name: identity[name] for name in named if identity.get(name) is not None})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import numpy as np
@@ -21,12 +21,20 @@ from actors.embedders.engine import EncodeRequest, Engine
 from actors.models.identity import available_outputs
 from actors.models.preparation import load_preparation
 from actors.outputs import Array, EmbeddingBatch, TokenBatch
-from actors.spec import ComputeSpec, EmbedderSpec, ModelClass, Output, Pooling
+from actors.spec import ComputeSpec, EmbedderSpec, ModelClass, Output
 from actors.text.prompts import PLAIN, instruct
 
 Result = TypeVar("Result")
 NO_EFFECT = frozenset({"pad_to_multiple_of"})
 """Call arguments of upstream's that choose how it pads; nothing is padded here."""
+UPSTREAM_NAMES = {
+    "model": "model_name_or_path",
+    "normalize": "normalize_embeddings",
+    "pooling": "pooling_method",
+}
+"""What FlagEmbedding calls a field of EmbedderSpec, where it has another name for it."""
+READ_AT_EVERY_CALL = frozenset({"query_instruction_format", "passage_instruction_format"})
+"""Attributes that may be changed after loading, as upstream: encode reads them, the spec does not hold them."""
 
 
 @dataclass(eq=False)
@@ -76,19 +84,12 @@ class FlagEmbeddingCompat(ABC, Generic[Result]):
             self.runner = DevicePool(spec, self.target_devices)
 
     def _spec(self, device: str) -> EmbedderSpec:
-        return EmbedderSpec(
-            model=str(self.model_name_or_path),
-            revision=self.revision,
-            model_class=self.model_class,
-            pooling=cast(Pooling, self.pooling_method),
-            normalize=self.normalize_embeddings,
-            query_max_length=self.query_max_length,
-            passage_max_length=self.passage_max_length,
-            truncate_dim=self.truncate_dim,
-            trust_remote_code=self.trust_remote_code,
-            cache_dir=self.cache_dir,
-            compute=precision(self.use_fp16, self.use_bf16, device),
-        )
+        """Builds the spec of the attributes that are named for a field of it, or stand for one in UPSTREAM_NAMES."""
+        names = {f.name: UPSTREAM_NAMES.get(f.name, f.name) for f in fields(EmbedderSpec)}
+        given = {field: getattr(self, name) for field, name in names.items() if hasattr(self, name)}
+        given = {field: value for field, value in given.items() if field not in READ_AT_EVERY_CALL}
+        compute = precision(self.use_fp16, self.use_bf16, device)
+        return EmbedderSpec(**{**given, "model": str(self.model_name_or_path), "compute": compute})
 
     def encode(
         self, sentences: str | Sequence[str], batch_size: int | None = None, max_length: int | None = None, *,

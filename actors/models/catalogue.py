@@ -7,7 +7,7 @@ on: a model that needs it is refused with the reason until the user says `trust_
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,32 +21,38 @@ POOLINGS: tuple[Pooling, ...] = ("cls", "mean", "last_token")
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """What a model's name implies."""
+class CatalogueEntry:
+    """What a model's name implies: values for the fields of EmbedderSpec that have these names, and two facts more."""
 
     model_class: ModelClass
     pooling: Pooling
-    template: str = PLAIN
-    """Query instruction format; used only where there is an instruction."""
+    query_instruction_format: str = PLAIN
+    """Used only where there is an instruction."""
     own_code: bool = False
     """Its checkpoint brings modelling code that it was published with."""
     max_length: int = DEFAULT_LENGTH
+    """Tokens of a text, unless the model has positions for fewer."""
+
+    def fill(self, spec: EmbedderSpec) -> EmbedderSpec:
+        """Returns `spec` with this entry's value in every field that has none."""
+        names = {f.name for f in fields(self)} & {f.name for f in fields(spec)}
+        return replace(spec, **{name: getattr(self, name) for name in names if not getattr(spec, name)})
 
 
-BERT_CLS = Entry("encoder-only-base", "cls")
-BERT_MEAN = Entry("encoder-only-base", "mean")
-BERT_CLS_OWN_CODE = Entry("encoder-only-base", "cls", own_code=True)
-LLM = Entry("decoder-only-base", "last_token", INSTRUCT)
-LLM_OWN_CODE = Entry("decoder-only-base", "last_token", INSTRUCT, own_code=True)
-QWEN3 = Entry("decoder-only-base", "last_token", "Instruct: {}\nQuery:{}")
+BERT_CLS = CatalogueEntry("encoder-only-base", "cls")
+BERT_MEAN = CatalogueEntry("encoder-only-base", "mean")
+BERT_CLS_OWN_CODE = CatalogueEntry("encoder-only-base", "cls", own_code=True)
+LLM = CatalogueEntry("decoder-only-base", "last_token", INSTRUCT)
+LLM_OWN_CODE = CatalogueEntry("decoder-only-base", "last_token", INSTRUCT, own_code=True)
+QWEN3 = CatalogueEntry("decoder-only-base", "last_token", "Instruct: {}\nQuery:{}")
 
-EMBEDDERS: dict[str, Entry] = {
-    "all-MiniLM-L6-v2": Entry("encoder-only-m3", "mean", max_length=256),
+EMBEDDERS: dict[str, CatalogueEntry] = {
+    "all-MiniLM-L6-v2": CatalogueEntry("encoder-only-m3", "mean", max_length=256),
     "bge-reasoner-embed-qwen3-8b-0923": LLM,
-    "bge-code-v1": Entry("decoder-only-base", "last_token", TAGGED, own_code=True),
-    "bge-en-icl": Entry("decoder-only-icl", "last_token", TAGGED),
-    "bge-multilingual-gemma2": Entry("decoder-only-base", "last_token", TAGGED),
-    "bge-m3": Entry("encoder-only-m3", "cls"),
+    "bge-code-v1": CatalogueEntry("decoder-only-base", "last_token", TAGGED, own_code=True),
+    "bge-en-icl": CatalogueEntry("decoder-only-icl", "last_token", TAGGED),
+    "bge-multilingual-gemma2": CatalogueEntry("decoder-only-base", "last_token", TAGGED),
+    "bge-m3": CatalogueEntry("encoder-only-m3", "cls"),
     "bge-large-en-v1.5": BERT_CLS,
     "bge-base-en-v1.5": BERT_CLS,
     "bge-small-en-v1.5": BERT_CLS,
@@ -66,7 +72,7 @@ EMBEDDERS: dict[str, Entry] = {
     "e5-large-v2": BERT_MEAN,
     "e5-base-v2": BERT_MEAN,
     "e5-small-v2": BERT_MEAN,
-    "multilingual-e5-large-instruct": Entry("encoder-only-base", "mean", INSTRUCT),
+    "multilingual-e5-large-instruct": CatalogueEntry("encoder-only-base", "mean", INSTRUCT),
     "multilingual-e5-large": BERT_MEAN,
     "multilingual-e5-base": BERT_MEAN,
     "multilingual-e5-small": BERT_MEAN,
@@ -119,17 +125,14 @@ def complete(spec: EmbedderSpec, folder: Path) -> EmbedderSpec:
     listed = EMBEDDERS.get(short_name(spec.model))
     if not spec.trust_remote_code:
         _refuse_own_code(spec.model, folder, listed is not None and listed.own_code)
-    named = listed if spec.model_class is None else Entry(spec.model_class, CLASS_POOLING[spec.model_class])
+    named = listed if spec.model_class is None else CatalogueEntry(spec.model_class, CLASS_POOLING[spec.model_class])
     entry = named or detect(folder)
-    pooling = spec.pooling or entry.pooling
-    _check_pooling(pooling, entry.model_class)
+    filled = entry.fill(spec)
+    _check_pooling(str(filled.pooling), entry.model_class)
     normalize = spec.normalize if spec.normalize is not None else named is not None or _normalizes(folder)
     return replace(
-        spec,
-        model_class=entry.model_class,
-        pooling=pooling,
+        filled,
         normalize=normalize,
-        query_instruction_format=spec.query_instruction_format or entry.template,
         query_max_length=_length(spec.query_max_length, entry, folder, "query_max_length"),
         passage_max_length=_length(spec.passage_max_length, entry, folder, "passage_max_length"),
     )
@@ -142,14 +145,14 @@ def _check_pooling(pooling: str, model_class: str) -> None:
         raise ValueError(f"pooling must be last_token for {model_class}, got {pooling!r}")
 
 
-def detect(folder: Path) -> Entry:
+def detect(folder: Path) -> CatalogueEntry:
     """Class and pooling read off the checkpoint's own files."""
     length = _card_length(folder)
     if _is_decoder(folder):
-        return Entry("decoder-only-base", "last_token", INSTRUCT, max_length=length)
+        return CatalogueEntry("decoder-only-base", "last_token", INSTRUCT, max_length=length)
     has_heads = any(head_file(folder, name) for name in ("sparse_linear", "colbert_linear"))
     model_class: ModelClass = "encoder-only-m3" if has_heads else "encoder-only-base"
-    return Entry(model_class, _sentence_transformers_pooling(folder) or "cls", max_length=length)
+    return CatalogueEntry(model_class, _sentence_transformers_pooling(folder) or "cls", max_length=length)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -227,7 +230,7 @@ def max_positions(folder: Path) -> int | None:
     return int(rows)
 
 
-def _length(asked: int | None, entry: Entry, folder: Path, name: str) -> int:
+def _length(asked: int | None, entry: CatalogueEntry, folder: Path, name: str) -> int:
     positions = max_positions(folder)
     if asked is None:
         return min(entry.max_length, positions or entry.max_length)

@@ -6,30 +6,16 @@ once, for their fingerprint.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from actors.checkpoints.files import read_json
 from actors.checkpoints.loading import FITTED, PACKAGED, check_weights, fingerprint, head_file, head_width
 from actors.models.preparation import Preparation
-from actors.spec import OUTPUTS, EmbedderSpec, Output
+from actors.spec import OUTPUTS, Output
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 Identity = dict[str, str | int | bool | None]
-
-SPEC_FIELDS = (
-    "model", "revision", "model_class", "pooling", "normalize", "query_instruction", "query_instruction_format",
-    "passage_instruction", "passage_instruction_format", "query_max_length", "passage_max_length", "truncate_dim",
-    "picture_weights",
-)  # fmt: skip
-
-
-def spec_from_identity(identity: Mapping[str, Any]) -> EmbedderSpec:
-    """Builds the spec of the embedder that an identity describes. Remote code is never run on a table's word."""
-    known = {key: identity[key] for key in SPEC_FIELDS if identity.get(key) is not None}
-    return EmbedderSpec(**known)
 
 
 def head_folder(preparation: Preparation) -> Path:
@@ -66,28 +52,17 @@ def describe(preparation: Preparation) -> Identity:
     hidden = hidden_size(preparation.folder, spec.trust_remote_code)
     width = head_width(head_folder(preparation), "colbert_linear") or hidden
     described: Identity = {
-        "model": spec.model,
-        "revision": spec.revision,
-        "model_class": spec.model_class,
+        **spec.identity(),
         "weights": fingerprint(preparation.folder if pictures is None else Path(pictures)),
         "tokenizer": preparation.tokenizer.sha256,
-        "pooling": spec.pooling,
-        "normalize": spec.normalize,
-        "query_instruction": spec.query_instruction,
-        "query_instruction_format": spec.query_instruction_format,
-        "passage_instruction": spec.passage_instruction,
-        "passage_instruction_format": spec.passage_instruction_format,
         "dim": min(hidden, spec.truncate_dim or hidden),
         "colbert_dim": min(width, spec.truncate_dim or width) if "colbert" in available_outputs(preparation) else None,
-        "truncate_dim": spec.truncate_dim,
-        "query_max_length": spec.query_max_length,
-        "passage_max_length": spec.passage_max_length,
     }
     if spec.model in PACKAGED and (head := head_file(head_folder(preparation), "sparse_linear")) is not None:
         described["lexical_head"] = fingerprint(head)  # it changes with this program, not with the model's weights
     if (head_folder(preparation) / FITTED).is_file():
         described["fitted_heads"] = True
-    return described if pictures is None else {**described, **_sees(pictures)}
+    return described if pictures is None else {**described, "picture_size": _picture_size(pictures)}
 
 
 def hidden_size(folder: Path, trust_remote_code: bool = False) -> int:
@@ -101,8 +76,8 @@ def hidden_size(folder: Path, trust_remote_code: bool = False) -> int:
     return size
 
 
-def _sees(picture_weights: str) -> Identity:
-    """What a Visualized-BGE checkpoint adds."""
+def _picture_size(picture_weights: str) -> int:
+    """Reads the side in pixels of the pictures that a Visualized-BGE checkpoint takes."""
     from actors.vision.weights import tower_of
 
-    return {"picture_weights": picture_weights, "picture_size": tower_of(Path(picture_weights)).size}
+    return tower_of(Path(picture_weights)).size

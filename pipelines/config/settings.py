@@ -6,9 +6,10 @@ mistypes one error message; leniency would cost him a night.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from pydantic import (
     BaseModel,
@@ -17,6 +18,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationInfo,
+    create_model,
     field_validator,
     model_validator,
 )
@@ -24,7 +26,7 @@ from pydantic import (
 from actors.codecs.pooling import TokenPooling
 from actors.codecs.sparse_weighting import SparseWeighting
 from actors.codecs.table import CodecName
-from actors.spec import ComputeSpec, DType, EmbedderSpec, ModelClass, Output, Pooling, PoolSpec, Window
+from actors.spec import ComputeSpec, DType, EmbedderSpec, Output, PoolSpec, Window
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 TEXT_BESIDE_PICTURE = 256
@@ -153,13 +155,8 @@ class ComputeConfig(Model):
     device: str | None = None
 
     def spec(self) -> ComputeSpec:
-        return ComputeSpec(
-            dtype=self.dtype,
-            budget=None if self.budget == "auto" else self.budget,
-            compile=None if self.compile == "auto" else self.compile,
-            threads=None if self.threads == "auto" else self.threads,
-            device=self.device,
-        )
+        given: dict[str, Any] = {name: None if value == "auto" and name != "dtype" else value for name, value in self}
+        return ComputeSpec(**given)
 
 
 class PoolConfig(Model):
@@ -199,26 +196,39 @@ class CodecConfig(Model):
     """None: `counted` for the packaged model, `max`, M3's own, for all others (`actors.codecs.sparse_weighting`)."""
 
 
-class EmbedderConfig(Model):
+CONFIGURED_OTHERWISE = frozenset({"passage_max_length", "compute"})
+"""Fields of EmbedderSpec that EmbedderConfig declares itself: as `max_length`, and as a section with `auto` values."""
+
+
+def _spec_fields() -> dict[str, Any]:
+    """Derives config fields from EmbedderSpec: name, type, default, lower bound."""
+    types = get_type_hints(EmbedderSpec)
+    derived = (f for f in dataclasses.fields(EmbedderSpec) if f.name not in CONFIGURED_OTHERWISE)
+    return {
+        f.name: (types[f.name], Field(... if f.default is dataclasses.MISSING else f.default, gt=f.metadata.get("gt")))
+        for f in derived
+    }
+
+
+if TYPE_CHECKING:
+
+    class _SpecFields(Model, EmbedderSpec): ...
+else:
+    _SpecFields = create_model("_SpecFields", __base__=Model, **_spec_fields())
+
+
+class EmbedderConfig(_SpecFields):
+    """One embedder of an index: every field of `actors.spec.EmbedderSpec` but those of CONFIGURED_OTHERWISE, and how
+    its outputs are stored and its actors are placed."""
+
     name: str = "minilm"
     """Prefix of this embedder's columns."""
     model: str = DEFAULT_MODEL
-    revision: str | None = None
-    model_class: ModelClass | None = None
-    picture_weights: str | None = None
-    """Visualized-BGE's weight file: `model` then names the BGE model for config and tokenizer."""
     outputs: tuple[Output, ...] | None = None
     """None: every output that the model has."""
-    pooling: Pooling | None = None
-    normalize: bool = True
-    query_instruction: str | None = None
-    query_instruction_format: str | None = None
-    passage_instruction: str | None = None
-    query_max_length: int | None = Field(None, gt=0)
     max_length: int | None = Field(None, gt=0)
-    truncate_dim: int | None = Field(None, gt=0)
-    trust_remote_code: bool = False
-    compute: ComputeConfig = ComputeConfig()
+    """Tokens kept of a passage, special tokens included; None: what the model takes."""
+    compute: ComputeConfig = ComputeConfig()  # type: ignore[assignment]  # a section of its own, see spec()
     pool: PoolConfig = PoolConfig()
     codec: CodecConfig = CodecConfig()
 
@@ -238,22 +248,11 @@ class EmbedderConfig(Model):
         return self.codec.sparse or ("counted" if self.model == DEFAULT_MODEL else "max")
 
     def spec(self) -> EmbedderSpec:
-        return EmbedderSpec(
-            model=self.model,
-            revision=self.revision,
-            model_class=self.model_class,
-            pooling=self.pooling,
-            normalize=self.normalize,
-            query_instruction=self.query_instruction,
-            query_instruction_format=self.query_instruction_format,
-            passage_instruction=self.passage_instruction,
-            query_max_length=self.query_max_length,
-            passage_max_length=self.max_length or (TEXT_BESIDE_PICTURE if self.picture_weights else None),
-            picture_weights=self.picture_weights,
-            truncate_dim=self.truncate_dim,
-            trust_remote_code=self.trust_remote_code,
-            compute=self.compute.spec(),
-        )
+        """Returns the spec of the model that this entry asks for."""
+        names = {f.name for f in dataclasses.fields(EmbedderSpec)} - CONFIGURED_OTHERWISE
+        length = self.max_length or (TEXT_BESIDE_PICTURE if self.picture_weights else None)
+        given = {name: getattr(self, name) for name in names}
+        return EmbedderSpec(**given, passage_max_length=length, compute=self.compute.spec())
 
 
 class IndexConfig(Model):

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from actors.models.identity import spec_from_identity
 from actors.outputs import EmbeddingBatch, IntArray
 from actors.spec import EmbedderSpec, Output
 from pipelines.config import ConfigError
@@ -60,7 +59,7 @@ class QueryEncoder:
     def _load(self) -> Embedder:
         from actors.embedders.registry import load_embedder
 
-        embedder = load_embedder(self._spec or spec_from_identity(self.identity.embedders[self.name]))
+        embedder = load_embedder(self._spec or EmbedderSpec.from_identity(self.identity.embedders[self.name]))
         check_identity(self.uri, self.identity, self.name, embedder)
         return embedder
 

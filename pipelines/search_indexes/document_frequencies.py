@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from actors.models.identity import spec_from_identity
 from actors.outputs import Array, EmbeddingBatch, IntArray, SparseVectors
+from actors.spec import EmbedderSpec
 from pipelines.store.datasets import open_dataset
 from pipelines.store.schema import table_uri
 from pipelines.store.table import Snapshot, open_table
@@ -96,7 +96,7 @@ def update_document_frequencies(
             from actors.text.tokenizer import load_tokenizer
 
             statistics = count_document_frequencies(
-                snapshot, load_tokenizer(spec_from_identity(embedder)), embedder["passage_max_length"]
+                snapshot, load_tokenizer(EmbedderSpec.from_identity(embedder)), embedder["passage_max_length"]
             )
             write_document_frequencies(snapshot, name, statistics)
             counted[name] = statistics.rows

@@ -34,7 +34,7 @@ def renamed(source: Path, target: Path) -> Path:
 
 def upstream_table() -> dict[str, tuple[str, str, str]]:
     return {
-        name: (entry.model_class, entry.pooling, entry.template)
+        name: (entry.model_class, entry.pooling, entry.query_instruction_format)
         for name, entry in EMBEDDERS.items()
         if name != "all-MiniLM-L6-v2"
     }
@@ -71,7 +71,7 @@ def test_a_name_gives_class_pooling_and_template(
     model = load(renamed(folders[kind], tmp_path / name), query_instruction_for_retrieval="Find.")
     entry = EMBEDDERS[short_name(name)]
     assert type(model) is getattr(actors, front)
-    assert (model.pooling_method, model.query_instruction_format) == (entry.pooling, entry.template)
+    assert (model.pooling_method, model.query_instruction_format) == (entry.pooling, entry.query_instruction_format)
 
 
 def test_short_names() -> None:
