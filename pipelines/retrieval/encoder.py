@@ -49,6 +49,11 @@ class QueryEncoder:
             check_identity(uri, identity, name, self._given)
 
     @property
+    def loaded(self) -> Embedder | None:
+        """The model, if a query has needed it yet or it was given."""
+        return self._given
+
+    @property
     def embedder(self) -> Embedder:
         """Loads the model on first use; ConfigError if it is not the one that built the index."""
         with self._lock:

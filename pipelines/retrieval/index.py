@@ -105,7 +105,7 @@ class Index(IndexHandle):
     def search_with(self, queries: Sequence[str], options: SearchOptions) -> list[Hits]:
         """Searches with options that are checked already, such as a command's, a file's or an HTTP request's."""
         request = self.request(options)
-        return self._answer(self._encode_for(queries, request), request) if queries else []
+        return self.answer(self._encode_for(queries, request), request) if queries else []
 
     @overload
     async def search_async(  # type: ignore[overload-overlap]
@@ -136,7 +136,7 @@ class Index(IndexHandle):
         request = self.request(search_options(k=k, **options))
         queries = EncodedQueries((text,), self.encoder.encode_picture(picture, text))
         name = Path(picture).name if isinstance(picture, (str, Path)) else "picture"
-        return replace(self._answer(queries, request)[0], query=" + ".join(filter(None, [name, text.strip()])))
+        return replace(self.answer(queries, request)[0], query=" + ".join(filter(None, [name, text.strip()])))
 
     @spell_out_options
     def explain(self, query: str, id: str, **options: Unpack[SearchKeywords]) -> Explanation:
@@ -151,7 +151,7 @@ class Index(IndexHandle):
         """Explains with options that are checked already."""
         request, rows = self.request(options.model_copy(update={"k": 1})), rows_of(self, id)
         queries = self.encode([query])
-        (found,) = self._found(queries, request)
+        (found,) = self.candidates_for(queries, request)
         return explain_row(self, queries, request, self.candidate_generator.with_rows(queries, found, rows), rows)
 
     def request(self, options: SearchOptions) -> Request:
@@ -209,19 +209,24 @@ class Index(IndexHandle):
         """Deletes documents with all their chunks; returns the rows deleted."""
         return delete(self, ids)
 
-    def _found(self, queries: EncodedQueries, request: Request) -> list[Candidates]:
+    def candidates_for(self, queries: EncodedQueries, request: Request) -> list[Candidates]:
+        """Returns the candidates that a request ranks, of every query."""
         rule = request.effective_rule
         sampled = rule.fusion == "zscore"
         return self.candidates(
             queries, request.searched, request.candidates, request.where, request.exact, sampled, rule
         )
 
-    def _answer(self, queries: EncodedQueries, request: Request) -> list[Hits]:
-        """Candidates with scores, their fusion, and the page of hits, for queries that are encoded."""
+    def answer(self, queries: EncodedQueries, request: Request) -> list[Hits]:
+        """Answers queries that are encoded: candidates with scores, their fusion, and the page of hits."""
         if request.mode == "hybrid":
-            found = self._found(queries, request)
+            found = self.candidates_for(queries, request)
         else:
             found = ranked_alone(self.candidate_generator, queries, request)
+        return self.page(queries, found, request)
+
+    def page(self, queries: EncodedQueries, found: Sequence[Candidates], request: Request) -> list[Hits]:
+        """Fuses the candidates of every query and reads the page of hits."""
         fused = [fusing.fuse(f.scores, request.effective_rule, f.sample) for f in found]
         page = PageReader(self.snapshot, self.candidate_generator, PassageFinder(self))
         return [page.hits(queries, i, found[i], fused[i], request) for i in range(len(queries))]

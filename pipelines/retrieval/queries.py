@@ -23,6 +23,15 @@ class EncodedQueries:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def one(self, i: int) -> EncodedQueries:
+        """Returns query i by itself."""
+        encoded, weights = self.encoded, self.token_weights
+        if encoded is None:
+            return EncodedQueries((self.texts[i],))
+        if weights is not None and encoded.colbert is not None:
+            weights = weights[encoded.colbert.offsets[i] : encoded.colbert.offsets[i + 1]]
+        return EncodedQueries((self.texts[i],), encoded.take(np.array([i])), weights)
+
     def dense(self) -> Floats:
         """Returns the dense vectors of all queries, float32 (queries, dim)."""
         assert self.encoded is not None

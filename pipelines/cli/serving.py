@@ -1,0 +1,124 @@
+"""Commands that serve an index: over HTTP, on Ray Serve, and to agents over MCP."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipelines.cli.app import Index, Json, app, print_json
+from pipelines.config import ConfigError, apply_override, parse_override, validated
+
+if TYPE_CHECKING:
+    from pipelines.serving.settings import ServeConfig
+
+Indexes = Annotated[list[str], typer.Argument(help="Folders or URIs of indexes, each perhaps as NAME=URI.")]
+Keys = Annotated[Path | None, typer.Option(help="YAML file of hashed keys; without it, loopback only.")]
+Aliases = Annotated[list[str] | None, typer.Option("--alias", help="NAME=INDEX or NAME=EMBEDDER; may be repeated.")]
+AliasFile = Annotated[Path | None, typer.Option("--aliases", help="YAML of aliases, read again when it changes.")]
+Rerankers = Annotated[
+    list[str] | None, typer.Option("--reranker", help="Model, or NAME=MODEL, that requests may name.")
+]
+ServeSet = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, such as limits.k=200; may be repeated.")]
+Local = Annotated[Path | None, typer.Option(help="Folder for local copies of what scoring reads.")]
+
+
+@app.command()
+def serve(
+    indexes: Indexes,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+    keys: Keys = None,
+    any_host: Annotated[bool, typer.Option("--any-host", help="No keys, and yet not loopback only.")] = False,
+    open_writes: Annotated[bool, typer.Option("--open-writes", help="No keys, and yet upsert and delete.")] = False,
+    alias: Aliases = None,
+    aliases: AliasFile = None,
+    reranker: Rerankers = None,
+    prewarm: Annotated[bool, typer.Option("--prewarm", help="Ready only when the first query would be fast.")] = False,
+    refresh: Annotated[float, typer.Option(help="Seconds between looks for new versions.")] = 5,
+    local: Local = None,
+    overrides: ServeSet = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Replicas of Ray Serve instead of one process.")] = False,
+    replicas: Annotated[int, typer.Option(help="With --ray.")] = 1,
+    address: Annotated[str | None, typer.Option(help="With --ray: a running Ray; None starts one here.")] = None,
+) -> None:
+    """Serve indexes over HTTP: search, embeddings, reranking, MCP at /mcp, and a page at /."""
+    _need_extra()
+    config = serve_config(
+        indexes, overrides, keys=keys, any_host=any_host, open_writes=open_writes,
+        aliases=pairs(alias or [], "--alias"), aliases_file=aliases, rerankers=reranker or (), prewarm=prewarm,
+        refresh_seconds=refresh, local=local,
+    )  # fmt: skip
+    if ray:
+        from pipelines.serving.on_ray import serve_on_ray
+
+        serve_on_ray(config, host, port, replicas, address)
+        return
+    from pipelines.serving.run import serve as run
+
+    run(config, host, port)
+
+
+@app.command()
+def mcp(index: Index, overrides: ServeSet = None) -> None:
+    """Serve an index to an agent over MCP, on standard input and output; read-only."""
+    _need_extra()
+    from pipelines.serving.run import serve_mcp
+
+    serve_mcp(serve_config([index], overrides))
+
+
+@app.command("serve-key")
+def serve_key(
+    name: Annotated[str, typer.Argument(help="Whose key it is.")],
+    scope: Annotated[list[str] | None, typer.Option(help="search, encode or write; may be repeated.")] = None,
+    where: Annotated[str | None, typer.Option("--filter", help="SQL condition on every row that it sees.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a key: the key on one line, which is stored nowhere, and its entry for the file of keys."""
+    import yaml
+
+    from pipelines.serving.keys import SCOPES, new_key
+
+    chosen = tuple(scope or ("search", "encode"))
+    unknown = next((s for s in chosen if s not in SCOPES), None)
+    if unknown is not None:
+        raise ConfigError(f"--scope: {unknown!r} is unknown; there are {', '.join(SCOPES)}")
+    token, key = new_key(name, chosen, where)  # type: ignore[arg-type]
+    entry = key.model_dump(mode="json", exclude_none=True)
+    if as_json:
+        print_json({"key": token, "entry": entry})
+        return
+    typer.echo(
+        f"{token}\n\n# into the file of --keys, below `keys:`\n{yaml.safe_dump([entry], sort_keys=False)}", nl=False
+    )
+
+
+def serve_config(indexes: list[str], overrides: list[str] | None, **given: Any) -> ServeConfig:
+    """The server's settings from options and overrides; ConfigError names the key at fault."""
+    from pipelines.serving.settings import ServeConfig
+
+    tree: dict[str, Any] = {"indexes": indexes, **given}
+    for text in overrides or []:
+        apply_override(tree, *parse_override(text))
+    return validated(ServeConfig, tree)
+
+
+def pairs(given: list[str], option: str) -> dict[str, str]:
+    """`NAME=VALUE`, each; ConfigError shows the one that is not."""
+    found = {}
+    for text in given:
+        name, sign, value = text.partition("=")
+        if not (name and sign and value):
+            raise ConfigError(f"{option} {text!r}: expected NAME=VALUE")
+        found[name] = value
+    return found
+
+
+def _need_extra() -> None:
+    """ConfigError that says what to install, where the extra `serve` is missing."""
+    missing = [name for name in ("fastapi", "uvicorn", "mcp", "prometheus_client") if find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"serving needs {', '.join(missing)}: pip install 'tridex[serve]'")

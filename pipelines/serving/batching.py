@@ -1,0 +1,99 @@
+"""Encodes together what arrives together: texts of several requests go through the model in one call.
+
+An idle server never waits: the first text starts at once, and what arrives while it is being encoded makes the next
+batch. Only while other requests are being answered does a batch wait for a few milliseconds more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Job:
+    group: Hashable
+    items: Sequence[Any]
+    done: asyncio.Future[Any]
+
+
+class MicroBatcher(Generic[T, R]):
+    """Joins the items of concurrent calls that name the same group, and runs them in one call on a thread.
+
+    run: takes a group's items, in order, and returns one result per item. limit: items per call. It belongs to one
+    event loop. Where a joint call fails, each of its jobs is run alone, so that one request cannot spoil another's.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Any, Sequence[T]], Sequence[R]],
+        executor: Executor,
+        limit: int,
+        window: float,
+        busy: Callable[[], bool],
+        waiting: Callable[[int], None] = lambda n: None,
+    ) -> None:
+        self._run, self._executor = run, executor
+        self._limit, self._window, self._busy, self._waiting = limit, window, busy, waiting
+        self._pending: list[_Job] = []
+        self._worker: asyncio.Task[None] | None = None
+
+    async def submit(self, group: Hashable, items: Sequence[T]) -> list[R]:
+        """One result per item. A caller that is cancelled before its turn costs nothing."""
+        job = _Job(group, items, asyncio.get_running_loop().create_future())
+        self._pending.append(job)
+        self._tell()
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._drain())
+        results: list[R] = await job.done
+        return results
+
+    async def _drain(self) -> None:
+        while self._pending:
+            if self._window and self._busy() and self._count() < self._limit:
+                await asyncio.sleep(self._window)
+            jobs = self._next()
+            if jobs:
+                await self._answer(jobs)
+
+    def _next(self) -> list[_Job]:
+        """The oldest job and those of its group that fit beside it; jobs that nobody waits for any more are dropped."""
+        self._pending = [job for job in self._pending if not job.done.done()]
+        taken: list[_Job] = []
+        for job in self._pending:
+            size = sum(len(t.items) for t in taken) + len(job.items)
+            if not taken or (job.group == taken[0].group and size <= self._limit):
+                taken.append(job)
+        self._pending = [job for job in self._pending if job not in taken]
+        self._tell()
+        return taken
+
+    async def _answer(self, jobs: list[_Job]) -> None:
+        items = [item for job in jobs for item in job.items]
+        loop = asyncio.get_running_loop()
+        try:
+            results = await loop.run_in_executor(self._executor, self._run, jobs[0].group, items)
+        except Exception as error:
+            if len(jobs) > 1:
+                for job in jobs:
+                    await self._answer([job])
+            elif not jobs[0].done.done():
+                jobs[0].done.set_exception(error)
+            return
+        start = 0
+        for job in jobs:
+            if not job.done.done():
+                job.done.set_result(list(results[start : start + len(job.items)]))
+            start += len(job.items)
+
+    def _count(self) -> int:
+        return sum(len(job.items) for job in self._pending)
+
+    def _tell(self) -> None:
+        self._waiting(self._count())

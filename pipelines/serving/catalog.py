@@ -1,0 +1,208 @@
+"""Keeps the served indexes open, each at one version, and moves on to new versions without failing a request.
+
+A view is one embedder of one index at one version. A request takes a view once and keeps it: what a build, a prune or
+an optimize commits meanwhile is seen by the requests that come after. A new version is opened and warmed beside the old
+one, which needs the memory of both for that moment, and shares the loaded model with it.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines.config import ConfigError, read_yaml
+from pipelines.retrieval.encoder import QueryEncoder
+from pipelines.retrieval.index import Index
+from pipelines.serving.errors import ApiError
+from pipelines.serving.filters import Filters
+from pipelines.serving.metrics import Metrics
+from pipelines.serving.settings import ServeConfig, split_name
+from pipelines.store.table import Snapshot, open_table
+
+log = logging.getLogger("tridex.serve")
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One embedder of one index at one version."""
+
+    name: str
+    index: Index
+    filters: Filters
+    opened: float = field(default_factory=time.time)
+
+    @property
+    def model(self) -> str:
+        """The model's name, as the index has it."""
+        return str(self.index.identity.embedders[self.index.name]["model"])
+
+
+class ServedIndex:
+    """One index and its views, which are replaced all at once."""
+
+    def __init__(self, name: str, uri: str, config: ServeConfig) -> None:
+        self.name, self.uri, self.config = name, uri, config
+        self.views: Mapping[str, View] = {}
+        self.failure: str | None = None
+        """Why the newest version could not be opened; None while all is well."""
+
+    def open(self, warm: bool = False) -> None:
+        """Opens the newest version, and replaces the views when it is ready. ConfigError where there is no index."""
+        snapshot = open_table(self.uri, storage_options=self.config.storage_options)
+        views = {name: self._view(snapshot, name) for name in snapshot.identity.embedders}
+        if warm:
+            for view in views.values():
+                warm_up(view)
+        self.views, self.failure = views, None
+
+    def _view(self, snapshot: Snapshot, embedder: str) -> View:
+        name = self.name if len(snapshot.identity.embedders) == 1 else f"{self.name}/{embedder}"
+        index = self._index(snapshot, embedder)
+        _ = index.channels, snapshot.has_chunks, snapshot.metadata_columns  # read now, not while a request waits
+        return View(name, index, Filters(index))
+
+    def _index(self, snapshot: Snapshot, embedder: str) -> Index:
+        """With the model of the view before, where that one was loaded and is still the index's."""
+        before = self.views.get(embedder)
+        given = None if before is None else before.index.encoder.loaded
+        try:
+            encoder = QueryEncoder(self.uri, snapshot.identity, embedder, given)
+        except ConfigError:
+            encoder = QueryEncoder(self.uri, snapshot.identity, embedder)
+        return Index(snapshot, encoder, self.config.memory, self.config.local)
+
+    @property
+    def version(self) -> int:
+        return next(iter(self.views.values())).index.version
+
+    def is_behind(self) -> bool:
+        """Whether the table has another newest version than the one that is served."""
+        snapshot = next(iter(self.views.values())).index.snapshot
+        return int(snapshot.dataset.latest_version) != snapshot.version
+
+
+class Catalog:
+    """Finds views by the names of indexes, embedders, models and aliases."""
+
+    def __init__(self, config: ServeConfig, metrics: Metrics) -> None:
+        self.config, self.metrics = config, metrics
+        self.indexes = [ServedIndex(*split_name(text), config) for text in config.indexes]
+        self.aliases: Mapping[str, str] = dict(config.aliases)
+        self.warm = False
+        self._aliases_read: float | None = None
+        self._lock = threading.Lock()
+
+    def open(self) -> None:
+        """Opens every index; ConfigError for one that is missing, or an alias that names nothing."""
+        for served in self.indexes:
+            served.open()
+            self._report(served, "opened")
+        self._read_aliases()
+        gc.freeze()  # what is loaded now stays: later collections look at what changes
+
+    def views(self) -> Iterator[View]:
+        """All views, in the order in which the indexes were named."""
+        for served in self.indexes:
+            yield from served.views.values()
+
+    def view(self, name: str | None, argument: str = "index") -> View:
+        """The view of that name, the first one for None; 404 for an unknown name."""
+        views = list(self.views())
+        if name is None:
+            name = "default" if "default" in self.aliases else views[0].name
+        target = self.aliases.get(name, name)
+        found = [v for v in views if target in (v.name, v.index.name, v.model, f"{v.name}/{v.index.name}")]
+        exact = [v for v in found if v.name == target]
+        if len(exact or found) == 1:
+            return (exact or found)[0]
+        known = ", ".join([*(v.name for v in views), *self.aliases])
+        why = "names several" if found else "is unknown"
+        raise ApiError(404, f"{argument}: {name!r} {why}; there are {known}", argument)
+
+    def served(self, view: View) -> ServedIndex:
+        """The index that a view belongs to."""
+        return next(s for s in self.indexes if view.name in (s.name, f"{s.name}/{view.index.name}"))
+
+    def warm_up(self) -> None:
+        """Loads models and reads columns, so that the first request is as fast as the next."""
+        for view in self.views():
+            warm_up(view)
+        self.warm = True
+        gc.freeze()
+
+    def refresh(self) -> None:
+        """Opens what has a new version, and reads the aliases where their file has changed. Never raises."""
+        for served in self.indexes:
+            self.refresh_one(served)
+        try:
+            self._read_aliases()
+        except ConfigError as error:
+            log.error("the aliases stay as they were: %s", error)
+
+    def refresh_one(self, served: ServedIndex, force: bool = False) -> bool:
+        """Opens a new version of one index if there is one; returns whether it did."""
+        with self._lock:
+            try:
+                if not (force or served.is_behind()):
+                    return False
+                loaded = any(v.index.encoder.loaded is not None for v in served.views.values())
+                served.open(warm=self.warm or loaded)
+            except Exception as error:  # whatever storage does, the version that is open goes on answering
+                served.failure = type(error).__name__
+                self.metrics.refreshes.labels(served.name, "failed").inc()
+                log.error("%s: no newer version can be opened: %s", served.name, error)
+                return False
+            self._report(served, "opened")
+        gc.collect()
+        return True
+
+    def _report(self, served: ServedIndex, outcome: str) -> None:
+        log.info("%s: version %d, %d rows", served.name, served.version, len(next(iter(served.views.values())).index))
+        self.metrics.refreshes.labels(served.name, outcome).inc()
+        for view in served.views.values():
+            self.metrics.version.labels(view.name).set(view.index.version)
+            self.metrics.rows.labels(view.name).set(len(view.index))
+            self.metrics.opened.labels(view.name).set(view.opened)
+            self.metrics.model.labels(view.name).info(
+                {"model": view.model, "weights": str(view.index.identity.embedders[view.index.name].get("weights", ""))}
+            )
+
+    def _read_aliases(self) -> None:
+        path = self.config.aliases_file
+        if path is None:
+            return
+        changed = path.stat().st_mtime if path.exists() else None
+        if changed is not None and changed == self._aliases_read:
+            return
+        aliases = {str(k): str(v) for k, v in read_yaml(path).items()}
+        self.aliases, self._aliases_read = {**self.config.aliases, **aliases}, changed
+
+
+def warm_up(view: View) -> None:
+    """Reads one view's columns, loads its model, and searches once."""
+    view.index.warm()
+    if len(view.index):
+        view.index.search("warm up", k=1)
+
+
+def describe(view: View, aliases: Mapping[str, str], rows: int | None = None) -> dict[str, Any]:
+    """What `/v1/indexes` and MCP say of a view. rows: those that the key sees, where that is not all of them."""
+    index = view.index
+    default = index.default_fusion
+    return {
+        "name": view.name,
+        "aliases": sorted(a for a, target in aliases.items() if target in (view.name, index.name, view.model)),
+        "embedder": index.name,
+        "model": view.model,
+        "version": index.version,
+        "rows": len(index) if rows is None else rows,
+        "channels": list(index.channels),
+        "fusion": default.fusion,
+        "weights": dict(default.weights),
+        "columns": list(index.snapshot.metadata_columns),
+    }

@@ -1,0 +1,104 @@
+"""Evaluates a key's filter and a request's own, each by itself, and intersects the rows.
+
+A request's condition that is evaluated over the whole table can be made to fail on one row only, and the message then
+quotes it: `tenant = 'a' AND cast(note AS int) = 1` names a note of tenant b (Lance 13, DataFusion), and whether it
+fails at all tells one bit of any row. For a key with a filter it is therefore evaluated over copies of that key's rows,
+of the columns that it names. That costs reading these columns once per condition; masks are kept for the next page.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from threading import Lock
+from uuid import uuid4
+
+import lance
+import numpy as np
+import pyarrow as pa
+
+from actors.outputs import IntArray
+from pipelines.config import ConfigError, InvalidRequest
+from pipelines.retrieval.filters import Filter
+from pipelines.retrieval.index import Index
+from pipelines.serving.keys import Key
+from pipelines.store.table import check_filter, explain_filter_error
+
+KEPT_BYTES = 64 * 2**20
+"""Masks (one byte per row) that a view keeps."""
+POSITION = "__position"
+
+
+class Filters:
+    """The filters of one view, evaluated. Safe to share between threads."""
+
+    def __init__(self, index: Index) -> None:
+        self.index = index
+        self._kept: OrderedDict[tuple[str | None, str | None], Filter] = OrderedDict()
+        self._lock = Lock()
+
+    def find(self, key: Key, where: str | None) -> Filter | None:
+        """The rows that a key sees and a condition allows; None where that is every row."""
+        if key.filter is None and where is None:
+            return None
+        if where is not None:
+            check_filter(where)
+        wanted = (key.filter, where)
+        with self._lock:
+            if wanted in self._kept:
+                self._kept.move_to_end(wanted)
+                return self._kept[wanted]
+        made = self._evaluate(key, where)
+        self._keep(wanted, made)
+        return made
+
+    def _evaluate(self, key: Key, where: str | None) -> Filter:
+        if key.filter is None:
+            assert where is not None
+            return self._mask(self.index.snapshot.matching(where))
+        own = self.owned(key)
+        return self._mask(own if where is None else self._within(own, where))
+
+    def owned(self, key: Key) -> IntArray:
+        """Positions of the rows that a key sees, by the filter of its entry alone."""
+        assert key.filter is not None
+        try:
+            return self.index.snapshot.matching(key.filter)
+        except ConfigError as error:  # the operator's mistake, not the request's
+            raise OSError(f"the filter of key {key.name!r} does not fit {self.index.snapshot.uri}: {error}") from error
+
+    def _within(self, rows: IntArray, where: str) -> IntArray:
+        """Those of the rows that meet a condition, which sees no other row."""
+        snapshot = self.index.snapshot
+        words = {word.lower() for word in re.findall(r"\w+", where)}
+        columns = [n for n in ("doc_id", "chunk_id", *snapshot.metadata_columns, "text") if n.lower() in words]
+        table = snapshot.take(rows, columns or ["chunk_index"]).append_column(POSITION, pa.array(rows, pa.int64()))
+        matching: IntArray = matching_rows(table, where)[POSITION].to_numpy()
+        return matching
+
+    def _mask(self, positions: IntArray) -> Filter:
+        allowed = np.zeros(len(self.index), bool)
+        allowed[positions] = True
+        return Filter(allowed, self.index.snapshot.rows)
+
+    def _keep(self, wanted: tuple[str | None, str | None], made: Filter) -> None:
+        with self._lock:
+            self._kept[wanted] = made
+            while len(self._kept) > max(1, KEPT_BYTES // max(1, len(self.index))):
+                self._kept.popitem(last=False)
+
+
+def matching_rows(table: pa.Table, where: str) -> pa.Table:
+    """Rows of a table in memory that meet a SQL condition, as Lance reads it; InvalidRequest says what is wrong."""
+    if not table.num_rows:
+        table = pa.table({f.name: pa.nulls(1, f.type) for f in table.schema})  # the condition is checked all the same
+        return _matching(table, where).slice(0, 0)
+    return _matching(table, where)
+
+
+def _matching(table: pa.Table, where: str) -> pa.Table:
+    dataset = lance.write_dataset(table, f"memory://filter-{uuid4().hex}")
+    try:
+        return dataset.scanner(filter=where, scan_in_order=True).to_table()
+    except ValueError as error:
+        raise InvalidRequest(f"where: {explain_filter_error(error)} in {where!r}") from error

@@ -1,0 +1,162 @@
+"""Offers an index to agents over MCP: search, explain, get a document, and say what is served. Nothing here writes.
+
+A tool's arguments are the body of the HTTP request of the same name, so one model says what a search can be told.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import mcp_types as types
+from mcp.server.lowlevel import Server
+from mcp.server.stdio import stdio_server
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from pydantic import BaseModel, Field, ValidationError
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from pipelines.config.describe import describe_errors
+from pipelines.serving import schemas
+from pipelines.serving.answering import Service
+from pipelines.serving.bodies import Json
+from pipelines.serving.errors import ApiError, as_api_error
+from pipelines.serving.keys import Key
+from pipelines.serving.routes_search import described
+
+INSTRUCTIONS = (
+    "Searches an index of documents by meaning and by words. Call search first; every hit names its chunk_id, its "
+    "source and each channel's score. get_document gives the whole document of a hit, explain says why it was found, "
+    "index_status lists the indexes and the columns that a filter (`where`, a SQL condition) may name."
+)
+
+
+class DocumentArguments(schemas.Body):
+    id: schemas.Text = Field(description="A document's or a chunk's id, as a hit names it.")
+    index: str | None = Field(None, description="Name or alias of an index; by default the first one.")
+
+
+class NoArguments(schemas.Body):
+    pass
+
+
+async def _search(service: Service, key: Key, given: Any) -> dict[str, Any]:
+    view, results = await service.search(key, given.index, given.queries, given, given.normalised)
+    return {"index": view.name, "version": view.index.version, "results": results}
+
+
+async def _explain(service: Service, key: Key, given: Any) -> dict[str, Any]:
+    view, explanation = await service.explain(key, given.index, given.query, given.id, given)
+    return {"index": view.name, "version": view.index.version, "explanation": explanation.to_dict()}
+
+
+async def _get_document(service: Service, key: Key, given: Any) -> dict[str, Any]:
+    service.check_text(given.id, "id")
+    view, found = await service.document(key, given.index, given.id)
+    return {"index": view.name, "version": view.index.version, "document": found}
+
+
+async def _index_status(service: Service, key: Key, given: Any) -> dict[str, Any]:
+    return {"indexes": await service.on_thread(lambda: list(described(service, key)))}
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSpec:
+    """One tool: its words, its arguments and what it runs."""
+
+    title: str
+    description: str
+    arguments: type[BaseModel]
+    run: Callable[[Service, Key, Any], Awaitable[dict[str, Any]]]
+
+
+TOOLS: Mapping[str, ToolSpec] = {
+    "search": ToolSpec("Search", "Find the best passages for a query, or for several.", schemas.SearchBody, _search),
+    "explain": ToolSpec(
+        "Explain a hit",
+        "Say why a passage has its score for a query: each channel's part, words in common, tokens matched.",
+        schemas.ExplainBody,
+        _explain,
+    ),
+    "get_document": ToolSpec("Get a document", "Give a document with all its text.", DocumentArguments, _get_document),
+    "index_status": ToolSpec(
+        "Index status", "List the indexes: rows, version, model, channels, columns.", NoArguments, _index_status
+    ),
+}
+
+
+def make_server(service: Service, default_key: Key | None = None) -> Server[Any]:
+    """An MCP server over a service. default_key: whose rights calls have that come over no HTTP."""
+
+    async def list_tools(_ctx: Any, _params: Any) -> types.ListToolsResult:
+        return types.ListToolsResult(tools=[_described(name, tool) for name, tool in TOOLS.items()])
+
+    async def call_tool(ctx: Any, params: types.CallToolRequestParams) -> types.CallToolResult:
+        key = ctx.request.state.key if isinstance(ctx.request, Request) else default_key
+        assert key is not None, "the guard lets nobody in without a key"
+        try:
+            answer = await _call(service, key, params.name, params.arguments or {})
+        except Exception as error:
+            refused = as_api_error(error)
+            return types.CallToolResult(content=[types.TextContent(text=refused.detail)], is_error=True)
+        plain = json.loads(bytes(Json(answer).body))
+        text = json.dumps(plain, ensure_ascii=False)
+        return types.CallToolResult(content=[types.TextContent(text=text)], structured_content=plain)
+
+    return Server("tridex", version="1", instructions=INSTRUCTIONS, on_list_tools=list_tools, on_call_tool=call_tool)
+
+
+def _described(name: str, tool: ToolSpec) -> types.Tool:
+    annotations = types.ToolAnnotations(
+        read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False
+    )
+    return types.Tool(
+        name=name,
+        title=tool.title,
+        description=tool.description,
+        input_schema=tool.arguments.model_json_schema(),
+        annotations=annotations,
+    )
+
+
+async def _call(service: Service, key: Key, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    tool = TOOLS.get(name)
+    if tool is None:
+        raise ApiError(404, f"there is no tool {name!r}; there are {', '.join(TOOLS)}")
+    if not key.may("search"):
+        raise ApiError(403, f"key {key.name!r} has no scope search")
+    try:
+        given = tool.arguments.model_validate(arguments)
+    except ValidationError as error:
+        raise ApiError(400, describe_errors(error, tool.arguments)) from error
+    async with service.admitted():
+        return await tool.run(service, key, given)
+
+
+class McpEndpoint:
+    """`/mcp`: one answer per request, without sessions, so any replica may take any request."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.manager: StreamableHTTPSessionManager | None = None
+
+    def start(self) -> StreamableHTTPSessionManager:
+        """A manager, to be run as long as the application lives."""
+        limit = self.service.limits.body_bytes
+        self.manager = StreamableHTTPSessionManager(
+            make_server(self.service), json_response=True, stateless=True, max_request_body_size=limit
+        )
+        return self.manager
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert self.manager is not None, "the application has started"
+        await self.manager.handle_request(scope, receive, send)
+
+
+async def serve_stdio(service: Service, key: Key) -> None:
+    """Answers one client on standard input and output, until it closes them."""
+    server = make_server(service, key)
+    async with stdio_server() as (reading, writing):
+        await server.run(reading, writing, server.create_initialization_options())

@@ -1,0 +1,85 @@
+"""Runs the same application in replicas of Ray Serve: `tridex serve --ray`, or a RayService on Kubernetes.
+
+Every replica opens the indexes, follows their versions and batches by itself. Keys, aliases and indexes are read from
+the same files and addresses, so it does not matter which replica takes a request; two replicas may answer from
+neighbouring versions for as long as `refresh_seconds`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+
+from pipelines.cluster.connect import running
+from pipelines.config import RayConfig, WorkFailed, read_yaml, validated
+from pipelines.serving.app import create_app, open_service
+from pipelines.serving.run import DRAIN_SECONDS, check_exposure
+from pipelines.serving.settings import ServeConfig
+
+log = logging.getLogger("tridex.serve")
+APPLICATION = "tridex"
+
+
+class Replica:
+    """One process that answers requests; Ray calls `__serve_build_asgi_app__` after it has started."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = validated(ServeConfig, config)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        self.app = create_app(self.config)
+        return self.app
+
+    def check_health(self) -> None:
+        """Raises where the application was never built; Ray then replaces the replica."""
+        if not hasattr(self, "app"):
+            raise RuntimeError("the application is not built yet")
+
+
+def deployment(config: ServeConfig, replicas: int = 1, num_cpus: float = 1) -> serve.Application:
+    """The application as a deployment of Ray Serve, with room in its queue for what one replica answers at once."""
+    made = serve.deployment(
+        serve.ingress()(Replica),
+        name=APPLICATION,
+        num_replicas=replicas,
+        max_ongoing_requests=config.limits.concurrency,
+        graceful_shutdown_timeout_s=DRAIN_SECONDS,
+        health_check_period_s=5,
+        ray_actor_options={"num_cpus": num_cpus},
+    )
+    return made.bind(config.model_dump(mode="json"))
+
+
+def application(arguments: dict[str, Any]) -> serve.Application:
+    """What a Serve config file names as `import_path: pipelines.serving.on_ray:application`.
+
+    arguments: `config`, a YAML file, or the fields of `ServeConfig` themselves; `replicas`; `num_cpus`.
+    """
+    given = dict(arguments)
+    replicas, num_cpus, path = given.pop("replicas", 1), given.pop("num_cpus", 1), given.pop("config", None)
+    tree = {**(read_yaml(path) if path is not None else {}), **given}
+    return deployment(validated(ServeConfig, tree), int(replicas), float(num_cpus))
+
+
+def serve_on_ray(config: ServeConfig, host: str, port: int, replicas: int, address: str | None) -> None:
+    """Serves on a running Ray, or on one of this machine, until SIGTERM or SIGINT."""
+    check_exposure(config, host)
+    open_service(config).threads.shutdown()  # a missing index is said here, not in a replica's log
+    stopped = threading.Event()
+    with running(RayConfig(address=address, progress=False)):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stopped.set())
+        serve.start(http_options={"host": host, "port": port})
+        try:
+            serve.run(deployment(config, replicas), name=APPLICATION, route_prefix="/")
+        except RuntimeError as error:
+            raise WorkFailed(f"Ray Serve did not start the application: {error}") from error
+        log.warning("http://%s:%d, %d replicas, pid %d", host, port, replicas, os.getpid())
+        stopped.wait()
+        serve.shutdown()

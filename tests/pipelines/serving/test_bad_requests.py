@@ -1,0 +1,171 @@
+"""Whatever a body holds, the answer is JSON with a code and the field at fault, and nothing of the inside."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.retrieval.index import Index
+from pipelines.serving.settings import Limits
+from tests.pipelines.serving.conftest import Client
+
+ROUTES = ["/v1/search", "/v1/explain", "/v1/embeddings", "/v1/rerank", "/v2/rerank", "/v1/encode"]
+
+
+def refused(response: Any, *statuses: int) -> dict[str, Any]:
+    assert response.status_code in statuses, response.text
+    error: dict[str, Any] = response.json()["error"]
+    assert set(error) == {"code", "message", "field"}
+    assert "Traceback" not in response.text
+    assert "/tmp" not in response.text
+    return error
+
+
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"{", b"nul", b"\xff\xfe", b"[" * 100_000, b'{"query": NaN}', b'{"query": Infinity}', b"[]", b"3", b'"x"',
+        b"null", b"{}", b'{"a": ' * 50 + b"1" + b"}" * 50, b"9" * 5000, b'{"query": "\\ud800"}', b'{"\\udfff": 1}',
+        b'{"query": {"x": 1}}', b'{"query": []}', b'{"query": ""}', b'{"query": "  "}', b'{"query": "x", "k": 1e400}',
+    ],
+    ids=lambda body: repr(body[:24]),
+)  # fmt: skip
+def test_bodies_that_are_none(client: TestClient, path: str, body: bytes) -> None:
+    refused(client.post(path, content=body, headers={"Content-Type": "application/json"}), 400, 413)
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"query": "x", "kk": 1}, "kk"),
+        ({"query": "x", "k": 0}, "k"),
+        ({"query": "x", "k": "ten"}, "k"),
+        ({"query": "x", "k": True}, "k"),
+        ({"query": "x", "k": 10**30}, "k"),
+        ({"query": "x", "offset": -1}, "offset"),
+        ({"query": "x", "offset": 5000}, "k"),
+        ({"query": "x", "candidates": 10**6}, "candidates"),
+        ({"query": "x", "rerank": "colbert", "rerank_k": 10**6}, "rerank_k"),
+        ({"query": "x", "mode": "magic"}, "mode"),
+        ({"query": "x", "fusion": "magic"}, "fusion"),
+        ({"query": "x", "weights": {"dense": -1}}, "weights.dense"),
+        ({"query": "x", "weights": {"dense": 0}}, "weights"),
+        ({"query": "x", "weights": {"nose": 1}}, "weights"),
+        ({"query": "x", "where": "nothing = 1"}, "where"),
+        ({"query": "x", "where": "year = "}, "where"),
+        ({"query": "x", "where": ""}, "where"),
+        ({"query": "x", "where": 3}, "where"),
+        ({"query": "x", "where": "year > 1; drop table x"}, "where"),
+        ({"query": "x", "where": "year = " + "1 + " * 3000 + "1"}, "where"),
+        ({"query": "x", "group_by": "nothing"}, "group_by"),
+        ({"query": "x", "columns": ["nothing"]}, "columns"),
+        ({"query": "x", "columns": "year"}, "columns"),
+        ({"query": "x", "rerank": "../../etc/passwd"}, "rerank"),
+        ({"query": "x" * 10_000}, "query"),
+        ({"query": ["x"] * 100}, "query"),
+        ({"query": ["x", ""]}, "query"),
+        ({"query": ["x", 3]}, "query"),
+    ],
+    ids=str,
+)
+def test_searches_that_ask_wrongly(client: TestClient, body: dict[str, Any], field: str) -> None:
+    error = refused(client.post("/v1/search", json=body), 400)
+    assert error["field"].startswith(field)
+    assert field.split(".")[0] in error["message"]
+
+
+def test_unknown_names_are_404(client: TestClient) -> None:
+    assert refused(client.post("/v1/search", json={"query": "x", "index": "other"}), 404)["field"] == "index"
+    assert refused(client.post("/v1/embeddings", json={"input": "x", "model": "other"}), 404)["field"] == "model"
+    assert refused(client.post("/v1/explain", json={"query": "x", "id": "other"}), 404)["field"] == "id"
+    refused(client.get("/v1/nothing"), 404)
+
+
+@pytest.mark.parametrize("id", ["a/b/c", "..", "%00", "'", "%F0%9F%98%80", "a%2Fb", "x" * 9000, "%ff", "#", "?"])
+def test_ids_of_any_kind(client: TestClient, id: str) -> None:
+    refused(client.get(f"/v1/documents/{id}"), 400, 404, 405)
+
+
+def test_other_methods_and_types(client: TestClient) -> None:
+    refused(client.put("/v1/search", json={}), 405)
+    refused(client.get("/v1/search"), 405)
+    refused(client.post("/v1/search", content=b'{"query": "x"}', headers={"Content-Type": "text/plain"}), 400)
+    refused(
+        client.post("/v1/search", content=b"query=x", headers={"Content-Type": "application/x-www-form-urlencoded"}),
+        400,
+    )
+
+
+def test_other_hosts_and_origins_are_refused_without_keys(client: TestClient) -> None:
+    """A page of another site must not reach a server of this machine, not even by a name that resolves to it."""
+    refused(client.get("/v1/indexes", headers={"Host": "evil.example"}), 403)
+    refused(client.get("/v1/indexes", headers={"Origin": "http://evil.example"}), 403)
+    assert client.get("/v1/indexes", headers={"Origin": "http://localhost:8000"}).status_code == 200
+
+
+def test_a_body_is_bounded_before_it_is_read(started: Client, word_index: str) -> None:
+    client = started(word_index, limits={"body_bytes": 1000})
+    assert refused(client.post("/v1/search", json={"query": "x" * 2000}), 413)["code"] == "too_large"
+
+    def chunks() -> Any:
+        for _ in range(100):
+            yield b"x" * 100
+
+    refused(client.post("/v1/search", content=chunks(), headers={"Content-Type": "application/json"}), 413)
+
+
+def test_what_nobody_foresaw_tells_nothing(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("secret path /tmp/secret")
+
+    monkeypatch.setattr(Index, "request", fails)
+    assert refused(client.post("/v1/search", json={"query": "x"}), 500)["code"] == "internal"
+
+
+def test_memory_that_runs_out_is_said(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Index, "encode", fails)
+    assert refused(client.post("/v1/search", json={"query": "x"}), 503)["code"] == "out_of_memory"
+    monkeypatch.undo()
+    assert client.post("/v1/search", json={"query": "x"}).status_code == 200
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=10,
+)
+FIELDS = [
+    "query",
+    "k",
+    "mode",
+    "where",
+    "weights",
+    "group_by",
+    "columns",
+    "input",
+    "model",
+    "documents",
+    "texts",
+    "top_n",
+]
+
+
+@settings(max_examples=150)
+@given(st.sampled_from(ROUTES), st.dictionaries(st.sampled_from(FIELDS), json_values, max_size=5))
+def test_no_body_makes_the_server_fail(client: TestClient, path: str, body: dict[str, Any]) -> None:
+    response = client.post(path, json=body)
+    if response.status_code != 200:
+        refused(response, 400, 404)
+
+
+def test_limits_are_in_the_settings() -> None:
+    assert json.loads(Limits().model_dump_json())["body_bytes"] == 8 * 2**20
