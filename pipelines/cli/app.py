@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from pipelines.config import BuildConfig, ConfigError, WorkFailed, load_config
+from pipelines.config.plain_json import plain_json
 
 
 class _Group(TyperGroup):
@@ -74,8 +75,8 @@ Qrels = Annotated[Path, typer.Option(help="BEIR's three columns or TREC's four."
 
 
 def print_json(value: Any) -> None:
-    """One document to stdout."""
-    typer.echo(json.dumps(value, indent=2, default=str, ensure_ascii=False))
+    """Prints one document to stdout that any strict parser reads: NaN is null."""
+    typer.echo(json.dumps(plain_json(value), indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def build_config(
