@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,9 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from actors.outputs import IntArray, offsets_of
-from pipelines.config import ConfigError, InvalidRequest
-from pipelines.config.describe import did_you_mean
-from pipelines.store.conditions import evaluate_condition
+from pipelines.config import ConfigError, absolute_uri
 from pipelines.store.schema import FILLING_KEY, FORMAT_VERSION, SYSTEM_COLUMNS, Identity, output_fields, table_uri
 
 Addresses = npt.NDArray[np.uint64]
@@ -178,27 +177,38 @@ class Snapshot:
             return self.schema.empty_table().select(list(columns))
         return self.dataset.take(pa.array(positions), columns=list(columns))
 
-    @property
-    def filter_columns(self) -> tuple[str, ...]:
-        """Columns that a condition may name, the ids and the user's own first."""
-        return tuple(dict.fromkeys(("doc_id", "chunk_id", *self.metadata_columns, *SYSTEM_COLUMNS)))
-
     def matching(self, where: str) -> IntArray:
-        """Returns the positions of the rows that meet a SQL condition, ascending; InvalidRequest says what is wrong."""
-        addresses = evaluate_condition(where, self.filter_columns, self._addresses_matching)
-        return np.sort(self.rows.positions(addresses))
-
-    def _addresses_matching(self, where: str) -> Addresses:
-        table = self.dataset.scanner(columns=["_rowaddr"], filter=where, use_scalar_index=True).to_table()
-        addresses: Addresses = table["_rowaddr"].to_numpy()
-        return addresses
+        """Positions of the rows that meet a SQL condition, ascending; ConfigError says what is wrong with it."""
+        check_filter(where)
+        try:
+            table = self.dataset.scanner(columns=["_rowaddr"], filter=where, use_scalar_index=True).to_table()
+        except ValueError as error:
+            raise ConfigError(f"where: {explain_filter_error(error)} in {where!r}") from error
+        return np.sort(self.rows.positions(table["_rowaddr"].to_numpy()))
 
     def check_columns(self, columns: Sequence[str], argument: str) -> None:
         unknown = [c for c in columns if c not in self.schema.names]
         if unknown:
             known = ", ".join(("doc_id", "chunk_id", *self.metadata_columns))
-            near = did_you_mean(unknown[0], self.filter_columns)
-            raise InvalidRequest(f"{argument}: the index has no column {unknown[0]!r}; it has {known}{near}")
+            raise ConfigError(f"{argument}: the index has no column {unknown[0]!r}; it has {known}")
+
+
+def check_filter(where: str) -> None:
+    """Refuses what Lance's parser lets pass: nothing at all, and text after a semicolon, which it silently drops."""
+    if not isinstance(where, str):
+        raise ConfigError(f"where: expected a SQL condition as a string, got {type(where).__name__}")
+    outside = re.sub(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`", "", where)
+    if not outside.strip() and outside == where:
+        raise ConfigError("where: the condition is empty")
+    if ";" in outside:
+        raise ConfigError(f"where: one condition is expected, found ';' in {where!r}")
+
+
+def explain_filter_error(error: ValueError) -> str:
+    """Lance's message without its prefixes and Rust source lines."""
+    text = re.sub(r",\s*\S*\.rs:\d+:\d+", "", str(error)).removeprefix("Invalid user input: ").strip()
+    syntax = re.search(r"\(sql parser error: (.*)\)", text)
+    return f"syntax error: {syntax[1]}" if syntax else re.sub(r"^Schema error: |\.$", "", text)
 
 
 def open_table(
@@ -208,11 +218,11 @@ def open_table(
     version: int | None = None,
 ) -> Snapshot:
     """The table at its newest version, or at `version`; ConfigError says whether it is missing or no index of ours."""
-    uri, options = str(uri), dict(storage_options or {})
+    shown, uri, options = str(uri), absolute_uri(uri), dict(storage_options or {})
     try:
         dataset = lance.dataset(table_uri(uri, table), version=version, storage_options=options or None)
     except (ValueError, OSError) as error:
-        raise ConfigError(_why_not_opened(uri, table, version, error)) from error
+        raise ConfigError(_why_not_opened(shown, table, version, error)) from error
     identity = _identity(dataset, uri, table)
     return Snapshot(uri, dataset, identity, options, table)
 
