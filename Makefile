@@ -2,9 +2,10 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
+ADAPTERS := .venv-adapters
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test test-slow test-clients lint check bench format clean
+.PHONY: help install demo test test-slow test-clients test-adapters lint check bench format clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -30,6 +31,20 @@ test-slow: $(READY)  ## the slow tests: crash proofs, clusters, object storage
 test-clients: $(READY)  ## clients that nobody here wrote against a server: openai, cohere, MCP, schemathesis, axe
 	tests/clients/run.sh
 
+# What the adapters' frameworks need lies in an environment of its own over .venv: its packages go first, .venv's serve
+# for the rest, so that torch and Ray are not installed twice.
+$(ADAPTERS)/.ready: requirements-adapters.lock $(READY)
+	$(PYTHON) -m venv $(ADAPTERS)
+	$(BIN)/python -c "import sysconfig as s; print('import site; site.addsitedir(%r)' % s.get_path('purelib'))" \
+		> $(ADAPTERS)/tridex.pth
+	mv $(ADAPTERS)/tridex.pth $$($(ADAPTERS)/bin/python -c "import sysconfig as s; print(s.get_path('purelib'))")
+	$(ADAPTERS)/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements-adapters.lock
+	touch $@
+
+test-adapters: $(ADAPTERS)/.ready  ## the adapters by the test suites of their frameworks
+	$(ADAPTERS)/bin/python -m pytest tests/pipelines/integrations -p no:cacheprovider \
+		-o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function
+
 lint: $(READY)  ## ruff and strict mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,4 +60,4 @@ format: $(READY)  ## let ruff rewrite the sources
 	$(BIN)/ruff format .
 
 clean:  ## remove the environment and what demo wrote
-	rm -rf .venv .venv-bench .venv-clients demo
+	rm -rf .venv .venv-adapters .venv-bench .venv-clients demo

@@ -21,6 +21,7 @@ FLOORS: dict[str, int] = {
     "pipelines.retrieval": 4,
     "pipelines.evaluation": 5,
     "pipelines": 6,
+    "pipelines.integrations": 6,
     "pipelines.cli": 7,
 }
 
@@ -31,6 +32,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "pipelines.search_indexes": {"ray", "torch", "transformers", "typer"},
     "pipelines.retrieval": {"ray", "typer"},
     "pipelines.evaluation": {"ray", "typer"},
+    "pipelines.integrations": {"ray", "typer"},
 }
 FACES = {"pipelines", "actors"}  # the two `__init__.py` hand out names of every floor, lazily
 

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,6 @@ from pipelines.changes.diff import (
     split_rows,
 )
 from pipelines.changes.selection import ReadUnit, UnitPlan
-from pipelines.reading.documents import misfit_names
 from pipelines.store.ids import Keys, as_keys, hash_ids
 
 DUPLICATE = "duplicate id"
@@ -56,8 +54,6 @@ class UnitSize:
     unreadable: tuple[str, ...]
     sources: tuple[tuple[int, str], ...]
     """(first row, source) of each file in the unit, in order."""
-    misfits: Mapping[str, int] = field(default_factory=dict)
-    """Metadata columns to the number of their values that did not fit the column's type."""
 
     def source(self, row: int) -> str:
         return self.sources[bisect_right([first for first, _ in self.sources], row) - 1][1]
@@ -89,7 +85,6 @@ def scan_unit(number: int, unit: Any, read: ReadUnit) -> tuple[UnitSize, InputRo
     rows = bad = 0
     sources: dict[str, int] = {}
     unreadable: dict[str, None] = {}
-    misfits: Counter[str] = Counter()
     for table in read(unit):
         parts.append(to_input_rows(table, number, rows))
         for source in table.column("source").unique().to_pylist():
@@ -97,9 +92,8 @@ def scan_unit(number: int, unit: Any, read: ReadUnit) -> tuple[UnitSize, InputRo
         unreadable |= dict.fromkeys(table.filter(table.column("doc_id").is_null()).column("source").to_pylist())
         rows += table.num_rows
         bad += table.num_rows - table.column("error").null_count
-        misfits.update(misfit_names(table))
     first_rows = tuple((first, source) for source, first in sources.items())
-    return UnitSize(rows, bad, tuple(unreadable), first_rows, misfits), concat_rows(parts)
+    return UnitSize(rows, bad, tuple(unreadable), first_rows), concat_rows(parts)
 
 
 def to_table_rows(tables: Iterable[pa.RecordBatch]) -> TableRows:
@@ -131,8 +125,6 @@ class Changes:
     """Addresses of table rows whose document is gone from the input."""
     unreadable: tuple[str, ...]
     """Files with rows whose id cannot be read, or that break off: what these rows held may look as if it were gone."""
-    misfits: Mapping[str, int] = field(default_factory=dict)
-    """Metadata columns to the number of their values that did not fit the column's type, and are null."""
 
     @property
     def to_embed(self) -> int:
@@ -190,7 +182,6 @@ class DiffAccumulator:
             bad=sum(s.bad for s in self._sizes),
             prune=np.concatenate(self._gone),
             unreadable=tuple(source for s in self._sizes for source in s.unreadable),
-            misfits=sum((Counter(s.misfits) for s in self._sizes), Counter[str]()),
         )
 
 

@@ -18,7 +18,7 @@ import ray
 from pipelines.changes.detect import Changes, detect_changes
 from pipelines.changes.selection import RowFilter
 from pipelines.cluster.connect import describe_embedders, run_on_worker, running
-from pipelines.config import BuildConfig, IndexConfig, plain_options, resolve_paths
+from pipelines.config import BuildConfig, IndexConfig, plain_options
 from pipelines.indexing.backfill import backfill_outputs
 from pipelines.indexing.codec_training import load_or_train_codecs
 from pipelines.indexing.driver import JobFailed, commit_records, prune, records
@@ -27,17 +27,14 @@ from pipelines.indexing.sizing import block_rows, fragment_rows, row_bytes, rows
 from pipelines.indexing.stages import chunk, sample, select_documents, tokenise
 from pipelines.monitor.runlog import RunLog
 from pipelines.monitor.summary import Summary
-from pipelines.reading.documents import dropped_values
 from pipelines.reading.images import stored_fields, with_pictures
-from pipelines.reading.listing import count_by_kind
-from pipelines.reading.units import Unit, metadata_fields, plan_input, read_unit
+from pipelines.reading.units import Unit, metadata_fields, plan_units, read_unit
 from pipelines.store.commit import Committer, create_or_open
 from pipelines.store.datasets import open_version
 from pipelines.store.interrupt import interruptible
 from pipelines.store.lease import Lease, acquire
 from pipelines.store.quarantine import drop_old_quarantine, failed_rows
 from pipelines.store.schema import Target, documents_schema, identity_of
-from pipelines.store.skipped import write_skipped
 from pipelines.store.writer import write_block
 
 __all__ = ["JobFailed", "build_index"]
@@ -54,13 +51,11 @@ def build_index(config: BuildConfig, only: RowFilter | None = None) -> Summary:
     another driver alive), JobFailed where too much went to quarantine, CommitError where the store gave up.
     """
     log = RunLog(config)
-    config = resolve_paths(config)
-    planned = plan_input(config.input)
-    fields = metadata_fields(config.input, planned.units)
+    units = plan_units(config.input)
+    fields = metadata_fields(config.input, units)
     with running(config.ray), interruptible():
         with log.phase("models"):
-            target = make_target(config, planned.units, fields)
-            job = Job(config, planned.units, fields, target, only, count_by_kind(planned.skipped))
+            job = Job(config, units, fields, make_target(config, units, fields), only)
         with take_lease(job.target, config) as lease, log.reported(job.target):
             return run(job, lease, log)
 
@@ -83,8 +78,6 @@ def run(job: Job, lease: Lease, log: RunLog) -> Summary:
     committer = Committer(job.target, lease, index.commit_fragments, index.commit_seconds)
     with log.phase("census"):
         changes = count(job, version)
-    skipped = [*job.skipped, *dropped_values(changes.misfits, job.fields)]
-    write_skipped(job.target, skipped)
     with log.phase("embedding"):
         if work := pending(job, changes):
             commit_records(records(graph(job, work, changes.to_embed)), committer, changes, log)
@@ -104,7 +97,6 @@ def run(job: Job, lease: Lease, log: RunLog) -> Summary:
         seconds=log.seconds,
         embed_seconds=log.phases["embedding"],
         rows_in_index=create_or_open(job.target).count_rows(),
-        skipped=tuple(skipped),
     )
     return log.finish(summary)
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from pipelines.monitor.progress import duration, size
 from pipelines.store.commit import Totals
-from pipelines.store.skipped import Skipped, skipped_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +25,6 @@ class Summary:
     """Without the start of Ray, the census and the search indexes."""
     rows_in_index: int
     backfilled_tokens: int = 0
-    skipped: tuple[Skipped, ...] = ()
-    """Files and values that were left out."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"tokens_per_second": round(self.tokens_per_second, 1)}
@@ -56,7 +53,6 @@ class Summary:
             lines.insert(
                 2, f"backfilled  {self.backfilled:,} rows got new outputs, from {self.backfilled_tokens:,} tokens"
             )
-        lines += skipped_lines(self.skipped)
         if self.pruned:
             lines.insert(3, f"pruned      {self.pruned:,} rows whose documents are gone")
         return "\n".join(lines)

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines.monitor.progress import duration, size
-from pipelines.store.skipped import Skipped, skipped_lines
 
 BAR = 40
 """Characters of the histogram's longest bar."""
@@ -63,8 +62,6 @@ class Plan:
     cost: float | None
     redo_seconds: float | None = None
     """Work that a crash may cost: filling a fragment, the least that is committed, and waiting for the commit."""
-    skipped: tuple[Skipped, ...] = ()
-    """Files that will not be read."""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -76,9 +73,7 @@ class Plan:
 
     def text(self) -> str:
         """One screen: figures in columns, warnings last."""
-        return "\n".join(
-            [*_input(self), *_skipped(self), *_bars(self.histogram), *_outputs(self), *_time(self), *_warnings(self)]
-        )
+        return "\n".join([*_input(self), *_bars(self.histogram), *_outputs(self), *_time(self), *_warnings(self)])
 
 
 def _input(plan: Plan) -> Iterator[str]:
@@ -88,10 +83,6 @@ def _input(plan: Plan) -> Iterator[str]:
     if plan.bad_share:
         reasons = ", ".join(f"{reason} ({n})" for reason, n in plan.bad_reasons.items())
         yield f"bad rows    {plan.bad_share:.1%} of the sample: {reasons}"
-
-
-def _skipped(plan: Plan) -> Iterator[str]:
-    yield from skipped_lines(plan.skipped)
 
 
 def _bars(histogram: Mapping[str, int]) -> Iterator[str]:

@@ -20,14 +20,13 @@ from actors.compute.resolve import resolve_compute
 from actors.models.identity import available_outputs, describe
 from actors.models.preparation import Preparation, load_preparation
 from actors.pool import pool_size
-from pipelines.config import BuildConfig, ConfigError, EmbedderConfig, RayConfig, resolve_paths
+from pipelines.config import BuildConfig, ConfigError, EmbedderConfig, RayConfig
 from pipelines.indexing.sizing import block_rows, fragment_rows, output_bytes, row_bytes
 from pipelines.monitor.lengths import histogram
 from pipelines.plan.checks import warnings_of
 from pipelines.plan.figures import EmbedderPlan, Plan
 from pipelines.plan.sample import Sample, calibrate, model_config, take_sample
-from pipelines.reading.listing import count_by_kind
-from pipelines.reading.units import plan_input
+from pipelines.reading.units import plan_units
 from pipelines.store.schema import identity_of
 
 SAMPLE_ROWS = 2048
@@ -50,9 +49,7 @@ def make_plan(config: BuildConfig, pool: Pool = Pool(), sample_rows: int = SAMPL
 
     ConfigError for a wrong request: no such file, column or model, lengths that the model has no positions for.
     """
-    config = resolve_paths(config)
-    planned = plan_input(config.input)
-    units = planned.units
+    units = plan_units(config.input)
     prepared = {e.name: _prepare(i, e) for i, e in enumerate(config.embedders)}
     described = {name: {**describe(p), "outputs": available_outputs(p)} for name, p in prepared.items()}
     sample = take_sample(units, config, sample_rows)
@@ -78,7 +75,6 @@ def make_plan(config: BuildConfig, pool: Pool = Pool(), sample_rows: int = SAMPL
         hours=hours,
         cost=None if hours is None or pool.price is None else hours * pool.price,
         redo_seconds=_redo(config, per_row, sample.chunks_in_all, hours),
-        skipped=count_by_kind(planned.skipped),
     )
     return replace(plan, warnings=warnings_of(plan, config))
 

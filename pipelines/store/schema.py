@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from actors.codecs import parameters as codec_parameters
 from actors.codecs.parameters import ParametersByEmbedder
-from pipelines.config import BuildConfig, ConfigError, absolute_model, absolute_uri
+from pipelines.config import BuildConfig, ConfigError
 
 FORMAT_VERSION = 1
 IDENTITY_KEY = b"tridex.identity"
@@ -24,7 +24,6 @@ FILLING_KEY = b"tridex.filling"
 """Schema metadata: JSON list of columns that a job is adding and has not filled yet."""
 QUARANTINE = "quarantine"
 LEASES = "leases"
-SKIPPED = "skipped"
 FLOAT_CODECS = {"float16": pa.float16(), "float32": pa.float32()}
 
 _HEAD = (
@@ -47,7 +46,7 @@ SYSTEM_COLUMNS = tuple(f.name for f in (*_HEAD, *_TAIL))
 
 def table_uri(uri: str, table: str) -> str:
     """Where LanceDB keeps a table of the database at `uri`."""
-    return f"{absolute_uri(uri).rstrip('/')}/{table}.lance"
+    return f"{uri.rstrip('/')}/{table}.lance"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +126,6 @@ def _leaves(identity: Identity) -> Iterator[tuple[str, Any]]:
     yield "text", identity.text
     for name, embedder in identity.embedders.items():
         for key, value in embedder.items():
-            value = absolute_model(value) if key == "model" else value  # it may have been named by a relative path
             yield f"embedders.{name}.{key}", sorted(value) if isinstance(value, (list, tuple)) else value
 
 

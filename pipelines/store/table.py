@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from actors.outputs import IntArray, offsets_of
-from pipelines.config import ConfigError, absolute_uri
+from pipelines.config import ConfigError
 from pipelines.store.schema import FILLING_KEY, FORMAT_VERSION, SYSTEM_COLUMNS, Identity, output_fields, table_uri
 
 Addresses = npt.NDArray[np.uint64]
@@ -218,11 +218,11 @@ def open_table(
     version: int | None = None,
 ) -> Snapshot:
     """The table at its newest version, or at `version`; ConfigError says whether it is missing or no index of ours."""
-    shown, uri, options = str(uri), absolute_uri(uri), dict(storage_options or {})
+    uri, options = str(uri), dict(storage_options or {})
     try:
         dataset = lance.dataset(table_uri(uri, table), version=version, storage_options=options or None)
     except (ValueError, OSError) as error:
-        raise ConfigError(_why_not_opened(shown, table, version, error)) from error
+        raise ConfigError(_why_not_opened(uri, table, version, error)) from error
     identity = _identity(dataset, uri, table)
     return Snapshot(uri, dataset, identity, options, table)
 

@@ -1,0 +1,63 @@
+"""DSPy: a retriever over a tridex index. Extra: `dspy`.
+
+search = TridexRetriever("./idx", k=3)
+search("what moves sand").passages          # in a program, or as a tool of dspy.ReAct
+dspy.configure(rm=TridexRM("./idx"))        # for programs that use dspy.Retrieve
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipelines.integrations.documents import DocumentIndex
+from pipelines.integrations.extras import missing_extra
+from pipelines.integrations.metadata import of_hit
+from pipelines.retrieval.hits import Hits
+
+try:
+    import dspy
+    from dspy.dsp.utils import dotdict
+except ModuleNotFoundError as error:
+    raise missing_extra("dspy", error) from error
+
+
+class _Searches:
+    """What both classes share: an index, and the keywords of every search."""
+
+    def __init__(self, index: str | Path | DocumentIndex, *, k: int = 3, **options: Any) -> None:
+        """index: its folder or URI. options: of every search, such as `mode`, `where`, `weights` or `rerank`."""
+        super().__init__()
+        self.documents = index if isinstance(index, DocumentIndex) else DocumentIndex.open(index, create=False)
+        self.k = k
+        self.options = options
+
+    def hits(self, query: str, k: int | None = None, **options: Any) -> Hits:
+        """The hits as tridex gives them."""
+        return self.documents.search(query, self.k if k is None else k, **{**self.options, **options})
+
+
+class TridexRetriever(_Searches, dspy.Module):
+    """A module: a query in, passages out, with ids, scores and every channel's own score beside them."""
+
+    def forward(self, query: str, k: int | None = None, **options: Any) -> dspy.Prediction:
+        """`passages`, and in the same order `doc_ids`, `scores`, `channel_scores` and `metadata`."""
+        hits = self.hits(query, k, **options)
+        return dspy.Prediction(
+            passages=[hit.text for hit in hits],
+            doc_ids=[hit.doc_id for hit in hits],
+            scores=[hit.score for hit in hits],
+            channel_scores=[dict(hit.scores) for hit in hits],
+            metadata=[of_hit(hit) for hit in hits],
+        )
+
+
+class TridexRM(_Searches):
+    """A retrieval model for `dspy.configure(rm=...)`."""
+
+    def __call__(self, query: str, k: int | None = None, **options: Any) -> list[dotdict]:
+        """Passages as `dspy.Retrieve` wants them: `long_text`, `doc_id`, `score` and `channel_scores` each."""
+        return [
+            dotdict(long_text=hit.text, doc_id=hit.doc_id, score=hit.score, channel_scores=dict(hit.scores))
+            for hit in self.hits(query, k, **options)
+        ]

@@ -1,0 +1,60 @@
+"""The embedder and the reranker behind an adapter: given as a name, or as an object that is loaded already."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from actors.spec import EmbedderSpec
+from pipelines.config import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from actors.embedders.base import Embedder
+
+
+def as_embedder(model: str | EmbedderSpec | Embedder = DEFAULT_MODEL) -> Embedder:
+    """A loaded embedder; one that was named before is not loaded again."""
+    if isinstance(model, (str, EmbedderSpec)):
+        return _load_embedder(EmbedderSpec(model=model) if isinstance(model, str) else model)
+    return model
+
+
+@lru_cache(maxsize=2)
+def _load_embedder(spec: EmbedderSpec) -> Embedder:
+    from actors.embedders.registry import load_embedder
+
+    return load_embedder(spec)
+
+
+@lru_cache(maxsize=2)
+def _load_reranker(name: str) -> Any:
+    from actors.rerankers.registry import load_reranker
+
+    return load_reranker(name)
+
+
+def passage_vectors(embedder: Embedder, texts: Sequence[str]) -> list[list[float]]:
+    """The dense vectors of passages."""
+    dense = embedder.embed_corpus(list(texts), ["dense"]).dense if texts else None
+    return [] if dense is None else [[float(x) for x in vector] for vector in dense]
+
+
+def query_vector(embedder: Embedder, text: str) -> list[float]:
+    """The dense vector of a query, with the model's query instruction."""
+    dense = embedder.embed_queries([text], ["dense"]).dense
+    assert dense is not None, "every model has a dense output"
+    return [float(x) for x in dense[0]]
+
+
+def rerank(model: Any, query: str, passages: Sequence[str]) -> list[float]:
+    """A score for each passage. model: a reranker's name, or any object with `.score(query, passages)`."""
+    if not passages:
+        return []
+    reranker = _load_reranker(model) if isinstance(model, str) else model
+    return [float(score) for score in reranker.score(query, list(passages))]
+
+
+def best(scores: Sequence[float], n: int | None) -> list[int]:
+    """Positions of the n best scores (None: all), best first; equal scores keep their order."""
+    return sorted(range(len(scores)), key=lambda i: -scores[i])[:n]

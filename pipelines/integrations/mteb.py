@@ -1,0 +1,121 @@
+"""MTEB: an index and an encoder as mteb's runner takes them. Extra: `mteb`.
+
+    mteb.evaluate(TridexSearch("./idx", mode="hybrid"), tasks=mteb.get_tasks(["SciFact"]))
+
+So every channel and every hybrid is ranked by mteb itself, and compared with its leaderboard's figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from actors.spec import EmbedderSpec
+from pipelines.config import DEFAULT_MODEL
+from pipelines.integrations import models
+from pipelines.integrations.documents import DocumentIndex, StoredDocument
+from pipelines.integrations.extras import missing_extra
+
+try:
+    from mteb.models.abs_encoder import AbsEncoder
+    from mteb.models.model_meta import ModelMeta, ScoringFunction
+    from mteb.types import PromptType
+except ModuleNotFoundError as error:
+    raise missing_extra("mteb", error) from error
+
+QUERIES_TOGETHER = 256
+
+
+def model_meta(model: str, variant: str | None = None, dimensions: int | None = None) -> ModelMeta:
+    """What mteb notes about a model; results of two variants lie in two files."""
+    name = model if model.count("/") == 1 else f"tridex/{Path(model).name}"
+    meta: ModelMeta = ModelMeta.create_empty({"name": f"{name}-{variant}" if variant else name})
+    return meta.model_copy(
+        update={
+            "revision": "tridex",
+            "embed_dim": dimensions,
+            "framework": ["PyTorch"],
+            "similarity_fn_name": ScoringFunction.COSINE,
+        }
+    )
+
+
+class TridexEncoder(AbsEncoder):  # type: ignore[misc]
+    """The dense vectors of a BGE model, or of any other that tridex runs, for every kind of task."""
+
+    def __init__(self, model_name: str = DEFAULT_MODEL, revision: str | None = None, **options: Any) -> None:
+        """model_name: a name, hub id or folder. options: further fields of `EmbedderSpec`."""
+        spec = EmbedderSpec(model=model_name, revision=revision, **options)
+        self.embedder = models.as_embedder(spec)
+        self.mteb_model_meta = model_meta(model_name, dimensions=self.embedder.dim)
+
+    def encode(self, inputs: Any, *, prompt_type: PromptType | None = None, **kwargs: Any) -> npt.NDArray[np.float32]:
+        """The vectors of a data loader's texts; queries get the model's query instruction."""
+        texts = [text for batch in inputs for text in batch["text"]]
+        embed = self.embedder.embed_queries if prompt_type == PromptType.query else self.embedder.embed_corpus
+        vectors = embed(texts, ["dense"]).dense
+        assert vectors is not None, "every model has a dense output"
+        return np.asarray(vectors, np.float32)
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
+        """Cosine: the vectors have length 1."""
+        return torch.as_tensor(np.asarray(embeddings1)) @ torch.as_tensor(np.asarray(embeddings2)).T
+
+
+class TridexSearch:
+    """An index as mteb's search protocol: mteb hands over corpus and queries, and scores the ranking."""
+
+    def __init__(
+        self, index: str | Path | DocumentIndex, *, embedder: Mapping[str, Any] | None = None, **options: Any
+    ) -> None:
+        """index: its folder or URI; it is made, and filled with the task's corpus, where it is not there or lacks rows.
+
+        options: keywords of every search: `mode="colbert"`, `fusion="rrf"`, `weights={...}`, `candidates=500`.
+        """
+        self.documents = index if isinstance(index, DocumentIndex) else DocumentIndex.open(index, embedder=embedder)
+        self.options = options
+        described = self.documents.index.identity.embedders[self.documents.index.name]
+        variant = "-".join(f"{key}={value}" for key, value in sorted(options.items())) or "hybrid"
+        self.mteb_model_meta = model_meta(str(described["model"]), variant, int(described["dim"]))
+
+    def index(self, corpus: Any, **kwargs: Any) -> None:
+        """Writes those documents of the corpus that the index does not have."""
+        there = self.documents.existing([str(i) for i in corpus["id"]])
+        rows = [
+            StoredDocument(str(row["id"]), joined(row.get("title"), row["text"]))
+            for row in corpus
+            if str(row["id"]) not in there and joined(row.get("title"), row["text"])
+        ]
+        self.documents.upsert(rows)
+
+    def search(
+        self, queries: Any, *, top_k: int, top_ranked: Mapping[str, list[str]] | None = None, **kwargs: Any
+    ) -> dict[str, dict[str, float]]:
+        """The `top_k` best documents of each query, or, for reranking tasks, of those that the task names for it."""
+        if top_ranked is not None:
+            return {str(q["id"]): self._ranked(q["text"], top_ranked[str(q["id"])]) for q in queries}
+        names, texts = [str(i) for i in queries["id"]], list(queries["text"])
+        found: dict[str, dict[str, float]] = {}
+        for first in range(0, len(texts), QUERIES_TOGETHER):
+            part = slice(first, first + QUERIES_TOGETHER)
+            answers = self.documents.index.search(texts[part], k=top_k, columns=[], **self.options)
+            found |= {
+                name: {hit.doc_id: hit.score for hit in hits} for name, hits in zip(names[part], answers, strict=True)
+            }
+        return found
+
+    def _ranked(self, query: str, ids: list[str]) -> dict[str, float]:
+        from pipelines.store.table import sql_in
+
+        hits = self.documents.search(query, len(ids), where=sql_in("doc_id", ids), columns=[], **self.options)
+        return {hit.doc_id: hit.score for hit in hits}
+
+
+def joined(title: str | None, text: str) -> str:
+    """Title and text as a job joins them."""
+    return " ".join(part for part in ((title or "").strip(), text.strip()) if part)
