@@ -34,6 +34,7 @@ from pipelines.serving.keys import Key, Keys
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.models import Models
 from pipelines.serving.settings import ServeConfig
+from pipelines.serving.writing import Writer
 from pipelines.store.table import sql_in
 
 T = TypeVar("T")
@@ -48,6 +49,7 @@ class Service:
         self.catalog = Catalog(config, self.metrics)
         self.threads = ThreadPoolExecutor(max(4, 2 * (os.cpu_count() or 1)), "answer")
         self.models = Models(config, self.catalog, self.batcher, self.on_thread)
+        self.writer = Writer(self.catalog)
         self.active = 0
         self.ready = False
         self._queries: dict[str, MicroBatcher[str, EncodedQueries]] = {}

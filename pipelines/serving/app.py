@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.routing import Route
 
-from pipelines.serving import routes_health, routes_models, routes_page, routes_search
+from pipelines.serving import routes_documents, routes_health, routes_models, routes_page, routes_search
 from pipelines.serving.answering import Service
 from pipelines.serving.errors import add_error_handlers
 from pipelines.serving.guard import Guard
@@ -41,7 +41,7 @@ def create_app(config: ServeConfig) -> FastAPI:
     )
     app.state.service = service
     add_error_handlers(app)
-    for routes in (routes_search, routes_models, routes_health, routes_page):
+    for routes in (routes_search, routes_documents, routes_models, routes_health, routes_page):
         app.include_router(routes.router)
     app.state.mcp = McpEndpoint(service)
     app.router.routes.append(Route("/mcp", app.state.mcp, include_in_schema=False))

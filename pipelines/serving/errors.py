@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import pyarrow as pa
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -98,7 +99,7 @@ def as_api_error(error: BaseException) -> ApiError:
         found is not None and found[0].split(".")[0] in SearchOptions.model_fields
     ):
         return ApiError(400, str(error), found[0] if found is not None else None)
-    if isinstance(error, (ConfigError, WorkFailed, OSError)):
+    if isinstance(error, (ConfigError, WorkFailed, OSError, pa.ArrowInvalid)):
         log.error("the index cannot answer: %s", error, exc_info=error)
         return ApiError(503, "the index cannot be read at the moment", None, "index_unavailable", {"Retry-After": "5"})
     log.error("unforeseen", exc_info=error)

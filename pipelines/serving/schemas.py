@@ -15,7 +15,7 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 class Body(BaseModel):
     """A request's body: an unknown field is refused by name."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Answer(BaseModel):
@@ -33,8 +33,15 @@ def _no_blank(text: str) -> str:
 class IndexOptions(SearchOptions):
     """The options of `Index.search`; over HTTP a reranker is one that the server was started with, or a channel."""
 
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
     rerank: str | None = Field(None, description="Second stage: colbert, or a reranker that this server offers.")
     index: str | None = Field(None, description="Name or alias of an index; by default the first one.")
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _json_has_no_tuples(cls, columns: Any) -> Any:
+        return tuple(columns) if isinstance(columns, list) else columns
 
 
 class SearchBody(IndexOptions):
@@ -147,6 +154,39 @@ class DocumentAnswer(Answer):
     index: str
     version: int
     document: Document
+
+
+class NewDocument(BaseModel):
+    """A document to write: its id, its text, and values for the index's own columns, null where they are left out."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    doc_id: Text
+    text: Text
+
+
+class UpsertBody(Body):
+    """Documents to write; one whose id is there takes its place, with all its chunks."""
+
+    documents: list[NewDocument] = Field(min_length=1)
+    index: str | None = Field(None, description="Name or alias of an index; by default the first one.")
+
+
+class DeleteBody(Body):
+    ids: list[Text] = Field(min_length=1)
+    index: str | None = Field(None, description="Name or alias of an index; by default the first one.")
+
+
+class UpsertAnswer(Answer):
+    index: str
+    version: int = Field(description="The version that has the documents; later requests see it.")
+    upserted: int
+
+
+class DeleteAnswer(Answer):
+    index: str
+    version: int
+    deleted_rows: int
 
 
 class IndexDescription(Answer):

@@ -39,7 +39,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(small: Path) -> Iterator[Server]:
     command = [
-        str(BIN / "tridex"), "serve", f"words={small / 'index'}", "--port", "0", "--prewarm",
+        str(BIN / "tridex"), "serve", f"words={small / 'index'}", "--port", "0", "--prewarm", "--open-writes",
         "--reranker", f"tiny={small / 'reranker'}", "--alias", "rerank-v3.5=tiny",
         "--alias", "text-embedding-3-small=words",
     ]  # fmt: skip

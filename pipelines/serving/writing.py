@@ -1,0 +1,105 @@
+"""Upserts and deletes documents for a key, within what it may see: under the index's lease, one commit per request.
+
+A tenant's key writes rows that meet its own filter, and replaces or deletes documents of its own alone. An id that is
+another tenant's is refused: it is the one thing that a tenant learns of another, as ids are the table's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from threading import Lock
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.config import ConfigError, InvalidRequest
+from pipelines.retrieval.index import Index
+from pipelines.serving.catalog import Catalog, View
+from pipelines.serving.errors import ApiError
+from pipelines.serving.filters import matching_rows
+from pipelines.serving.keys import Key
+from pipelines.store.lease import LeaseHeld
+from pipelines.store.table import open_table, sql_in
+
+BUSY = "another writer is at work on this index; try again"
+
+
+class Writer:
+    """Writes to the served indexes, one request at a time (blocking: it runs on a thread)."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self.catalog = catalog
+        self._lock = Lock()
+
+    def upsert(self, view: View, key: Key, documents: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+        """Embeds and writes documents; returns how many, and the version that has them."""
+        rows = typed_rows(view.index, documents)
+        with self._lock:
+            self._check_new(view, key, rows)
+            self._check_owned(view, key, [row["doc_id"] for row in rows])
+            return self._write(view, lambda: view.index.upsert(rows))
+
+    def delete(self, view: View, key: Key, ids: Sequence[str]) -> tuple[int, int]:
+        """Deletes documents with all their chunks; returns how many rows went, and the version without them."""
+        with self._lock:
+            self._check_owned(view, key, ids)
+            return self._write(view, lambda: view.index.delete(ids))
+
+    def _write(self, view: View, write: Any) -> tuple[int, int]:
+        try:
+            count = int(write())
+        except LeaseHeld as error:
+            raise ApiError(409, BUSY, headers={"Retry-After": "5"}) from error
+        except InvalidRequest:
+            raise
+        except ConfigError as error:  # `upsert: row 3: ...`
+            raise ApiError(400, str(error), "documents") from error
+        served = self.catalog.served(view)
+        self.catalog.refresh_one(served)
+        return count, served.version
+
+    def _check_new(self, view: View, key: Key, rows: Sequence[Mapping[str, Any]]) -> None:
+        """403 for a document that the key would not see once it is written."""
+        if key.filter is None:
+            return
+        snapshot = view.index.snapshot
+        names = ["doc_id", "text", *snapshot.metadata_columns]
+        columns = {n: pa.array([row.get(n) for row in rows], snapshot.schema.field(n).type) for n in names}
+        seen = set(matching_rows(pa.table(columns), key.filter)["doc_id"].to_pylist())
+        outside = next((i for i, row in enumerate(rows) if row["doc_id"] not in seen), None)
+        if outside is not None:
+            raise ApiError(403, f"documents.{outside}: this key may not write it", f"documents.{outside}")
+
+    def _check_owned(self, view: View, key: Key, ids: Sequence[str]) -> None:
+        """403 for an id that is there and not the key's, in the newest version of the table."""
+        if key.filter is None:
+            return
+        snapshot = open_table(view.index.snapshot.uri, storage_options=view.index.snapshot.storage_options)
+        for first in range(0, len(ids), 1000):
+            part = list(ids[first : first + 1000])
+            read = ["doc_id", "chunk_id", *snapshot.metadata_columns, "text"]
+            there = snapshot.take(snapshot.matching(sql_in("doc_id", part)), read)
+            own = matching_rows(there, key.filter) if there.num_rows else there
+            foreign = sorted(set(there["doc_id"].to_pylist()) - set(own["doc_id"].to_pylist()))
+            if foreign or own.num_rows < there.num_rows:
+                raise ApiError(403, f"this key may not write document {(foreign or part)[0]!r}")
+
+
+def typed_rows(index: Index, documents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Documents with values of the table's types (a date may come as text); 400 names the field that does not fit."""
+    rows = [dict(document) for document in documents]
+    for name in index.snapshot.metadata_columns:
+        kind = index.snapshot.schema.field(name).type
+        for i, row in enumerate(rows):
+            if row.get(name) is not None:
+                row[name] = _typed(row[name], kind, f"documents.{i}.{name}")
+    return rows
+
+
+def _typed(value: Any, kind: pa.DataType, field: str) -> Any:
+    for first in (kind, None):  # as it is, or as what Arrow makes of it, cast
+        try:
+            return pa.array([value], first).cast(kind)[0].as_py()
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
+            continue
+    raise ApiError(400, f"{field}: does not fit a column of type {kind}", field)
