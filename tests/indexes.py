@@ -16,6 +16,7 @@ import pyarrow as pa
 from actors.codecs.pooling import encode_colbert
 from actors.codecs.table import TRAINED, get_codec
 from actors.outputs import EmbeddingBatch, MultiVectors, SparseVectors, TokenBatch, offsets_of
+from pipelines.store.hashes import hash_content, hash_metadata
 from pipelines.store.schema import Identity, documents_schema
 
 DIM = 32
@@ -140,7 +141,8 @@ def documents(
         "end": [len(body) for body in bodies],
         "text": bodies,
         "source": ["test"] * len(ids),
-        "content_hash": [hashlib.blake2b(body.encode(), digest_size=16).digest() for body in bodies],
+        "content_hash": hash_content(pa.array(bodies, pa.string())),
+        "metadata_hash": hash_metadata(metadata, len(ids)),
         "n_tokens": batch.n_tokens,
         "n_truncated": batch.n_truncated,
         **metadata,

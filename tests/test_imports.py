@@ -18,6 +18,7 @@ FLOORS: dict[str, int] = {
     "pipelines.config": 1,
     "pipelines.store": 2,
     "pipelines.search_indexes": 3,
+    "pipelines.changes": 3,
     "pipelines.retrieval": 4,
     "pipelines.evaluation": 5,
     "pipelines": 6,

@@ -1,4 +1,4 @@
-"""One cheap pass before the main pass: which rows of the input have to be embedded, and which rows of the table go.
+"""Detects changes: which input rows are to be embedded, which have new metadata, which table rows are gone.
 
 Both sides, input rows and table rows, are reduced to 128-bit keys of their ids and content hashes and split by key, so
 that each reducer sees all rows of its ids and no process sees all ids. What the driver keeps is one bit an input row
@@ -32,12 +32,13 @@ from pipelines.changes.diff import (
     empty_table_rows,
     split_rows,
 )
-from pipelines.changes.selection import ReadUnit, UnitPlan
+from pipelines.changes.selection import ReadUnit, UnitPlan, join_updates
+from pipelines.changes.tasks import OnRay, Tasks
 from pipelines.store.ids import Keys, as_keys, hash_ids
+from pipelines.store.writer import DUPLICATE
 
-DUPLICATE = "duplicate id"
-"""How the error of a duplicate begins."""
-
+SCANNED = ("doc_id", "content_hash", "metadata_hash", "chunk_count")
+"""Columns of the table that are compared."""
 UNITS_PER_TASK = 64
 ROWS_PER_PARTITION = 250_000
 """A reducer holds about 150 bytes a row while it sorts: 40 MB, which the worker that it ran in keeps."""
@@ -59,9 +60,9 @@ class UnitSize:
         return self.sources[bisect_right([first for first, _ in self.sources], row) - 1][1]
 
 
-def _content(table: pa.Table, valid: pa.Array) -> Keys:
-    """Content hashes; zeros where a failed row has none."""
-    hashes = table.column("content_hash").filter(valid).combine_chunks()
+def _hashes(column: pa.Array | pa.ChunkedArray) -> Keys:
+    """Hashes as keys; zeros, which no document has, for null."""
+    hashes = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     return as_keys(pc.fill_null(hashes, pa.scalar(bytes(16), hashes.type)))
 
 
@@ -71,7 +72,8 @@ def to_input_rows(table: pa.Table, unit: int, start: int) -> InputRows:
     where = np.flatnonzero(valid.to_numpy(zero_copy_only=False))
     return InputRows(
         hash_ids(table.column("doc_id").drop_null().combine_chunks()),
-        _content(table, valid),
+        _hashes(table.column("content_hash").filter(valid)),
+        _hashes(table.column("metadata_hash").filter(valid)),
         np.full(len(where), unit, np.int32),
         where + start,
         table.column("position").to_numpy()[where],
@@ -80,7 +82,7 @@ def to_input_rows(table: pa.Table, unit: int, start: int) -> InputRows:
 
 
 def scan_unit(number: int, unit: Any, read: ReadUnit) -> tuple[UnitSize, InputRows]:
-    """Reads a unit to the end and keeps 57 bytes a row."""
+    """Reads a unit to its end and keeps 73 bytes of each row."""
     parts = [empty_input_rows()]
     rows = bad = 0
     sources: dict[str, int] = {}
@@ -97,13 +99,14 @@ def scan_unit(number: int, unit: Any, read: ReadUnit) -> tuple[UnitSize, InputRo
 
 
 def to_table_rows(tables: Iterable[pa.RecordBatch]) -> TableRows:
-    """Batches of a scan over `doc_id, content_hash, chunk_count` with row addresses."""
+    """Reduces batches of a scan over `SCANNED`, with row addresses, to keys and numbers."""
     parts = [empty_table_rows()]
     for batch in tables:
         parts.append(
             TableRows(
                 hash_ids(batch.column("doc_id")),
-                as_keys(batch.column("content_hash")),
+                _hashes(batch.column("content_hash")),
+                _hashes(batch.column("metadata_hash")),
                 batch.column("chunk_count").to_numpy(),
                 batch.column("_rowaddr").to_numpy(),
             )
@@ -113,18 +116,27 @@ def to_table_rows(tables: Iterable[pa.RecordBatch]) -> TableRows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Changes:
-    """The work of a job. Document counts, except `bad`: input rows that carry an error."""
+    """Holds what differs between input and table. Counts are of documents, except `bad`: input rows with an error."""
 
     plans: list[UnitPlan]
     new: int
     changed: int
+    metadata_only: int
+    """Documents whose text is in the table as it is, with other metadata."""
     same: int
+    gone: int
+    """Documents of the table that are in no input row."""
     duplicates: int
     bad: int
     prune: npt.NDArray[np.uint64]
     """Addresses of table rows whose document is gone from the input."""
     unreadable: tuple[str, ...]
     """Files with rows whose id cannot be read, or that break off: what these rows held may look as if it were gone."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether the table has every document of the input as it is, and no row of the input is bad."""
+        return not (self.to_embed or self.metadata_only or self.bad or self.duplicates)
 
     @property
     def to_embed(self) -> int:
@@ -136,14 +148,15 @@ class Changes:
 
 
 class DiffAccumulator:
-    """Adds up verdicts; the only thing that grows with the corpus on the driver, by a bit a row."""
+    """Adds up the diffs of all partitions; the only thing that grows with the corpus on the driver, by a bit a row."""
 
     def __init__(self, sizes: Sequence[UnitSize]) -> None:
         self._sizes = sizes
         self._bits = [np.full(-(-s.rows // 8), 255, np.uint8) for s in sizes]
         self._duplicates: list[dict[int, str]] = [{} for _ in sizes]
         self._replaces: list[dict[int, list[int]]] = [{} for _ in sizes]
-        self._counts = np.zeros(4, np.int64)
+        self._updates: list[list[npt.NDArray[np.int64]]] = [[] for _ in sizes]
+        self._counts = np.zeros(6, np.int64)
         self._gone: list[npt.NDArray[np.uint64]] = [np.zeros(0, np.uint64)]
 
     def add(self, diff: PartitionDiff) -> None:
@@ -154,7 +167,14 @@ class DiffAccumulator:
             self._duplicates[unit][row] = f"{DUPLICATE}, first seen in {source} row {position}"
         for (unit, row), address in zip(diff.replaced.tolist(), diff.addresses.tolist(), strict=True):
             self._replaces[unit].setdefault(row, []).append(address)
-        self._counts += [diff.new, diff.changed, len(diff.done), len(diff.duplicates)]
+        for unit in np.unique(diff.updated[:, 0]).tolist():
+            of_unit = diff.updated[:, 0] == unit
+            addresses = diff.update_addresses[of_unit].astype(np.int64)
+            self._updates[unit].append(np.column_stack([diff.updated[of_unit, 1], addresses]))
+        same = len(diff.done) - diff.metadata_only
+        self._counts += [
+            diff.new, diff.changed, diff.metadata_only, same, len(diff.duplicates), diff.gone_documents,
+        ]  # fmt: skip
         self._gone.append(diff.gone)
 
     def _clear(self, where: npt.NDArray[np.int64]) -> None:
@@ -167,49 +187,24 @@ class DiffAccumulator:
 
     def changes(self) -> Changes:
         plans = [
-            UnitPlan(size.rows, size.sources, bits, duplicates, replaces)
-            for size, bits, duplicates, replaces in zip(
-                self._sizes, self._bits, self._duplicates, self._replaces, strict=True
+            UnitPlan(size.rows, size.sources, bits, duplicates, replaces, join_updates(updates))
+            for size, bits, duplicates, replaces, updates in zip(
+                self._sizes, self._bits, self._duplicates, self._replaces, self._updates, strict=True
             )
         ]
-        new, changed, same, duplicates = self._counts.tolist()
+        new, changed, metadata_only, same, duplicates, gone = self._counts.tolist()
         return Changes(
             plans,
             new,
             changed,
+            metadata_only,
             same,
+            gone,
             duplicates,
             bad=sum(s.bad for s in self._sizes),
             prune=np.concatenate(self._gone),
             unreadable=tuple(source for s in self._sizes for source in s.unreadable),
         )
-
-
-class InProcess:
-    """Runs the steps of a census in this process, one after the other."""
-
-    def submit(self, step: Callable[..., Any], returns: int, *args: Any) -> list[Any]:
-        result = step(*args)
-        return list(result) if returns > 1 else [result]
-
-    def get(self, handle: Any) -> Any:
-        return handle
-
-
-class OnRay:
-    """Runs them as Ray tasks; handles are object references, so parts go from task to task without the driver."""
-
-    def submit(self, step: Callable[..., Any], returns: int, *args: Any) -> list[Any]:
-        import ray
-
-        task = ray.remote(step).options(num_returns=returns, name=f"census.{step.__name__}", max_retries=10)
-        handles = task.remote(*args)
-        return list(handles) if returns > 1 else [handles]
-
-    def get(self, handle: Any) -> Any:
-        import ray
-
-        return ray.get(handle)
 
 
 def scan_input_units(first: int, units: Sequence[Any], read: ReadUnit, partitions: int) -> list[Any]:
@@ -225,7 +220,7 @@ def scan_table_fragments(open_table: Callable[[], Any], fragments: Sequence[int]
     """[rows, part 0, part 1, ...] of some fragments of the table."""
     dataset = open_table()
     scan = dataset.scanner(
-        columns=["doc_id", "content_hash", "chunk_count"],
+        columns=list(SCANNED),
         fragments=[dataset.get_fragment(f) for f in fragments],
         with_row_address=True,
     )
@@ -249,7 +244,7 @@ def detect_changes(
     read: ReadUnit,
     open_table: Callable[[], Any] | None = None,
     *,
-    run: InProcess | OnRay | None = None,
+    run: Tasks | None = None,
 ) -> Changes:
     """Reads all units once and compares them with the table.
 

@@ -1,4 +1,4 @@
-"""Input rows against table rows, as plain numpy: which are new, changed, done or repeated, and which table rows go.
+"""Compares input rows with table rows in plain numpy: which are new, changed, the same or repeated, and which are gone.
 
 Rows are 128-bit keys and numbers, so a partition of two million costs a sort and no Python object a row. Ids whose keys
 collide would be taken for one (see `store.ids` for how unlikely that is).
@@ -22,10 +22,11 @@ Rows = TypeVar("Rows", "InputRows", "TableRows")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InputRows:
-    """Input rows that have an id, an array entry each. `good` is False where the row carries an error."""
+    """Holds input rows that have an id, an array entry each. `good` is False where the row carries an error."""
 
     keys: Keys
     content: Keys
+    metadata: Keys
     unit: npt.NDArray[np.int32]
     row: IntArray
     position: IntArray
@@ -37,10 +38,11 @@ class InputRows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TableRows:
-    """Rows of the `documents` table. `count` is the number of chunks that the row's document should have."""
+    """Holds rows of the `documents` table. `count` is the number of chunks that the row's document should have."""
 
     keys: Keys
     content: Keys
+    metadata: Keys
     count: npt.NDArray[np.int32]
     address: npt.NDArray[np.uint64]
 
@@ -50,19 +52,24 @@ class TableRows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PartitionDiff:
-    """What one partition found out. Rows are (unit, row number within the unit)."""
+    """What one partition of the ids differs in. Rows are (unit, row number within the unit)."""
 
     new: int
     changed: int
+    metadata_only: int
     done: npt.NDArray[np.int64]
-    """(n, 2): rows whose document is in the table as it is."""
+    """(n, 2): rows whose document is in the table with this content: nothing of it is embedded."""
     duplicates: npt.NDArray[np.int64]
     """(n, 5): unit, row, and of the first row with that id: unit, row, position in its file."""
     replaced: npt.NDArray[np.int64]
     """(n, 2): changed rows, parallel to `addresses`: the table rows that each replaces."""
     addresses: npt.NDArray[np.uint64]
+    updated: npt.NDArray[np.int64]
+    """(n, 2): rows of which only the metadata changed, parallel to `update_addresses`: the rows that get new values."""
+    update_addresses: npt.NDArray[np.uint64]
     gone: npt.NDArray[np.uint64]
     """Addresses of table rows whose document is in no input row."""
+    gone_documents: int
 
 
 def concat_rows(parts: Sequence[Rows]) -> Rows:
@@ -84,20 +91,23 @@ def split_rows(rows: Rows, partitions: int) -> list[Rows]:
 
 
 def empty_input_rows() -> InputRows:
+    """Makes the neutral element of `concat_rows` for input rows."""
     keys, none = np.zeros((0, 2), np.uint64), np.zeros(0, np.int64)
-    return InputRows(keys, keys, none.astype(np.int32), none, none, none.astype(bool))
+    return InputRows(keys, keys, keys, none.astype(np.int32), none, none, none.astype(bool))
 
 
 def empty_table_rows() -> TableRows:
+    """Makes the neutral element of `concat_rows` for table rows."""
     keys, none = np.zeros((0, 2), np.uint64), np.zeros(0, np.int64)
-    return TableRows(keys, keys, none.astype(np.int32), none.astype(np.uint64))
+    return TableRows(keys, keys, keys, none.astype(np.int32), none.astype(np.uint64))
 
 
 def diff_partition(rows: InputRows, table: TableRows) -> PartitionDiff:
-    """The verdict over one partition; `rows` must be in the order of (unit, row): the first good row with an id wins.
+    """Compares input and table over one partition of the ids.
 
-    A document counts as being in the table only whole: with the input's content hash in all of its rows, and as many
-    rows as it has chunks.
+    `rows` must be in the order of (unit, row): the first good row with an id wins. A document counts as being in the
+    table only whole: with the input's content hash in all of its rows, and as many rows as it has chunks. It is the
+    same where its rows have the input's metadata hash as well, and `metadata_only` where any has another.
     """
     codes, n = number_keys(np.concatenate([rows.keys, table.keys]))
     of_input, of_table = codes[: len(rows)], codes[len(rows) :]
@@ -109,30 +119,49 @@ def diff_partition(rows: InputRows, table: TableRows) -> PartitionDiff:
     present = np.bincount(of_table, minlength=n)
     whole = find_complete(rows, table, first[of_table], of_table, present)
     known, done = present[of_input[chosen]] > 0, whole[of_input[chosen]]
-    stale = np.zeros(n, bool)
-    stale[of_input[chosen[known & ~done]]] = True
-    old = np.flatnonzero(stale[of_table])
+    changed = _mark_codes(of_input[chosen[known & ~done]], n)
+    updated = _mark_codes(of_table[~_metadata_agrees(rows, table, first[of_table])], n) & whole
+    old, outdated = np.flatnonzero(changed[of_table]), np.flatnonzero(updated[of_table])
     seen = np.bincount(of_input, minlength=n) > 0
     winner = first[of_input[repeated]]
     return PartitionDiff(
         new=int((~known).sum()),
         changed=int((known & ~done).sum()),
+        metadata_only=int(updated.sum()),
         done=locate_rows(rows, chosen[done]),
         duplicates=np.column_stack([locate_rows(rows, repeated), locate_rows(rows, winner), rows.position[winner]]),
         replaced=locate_rows(rows, first[of_table[old]]),
         addresses=table.address[old],
+        updated=locate_rows(rows, first[of_table[outdated]]),
+        update_addresses=table.address[outdated],
         gone=table.address[~seen[of_table]],
+        gone_documents=int(((present > 0) & ~seen).sum()),
     )
 
 
+def _mark_codes(codes: IntArray, n: int) -> npt.NDArray[np.bool_]:
+    marked = np.zeros(n, bool)
+    marked[codes] = True
+    return marked
+
+
 def locate_rows(rows: InputRows, which: IntArray) -> npt.NDArray[np.int64]:
+    """Unit and row number of some input rows: (n, 2)."""
     return np.column_stack([rows.unit[which].astype(np.int64), rows.row[which]])
+
+
+def _metadata_agrees(rows: InputRows, table: TableRows, first: IntArray) -> npt.NDArray[np.bool_]:
+    """Whether each table row has the metadata hash of the input row `first`; True where there is none."""
+    agrees = np.ones(len(table), bool)
+    has = first >= 0
+    agrees[has] = (table.metadata[has] == rows.metadata[first[has]]).all(axis=1)
+    return agrees
 
 
 def find_complete(
     rows: InputRows, table: TableRows, first: IntArray, of_table: IntArray, present: IntArray
 ) -> npt.NDArray[np.bool_]:
-    """For each id: is all of it in the table, with the content of its first input row (`first`, for each table row)?"""
+    """For each id: whether the table has all of it, with the content of its first input row (`first`, by table row)."""
     agrees = np.zeros(len(table), bool)
     has = first >= 0
     agrees[has] = (table.content[has] == rows.content[first[has]]).all(axis=1)

@@ -1,4 +1,4 @@
-"""What a census decides for one unit of input, and how the main pass keeps to it.
+"""Holds what change detection decided for one unit of input, and selects the rows that the main pass handles.
 
 A plan is a bit a row and the exceptions, so it travels with the unit's read task; the rows are found again by their
 number within the unit. That costs an assumption, that a unit reads alike twice; where it does not, the job says so.
@@ -6,7 +6,7 @@ number within the unit. That costs an assumption, that a unit reads alike twice;
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ BASE_SCHEMA = pa.schema(
         ("source", pa.string()),
         ("position", pa.int64()),
         ("content_hash", pa.binary(16)),
+        ("metadata_hash", pa.binary(16)),
         ("error", pa.string()),
     ]
 )
@@ -50,6 +51,8 @@ class UnitPlan:
     """Row to what is wrong with it."""
     replaces: dict[int, list[int]]
     """Row of a changed document to the addresses of the table rows that it replaces."""
+    updates: npt.NDArray[np.int64]
+    """(n, 2), by row: a row of which only the metadata changed, and the address of a table row that gets its values."""
 
     @property
     def pending_rows(self) -> int:
@@ -83,6 +86,12 @@ class UnitPlan:
         first = rows.start & 7
         bits = np.unpackbits(self.embed[rows.start >> 3 :], count=first + len(rows), bitorder="little")
         return bits[first:].astype(bool)
+
+
+def join_updates(parts: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+    """Joins the (row, address) pairs of several partitions, by row."""
+    joined: npt.NDArray[np.int64] = np.concatenate([np.zeros((0, 2), np.int64), *parts])
+    return joined[np.argsort(joined[:, 0], kind="stable")]
 
 
 def set_errors(table: pa.Table, errors: dict[int, str]) -> pa.Table:
@@ -141,3 +150,29 @@ def report_changed_file(source: str, before: int, now: int, schema: pa.Schema) -
     error = f"the file changed while the job ran: {before} rows when it started, {now} when it was read"
     row = {"source": source, "position": -1, "error": error}
     return pa.Table.from_pylist([row], schema=schema.append(pa.field(REPLACES, pa.list_(pa.uint64()))))
+
+
+def select_updates(unit: Any, plan: UnitPlan, read: ReadUnit) -> Iterator[pa.Table]:
+    """Yields the metadata-only rows of a unit with `_rowaddr`, a row for each table row that gets their values.
+
+    Rows of a file that has changed since may be other documents by now: who writes them compares id and content.
+    """
+    ranges = plan.ranges()
+    seen = dict.fromkeys(ranges, 0)
+    for table in read(unit):
+        source = table.column("source")[0].as_py()
+        known = ranges.get(source, range(0))
+        first = known.start + seen.get(source, 0)
+        seen[source] = seen.get(source, 0) + table.num_rows
+        rows = range(first, min(first + table.num_rows, known.stop))
+        if rows and (found := _address_rows(table, plan.updates, rows)).num_rows:
+            yield found
+
+
+def _address_rows(table: pa.Table, updates: npt.NDArray[np.int64], rows: range) -> pa.Table:
+    """The good rows of `table`, whose first ones are these rows of the unit, that are in `updates`, with addresses."""
+    start, stop = np.searchsorted(updates[:, 0], [rows.start, rows.stop])
+    pairs = updates[start:stop]
+    found = table.take(pa.array(pairs[:, 0] - rows.start))
+    found = found.append_column("_rowaddr", pa.array(pairs[:, 1].astype(np.uint64)))
+    return found.filter(pc.is_null(found.column("error")))

@@ -117,6 +117,17 @@ def describe_embedders(embedders: Sequence[EmbedderConfig]) -> dict[str, dict[st
     return found
 
 
+def describe_locally(embedders: Sequence[EmbedderConfig]) -> dict[str, dict[str, Any]]:
+    """As `describe_embedders`, in this process: no Ray is needed, the models' files must be here."""
+    found: dict[str, dict[str, Any]] = {}
+    for i, embedder in enumerate(embedders):
+        try:
+            found[embedder.name] = _describe(embedder.spec())
+        except ValueError as error:
+            raise ConfigError(f"embedders.{i} ({embedder.model}): {error}") from error
+    return found
+
+
 def _describe(spec: EmbedderSpec) -> dict[str, Any]:
     from actors.models.identity import available_outputs, describe
     from actors.models.preparation import load_preparation

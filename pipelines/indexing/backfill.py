@@ -1,4 +1,4 @@
-"""New outputs for an index that exists: a second embedder, or an output that was left out before.
+"""Back-fills outputs of an index that exists: a second embedder, or an output that was left out before.
 
 The texts come from the index itself, so the input files are not needed and what is embedded is what is indexed; only
 the new columns are computed and written. It runs before the rows are brought up to date, under the same lease.
@@ -6,7 +6,7 @@ the new columns are computed and written. It runs before the rows are brought up
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from typing import Any
 
@@ -17,7 +17,7 @@ import ray
 from actors.spec import Output
 from pipelines.cluster.connect import run_on_worker
 from pipelines.config import BuildConfig, ConfigError
-from pipelines.indexing.driver import JobFailed, records
+from pipelines.indexing.driver import JobFailed, iterate_records
 from pipelines.indexing.operators import IO_STAGE_RESOURCES, Job, add_embedder_pool
 from pipelines.indexing.sizing import block_rows, row_bytes
 from pipelines.indexing.stages import tokenise
@@ -30,7 +30,7 @@ from pipelines.store.columns import (
     unfilled_fragments,
     write_columns,
 )
-from pipelines.store.commit import Totals, fence
+from pipelines.store.commit import Totals
 from pipelines.store.datasets import open_dataset, open_version
 from pipelines.store.interrupt import interruptible
 from pipelines.store.lease import Lease
@@ -44,20 +44,22 @@ def missing_outputs(target: Target) -> dict[str, tuple[Output, ...]]:
     return {} if have is None else have.additions(target.identity)  # type: ignore[return-value]
 
 
-def backfill_outputs(job: Job, lease: Lease) -> Totals:
-    """Adds the outputs that are missing, and returns the rows that got them. Resumes where an earlier try stopped."""
+def backfill_outputs(job: Job, lease: Lease, connect: Callable[[], None]) -> Totals:
+    """Adds the outputs that are missing, and returns the rows that got them. Resumes where an earlier try stopped.
+
+    connect: starts Ray; called where there is something to add.
+    """
     missing = missing_outputs(job.target)
     if not missing:
         return Totals()
     refuse_picture_backfill(job.config, missing)
-    if lease.took_over:
-        fence(job.target, lease)
+    connect()
     dataset, fields = add_null_columns(job.target)
     committer = ColumnCommitter(job.target, lease, dataset, fields)
     left = unfilled_fragments(lance.dataset(dataset.uri, storage_options=dict(job.target.storage_options)), fields)
     if left:
         rows = sum(dataset.get_fragment(i).count_rows() for i in left)
-        fill(records(graph(job, dataset, left, missing, fields)), committer, job.config, rows)
+        commit_columns(iterate_records(graph(job, dataset, left, missing, fields)), committer, job.config, rows)
     record_identity(job.target, fields)
     return committer.totals
 
@@ -72,7 +74,7 @@ def refuse_picture_backfill(config: BuildConfig, missing: Mapping[str, tuple[Out
         )
 
 
-def fill(
+def commit_columns(
     finished: Generator[Mapping[str, Any]], committer: ColumnCommitter, config: BuildConfig, rows: int | None = None
 ) -> None:
     progress = Progress(rows, enabled=config.ray.progress)
@@ -103,7 +105,7 @@ def graph(
     rows = block_rows(job.config, row_bytes(job.target.identity, sample))
     data = ray.data.from_items([{"fragment": i} for i in fragments], override_num_blocks=len(fragments))
     source = {"target": job.target, "version": dataset.version}
-    data = data.map_batches(stored_texts, batch_size=1, fn_kwargs=source, **IO_STAGE_RESOURCES)
+    data = data.map_batches(read_stored_texts, batch_size=1, fn_kwargs=source, **IO_STAGE_RESOURCES)
     data = data.map_batches(tokenise, batch_size=None, fn_kwargs={"embedders": embedders}, **IO_STAGE_RESOURCES)
     data = data.repartition(target_num_rows_per_block=rows, strict=True)
     for embedder in embedders:
@@ -113,7 +115,7 @@ def graph(
     )
 
 
-def stored_texts(work: pa.Table, target: Target, version: int) -> Iterator[pa.Table]:
+def read_stored_texts(work: pa.Table, target: Target, version: int) -> Iterator[pa.Table]:
     """Rows of fragments that have to be filled."""
     dataset = open_version(target, version)
     yield from read_fragments(dataset, work.column("fragment").to_pylist(), 1024)

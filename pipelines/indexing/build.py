@@ -9,37 +9,46 @@ from __future__ import annotations
 
 import pickle
 import uuid
-from collections.abc import Mapping
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 import ray
 
 from pipelines.changes.detect import Changes, detect_changes
 from pipelines.changes.selection import RowFilter
-from pipelines.cluster.connect import describe_embedders, run_on_worker, running
-from pipelines.config import BuildConfig, IndexConfig, plain_options
-from pipelines.indexing.backfill import backfill_outputs
+from pipelines.cluster.connect import run_on_worker
+from pipelines.config import BuildConfig, plain_options
+from pipelines.indexing.backfill import backfill_outputs, missing_outputs
 from pipelines.indexing.codec_training import load_or_train_codecs
-from pipelines.indexing.driver import JobFailed, commit_records, prune, records
+from pipelines.indexing.driver import JobFailed, commit_records, iterate_records, prune_documents, quarantine_units
+from pipelines.indexing.metadata import write_metadata
 from pipelines.indexing.operators import IO_STAGE_RESOURCES, Job, add_embedder_pool, max_actors
+from pipelines.indexing.search_updates import update_search_indexes
+from pipelines.indexing.session import RaySession
 from pipelines.indexing.sizing import block_rows, fragment_rows, row_bytes, rows_per_document
 from pipelines.indexing.stages import chunk, sample, select_documents, tokenise
 from pipelines.monitor.runlog import RunLog
 from pipelines.monitor.summary import Summary
 from pipelines.reading.images import stored_fields, with_pictures
 from pipelines.reading.units import Unit, metadata_fields, plan_units, read_unit
-from pipelines.store.commit import Committer, create_or_open
-from pipelines.store.datasets import open_version
+from pipelines.store.commit import Committer, Totals, create_or_open
+from pipelines.store.datasets import open_dataset, open_version
+from pipelines.store.evolve import check_columns, evolve_table
 from pipelines.store.interrupt import interruptible
 from pipelines.store.lease import Lease, acquire
 from pipelines.store.quarantine import drop_old_quarantine, failed_rows
-from pipelines.store.schema import Target, documents_schema, identity_of
+from pipelines.store.schema import Target, documents_schema, identity_of, table_uri
 from pipelines.store.writer import write_block
 
 __all__ = ["JobFailed", "build_index"]
 
 SCAN_BATCH_ROWS = 4096
+QUICK_LOOK_BYTES = 256 * 2**20
+"""An input that one process reads in the time that Ray takes to start."""
 
 
 def build_index(config: BuildConfig, only: RowFilter | None = None) -> Summary:
@@ -47,76 +56,103 @@ def build_index(config: BuildConfig, only: RowFilter | None = None) -> Summary:
 
     `only` limits the work to those rows (None: all); see `retry`.
 
-    Raises ConfigError before any work where the request is wrong (no such file or column, another model's index,
-    another driver alive), JobFailed where too much went to quarantine, CommitError where the store gave up.
+    Raises ConfigError before any work where the request is wrong (no such file or column, another model's index, a
+    metadata column that the index has and the job lacks, another driver alive), JobFailed where too much went to
+    quarantine, CommitError where the store gave up.
     """
     log = RunLog(config)
-    units = plan_units(config.input)
-    fields = metadata_fields(config.input, units)
-    with running(config.ray), interruptible():
-        with log.phase("models"):
-            job = Job(config, units, fields, make_target(config, units, fields), only)
-        with take_lease(job.target, config) as lease, log.reported(job.target):
-            return run(job, lease, log)
+    with closing(log.status), interruptible():
+        with log.phase("listing files"):
+            units = plan_units(config.input)
+            fields = metadata_fields(config.input, units)
+        with RaySession(config.ray, log, start=not quick_look_pays(config, units)) as session:
+            with log.phase("reading the models' settings"):
+                job = Job(config, units, fields, make_target(config, units, fields, session), only)
+                check_columns(job.target, config.job.drop_columns)
+            with take_lease(job.target, config) as lease, log.reported(job.target):
+                summary = run(job, lease, log, session)
+    return replace(summary, report=log.report)
 
 
 def retry(config: BuildConfig) -> Summary | None:
     """Tries the rows in quarantine again, as their files are now; None where the quarantine is empty.
 
-    The census still looks at the whole input: only so can it tell a document from its duplicate.
+    Change detection still looks at the whole input: only so can it tell a document from its duplicate.
     """
     failed = failed_rows(config.index.uri, plain_options(config.index.storage_options))
     return build_index(config, failed) if failed else None
 
 
-def run(job: Job, lease: Lease, log: RunLog) -> Summary:
-    """New columns first; what is there to do; do it; remove what is gone; index the words, count the tokens."""
-    index = job.config.index
-    with log.phase("new columns"):
-        backfilled = backfill_outputs(job, lease)
+def run(job: Job, lease: Lease, log: RunLog, session: RaySession) -> Summary:
+    """Columns first; what has changed; metadata in place; embed; remove what is gone; search indexes."""
+    config = job.config
+    with log.phase("checking the table"):
+        job = replace(job, target=evolve_table(job.target, lease, config.job.drop_columns))
+    backfilled = Totals()
+    if missing_outputs(job.target):
+        with log.phase("adding new outputs"):
+            backfilled = backfill_outputs(job, lease, session.connect)
     version = create_or_open(job.target, lease).version
-    committer = Committer(job.target, lease, index.commit_fragments, index.commit_seconds)
-    with log.phase("census"):
-        changes = count(job, version)
-    with log.phase("embedding"):
-        if work := pending(job, changes):
-            commit_records(records(graph(job, work, changes.to_embed)), committer, changes, log)
-        lease.check()  # a driver that was frozen must not settle the quarantine of the one that replaced it
-        drop_old_quarantine(job.target)
-    pruned = prune(committer, changes) if job.config.job.prune else 0
-    with log.phase("search indexes"):
-        update_search_indexes(job.target, index)
-    summary = Summary(
-        index=index.uri,
-        embedded=committer.totals,
-        unchanged=changes.same,
-        duplicates=changes.duplicates,
-        pruned=pruned,
-        backfilled=backfilled.rows,
-        backfilled_tokens=backfilled.n_tokens,
-        seconds=log.seconds,
-        embed_seconds=log.phases["embedding"],
-        rows_in_index=create_or_open(job.target).count_rows(),
+    committer = Committer(job.target, lease, config.index.commit_fragments, config.index.commit_seconds)
+    with log.phase("comparing the input with the index"):
+        changes = detect(job, version, session)
+    updated = 0
+    if changes.metadata_only and job.only is None:
+        with log.phase("writing metadata"):
+            updated = write_metadata(job, changes, session.tasks, lease, version)
+    if work := pending_units(job, changes):
+        with log.phase("embedding"):
+            commit_records(handle_units(job, work, changes, session), committer, changes, log)
+    lease.check()  # a driver that was frozen must not drop the quarantine of the one that replaced it
+    drop_old_quarantine(job.target)
+    pruned = prune_documents(committer, changes) if config.job.prune else 0
+    with log.phase("updating search indexes"):
+        update_search_indexes(job.target, config.index, session)
+    return log.finish(
+        Summary(
+            index=config.index.uri,
+            embedded=committer.totals,
+            new=changes.new,
+            changed=changes.changed,
+            metadata_only=changes.metadata_only,
+            unchanged=changes.same,
+            gone=changes.gone,
+            duplicates=changes.duplicates,
+            pruned=pruned,
+            metadata_rows=updated,
+            backfilled=backfilled.rows,
+            backfilled_tokens=backfilled.n_tokens,
+            seconds=log.seconds,
+            embed_seconds=log.phases.get("embedding", 0.0),
+            rows_in_index=create_or_open(job.target).count_rows(),
+        )
     )
-    return log.finish(summary)
 
 
-def update_search_indexes(target: Target, index: IndexConfig) -> None:
-    """Words, where the config wants them, and token counts."""
-    if index.full_text:
-        from pipelines.search_indexes.full_text import update_full_text  # here: half of a driver's start
-
-        update_full_text(target)
-    run_on_worker(count_tokens, index.uri, index.table, target.storage_options)
+def quick_look_pays(config: BuildConfig, units: Sequence[Unit]) -> bool:
+    """Whether to look for changes in this process before Ray is started: there is an index, and the input is small."""
+    options = plain_options(config.index.storage_options)
+    there = open_dataset(table_uri(config.index.uri, config.index.table), options) is not None
+    return there and sum(unit.size for unit in units) <= QUICK_LOOK_BYTES
 
 
-def count_tokens(uri: str, table: str, storage_options: Mapping[str, str]) -> None:
-    from pipelines.search_indexes.document_frequencies import update_document_frequencies
+def detect(job: Job, version: int, session: RaySession) -> Changes:
+    """Compares the input with the table as it was at `version`."""
+    read = partial(read_unit, config=job.config.input, batch_rows=SCAN_BATCH_ROWS, fields=job.fields)
+    return detect_changes(job.units, read, partial(open_version, job.target, version), run=session.tasks)
 
-    update_document_frequencies(uri, table, storage_options)
+
+def handle_units(
+    job: Job, work: list[dict[str, bytes]], changes: Changes, session: RaySession
+) -> Generator[dict[str, Any]]:
+    """Yields a record of each fragment that comes of the pending units; bad rows alone need no Ray."""
+    if changes.to_embed or session.is_connected:
+        session.connect()
+        return iterate_records(graph(job, work, changes.to_embed))
+    return quarantine_units(job, work)
 
 
-def pending(job: Job, changes: Changes) -> list[dict[str, bytes]]:
+def pending_units(job: Job, changes: Changes) -> list[dict[str, bytes]]:
     """One item for each unit that has something to do: the unit and what to do with its rows, for one read task."""
     pairs = zip(job.units, changes.plans, strict=True)
     return [{"work": pickle.dumps((unit, plan))} for unit, plan in pairs if plan.pending_rows and job.wants(unit)]
@@ -141,15 +177,9 @@ def graph(job: Job, work: list[dict[str, bytes]], documents: int) -> ray.data.Da
     return data.map_batches(write_block, batch_size=fragment, fn_kwargs={"target": job.target}, **IO_STAGE_RESOURCES)
 
 
-def count(job: Job, version: int) -> Changes:
-    """Compares the input with the table as it was at `version`."""
-    read = partial(read_unit, config=job.config.input, batch_rows=SCAN_BATCH_ROWS, fields=job.fields)
-    return detect_changes(job.units, read, partial(open_version, job.target, version))
-
-
-def make_target(config: BuildConfig, units: list[Unit], fields: list[pa.Field]) -> Target:
-    """Where the job writes, with the schema and identity that its embedders give."""
-    described, parameters = describe_embedders(config.embedders), load_or_train_codecs(config, units)
+def make_target(config: BuildConfig, units: list[Unit], fields: list[pa.Field], session: RaySession) -> Target:
+    """Says where the job writes, with the schema and identity that its embedders give."""
+    described, parameters = session.describe(config.embedders), load_or_train_codecs(config, units, session.connect)
     identity = identity_of(config, described, parameters)
     return Target(
         config.index.uri,

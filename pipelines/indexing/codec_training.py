@@ -7,7 +7,7 @@ at once may train twice; the table that is made first decides, and the other job
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -29,8 +29,13 @@ SAMPLE_VECTORS = 65_536
 """256 for each centroid."""
 
 
-def load_or_train_codecs(config: BuildConfig, units: Sequence[Unit]) -> dict[str, CodecParameters]:
-    """Returns the parameters of each embedder whose ColBERT codec is trained, by its name."""
+def load_or_train_codecs(
+    config: BuildConfig, units: Sequence[Unit], connect: Callable[[], None] = lambda: None
+) -> dict[str, CodecParameters]:
+    """Returns the parameters of each embedder whose ColBERT codec is trained, by its name.
+
+    connect: starts Ray; called before one is trained.
+    """
     wanted = {i: e.name for i, e in enumerate(config.embedders) if e.colbert_codec in TRAINED}
     if not wanted:
         return {}
@@ -39,6 +44,8 @@ def load_or_train_codecs(config: BuildConfig, units: Sequence[Unit]) -> dict[str
     parameters: dict[str, CodecParameters] = {}
     for i, name in wanted.items():
         there = from_metadata(metadata, name)
+        if there is None:
+            connect()
         parameters[name] = _trained(config, units, i) if there is None else there
     return parameters
 

@@ -1,38 +1,52 @@
-"""The driver's half of a job: it takes what the workers have written, commits it in time, and knows when to stop.
+"""Runs the driver's half of a job: takes what the workers have written, commits it in time, and stops where it must.
 
 It is the only process that commits, and it never holds a document: a record says where a fragment is and what is in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
 from pipelines.changes.detect import Changes
 from pipelines.config import BuildConfig, WorkFailed
+from pipelines.indexing.operators import Job
+from pipelines.indexing.stages import select_documents
 from pipelines.monitor.progress import Progress
 from pipelines.monitor.runlog import RunLog
 from pipelines.store.commit import Committer, Totals
 from pipelines.store.interrupt import interruptible
+from pipelines.store.writer import quarantine_record
 
 MIN_ROWS_FOR_LIMIT = 1000
-"""Before so many rows a share of bad ones says little."""
+"""Rows that must have been handled before `job.quarantine_limit` applies: of a few rows, a share says little."""
 
 
 class JobFailed(WorkFailed):
     """The job stopped before its end; what was committed stays, and the same command goes on from there."""
 
 
-def records(fragments: ray.data.Dataset) -> Generator[dict[str, Any]]:
-    """Rows of `writer.RECORD_SCHEMA`, as the workers finish them.
+def iterate_records(fragments: ray.data.Dataset) -> Generator[dict[str, Any]]:
+    """Yields rows of `writer.RECORD_SCHEMA` as the workers finish them.
 
     Close it before Ray ends: what Ray Data has left to do is lost then, and it says so in a traceback.
     """
     for block in fragments.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from block.to_pylist()
+
+
+def quarantine_units(job: Job, work: Sequence[Mapping[str, bytes]]) -> Generator[dict[str, Any]]:
+    """Reads pending units in which nothing is to be embedded, and yields records of their bad rows; without Ray."""
+    for pair in work:
+        for rows in select_documents(pa.table({"work": [pair["work"]]}), job.config, job.fields, job.only):
+            bad = rows.filter(pc.is_valid(rows.column("error")))
+            if bad.num_rows:
+                yield quarantine_record(bad, job.target, [])
 
 
 def commit_records(finished: Generator[dict[str, Any]], committer: Committer, changes: Changes, log: RunLog) -> None:
@@ -54,21 +68,23 @@ def commit_records(finished: Generator[dict[str, Any]], committer: Committer, ch
 
 
 def check_quarantine(seen: Totals, config: BuildConfig, changes: Changes) -> None:
-    """JobFailed where more than `job.quarantine_limit` of the rows so far have failed; unchanged rows count as read.
+    """JobFailed where more than `job.quarantine_limit` of the rows so far are bad; the message has the first of them.
 
-    Otherwise a second run over a corpus with one bad row, which has nothing else to do, would always stop.
+    Duplicates are not bad. Unchanged rows count as read: otherwise a second run over a corpus with one bad row, which
+    has nothing else to do, would always stop.
     """
-    rows = seen.rows + seen.quarantined
+    bad, rows = seen.quarantined - seen.duplicates, seen.rows + seen.quarantined
     settled = rows >= min(MIN_ROWS_FOR_LIMIT, changes.to_embed + changes.bad)
-    rows += changes.same
-    if settled and seen.quarantined > config.job.quarantine_limit * rows:
+    rows += changes.same + changes.metadata_only
+    if settled and bad > config.job.quarantine_limit * rows:
+        first = f"; the first: {seen.reason}" if seen.reason else ""
         raise JobFailed(
-            f"{seen.quarantined:,} of the first {rows:,} rows went to quarantine, more than job.quarantine_limit "
-            f"({config.job.quarantine_limit:.0%}); `tridex status {config.index.uri}` shows why"
+            f"{bad:,} of the first {rows:,} rows went to quarantine, more than job.quarantine_limit "
+            f"({config.job.quarantine_limit:.0%}){first}; `tridex status {config.index.uri}` shows why"
         )
 
 
-def prune(committer: Committer, changes: Changes) -> int:
+def prune_documents(committer: Committer, changes: Changes) -> int:
     """Removes rows whose documents are gone; refuses where a damaged file or row hides which document it is."""
     if changes.unreadable:
         raise JobFailed(

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pipelines.config import ConfigError
 from pipelines.retrieval.hits import Hit
-from pipelines.retrieval.upsert import SOURCE as UPSERTED
+from pipelines.store.evolve import UPSERTED as UPSERTED
 from pipelines.store.schema import SYSTEM_COLUMNS
 
 REST = "metadata_json"

@@ -20,6 +20,7 @@ from pipelines.monitor import metrics
 from pipelines.monitor.lengths import histogram
 from pipelines.monitor.progress import Progress
 from pipelines.monitor.report import Facts, Timeline, write_report
+from pipelines.monitor.status_line import StatusLine
 from pipelines.monitor.summary import Summary
 from pipelines.store.commit import Committer, Totals
 from pipelines.store.schema import Target
@@ -38,6 +39,13 @@ class RunLog:
     seen: Totals = field(default_factory=Totals)
     """Of everything that workers have written, committed or not."""
     summary: dict[str, Any] = field(default_factory=dict)
+    status: StatusLine = field(default_factory=StatusLine)
+    report: str | None = None
+    """Address of the report, once it is written."""
+    _nested: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.status.enabled = self.config.ray.progress
 
     @property
     def seconds(self) -> float:
@@ -45,16 +53,22 @@ class RunLog:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Adds the time of the block to a phase."""
+        """Shows the phase and adds the time of the block to it; a phase within it counts for itself alone."""
         began = time.monotonic()
+        self.status.show(name)
+        self._nested.append(0.0)
         try:
             yield
         finally:
-            self.phases[name] = self.phases.get(name, 0.0) + time.monotonic() - began
+            took, inner = time.monotonic() - began, self._nested.pop()
+            self.phases[name] = self.phases.get(name, 0.0) + took - inner
+            if self._nested:
+                self._nested[-1] += took
 
     def note(self, record: dict[str, Any], progress: Progress) -> None:
         """Counts a fragment that a worker has written."""
         self.seen = self.seen.plus([record])
+        self.status.clear()
         self.timeline.note(self.seen.rows, self.seen.n_tokens, self.seen.quarantined)
         progress.show(self.seen)
 
@@ -85,6 +99,7 @@ class RunLog:
             state, error = "failed", f"{type(failure).__name__}: {failure}"
             raise
         finally:
+            self.status.close()
             if state != "refused":
                 self._write(target, state, error)
 
@@ -100,7 +115,7 @@ class RunLog:
             lengths=lengths(target),
         )
         try:
-            write_report(target.uri, facts, self.config.index.storage_options)
+            self.report = write_report(target.uri, facts, self.config.index.storage_options)
         except OSError as failure:
             logger.warning("no report of this run: %s", failure)
 

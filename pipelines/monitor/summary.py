@@ -16,15 +16,26 @@ class Summary:
     index: str
     embedded: Totals
     unchanged: int
+    """Documents that are in the index as they are in the input."""
     duplicates: int
     pruned: int
     backfilled: int
     """Rows that were there and got outputs that they had not had."""
     seconds: float
     embed_seconds: float
-    """Without the start of Ray, the census and the search indexes."""
+    """Without the start of Ray, the comparison with the index and the search indexes."""
     rows_in_index: int
     backfilled_tokens: int = 0
+    new: int = 0
+    changed: int = 0
+    metadata_only: int = 0
+    """Documents of which nothing but metadata was new: written without being embedded."""
+    metadata_rows: int = 0
+    """Rows that got new metadata."""
+    gone: int = 0
+    """Documents of the index that are not in the input; they stay unless pruned."""
+    report: str | None = None
+    """Where the report of the run is."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"tokens_per_second": round(self.tokens_per_second, 1)}
@@ -38,7 +49,8 @@ class Summary:
         lines = [
             f"index       {self.index}: {self.rows_in_index:,} rows",
             f"embedded    {e.documents:,} documents in {e.rows:,} rows, {e.n_tokens:,} tokens, {size(e.bytes)} written",
-            f"left alone  {self.unchanged:,} documents that were there already",
+            f"documents   {self.new:,} new, {self.changed:,} changed, {self.metadata_only:,} with new metadata only, "
+            f"{self.unchanged:,} the same, {self.gone:,} gone from the input",
             f"truncated   {e.rows_truncated:,} rows lost {e.n_truncated:,} tokens",
             f"quarantine  {e.quarantined:,} rows ({self.duplicates:,} duplicate ids)",
             f"time        {duration(self.seconds)}, of it embedding {duration(self.embed_seconds)}: "
@@ -55,4 +67,6 @@ class Summary:
             )
         if self.pruned:
             lines.insert(3, f"pruned      {self.pruned:,} rows whose documents are gone")
+        if self.report:
+            lines.append(f"report      {self.report}")
         return "\n".join(lines)

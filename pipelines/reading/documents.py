@@ -6,10 +6,8 @@ one by one, about a microsecond each. Nothing here raises for a bad row.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,16 +16,16 @@ import pyarrow.compute as pc
 
 from pipelines.config import Columns, InputConfig
 from pipelines.reading.formats.base import Column, RawRows, to_storable
+from pipelines.store.hashes import HASH, hash_content, hash_metadata
 
 Errors = dict[int, str]
-
-HASH = pa.binary(16)
 
 
 def read_schema(fields: Sequence[pa.Field]) -> pa.Schema:
     """Schema of a block of documents; `fields` are the kept metadata columns."""
     names: list[pa.Field] = [pa.field("doc_id", pa.string()), pa.field("text", pa.string()), *fields]
-    ends = [("source", pa.string()), ("position", pa.int64()), ("content_hash", HASH), ("error", pa.string())]
+    ends = [("source", pa.string()), ("position", pa.int64()), ("content_hash", HASH), ("metadata_hash", HASH)]
+    ends.append(("error", pa.string()))
     return pa.schema([*names, *(pa.field(name, type_) for name, type_ in ends)])
 
 
@@ -49,13 +47,16 @@ def to_documents(
     text = text if config.pictures is None else pc.fill_null(text, "")
     _check_texts(text, config.max_text_bytes, errors, optional=config.pictures is not None)
     kept = {field.name: _typed(_column(raw, field.name), field, errors) for field in fields}
-    told = text if config.pictures is None else _with_picture(text, kept[config.pictures.column])
-    ids = _ids(_column(raw, columns.id), errors) if columns.id is not None else _content_ids(told)
+    content = text if config.pictures is None else _with_picture(text, kept[config.pictures.column])
+    ids = _ids(_column(raw, columns.id), errors) if columns.id is not None else _content_ids(content)
     bad = np.zeros(n, dtype=bool)
     bad[list(errors)] = True
     text = pc.if_else(pa.array(bad), pa.scalar(None, pa.string()), text)
     values = [ids, text, *kept.values(), pa.repeat(pa.scalar(source), n), pa.array(raw.positions, pa.int64())]
-    values += [content_hashes(text, [*kept.values()]), pa.array([errors.get(i) for i in range(n)], pa.string())]
+    hashed = pc.if_else(pa.array(bad), pa.scalar(None, content.type), content)
+    described = {name: v for name, v in kept.items() if config.pictures is None or name != config.pictures.column}
+    values += [hash_content(hashed), hash_metadata(described, n)]
+    values += [pa.array([errors.get(i) for i in range(n)], pa.string())]
     return pa.Table.from_arrays(values, schema=read_schema(fields))
 
 
@@ -217,40 +218,12 @@ def _typed_row(column: Column, row: int, field: pa.Field, errors: Errors) -> pa.
     return value
 
 
-def _digest(*parts: bytes | memoryview) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
-    return digest.digest()
-
-
-def _views(strings: pa.Array) -> Iterable[memoryview | None]:
-    """The bytes of each string without a copy; None for null."""
-    _, offsets, data = strings.buffers()
-    bounds = np.frombuffer(offsets, np.int32)[strings.offset : strings.offset + len(strings) + 1].tolist()
-    view = memoryview(data if data is not None else b"")
-    valid = strings.is_valid().to_pylist()
-    for i, ok in enumerate(valid):
-        yield view[bounds[i] : bounds[i + 1]] if ok else None
-
-
 def _with_picture(text: pa.Array, pictures: pa.Array) -> pa.Array:
     """Text and picture (its bytes, or where it is) as one value."""
     parts = [column.cast(pa.binary()) for column in (text, pictures)]
     return pc.binary_join_element_wise(*parts, pa.scalar(b"\0"), null_handling="replace")
 
 
-def _content_ids(text: pa.Array) -> pa.Array:
-    """Hex of the text's hash: the same text gets the same id in every run and every file."""
-    return pa.array([None if t is None else _digest(t).hex() for t in _views(text)], pa.string())
-
-
-def content_hashes(text: pa.Array, metadata: Sequence[pa.Array]) -> pa.Array:
-    """fixed_size_binary[16] over text and metadata values, null where the text is."""
-    if not metadata:
-        return pa.array([None if t is None else _digest(t) for t in _views(text)], HASH)
-    names = [str(i) for i in range(len(metadata))]
-    rows = pa.Table.from_arrays(list(metadata), names).to_pylist()
-    extra = (json.dumps(list(row.values()), default=str, sort_keys=True).encode() for row in rows)
-    return pa.array([None if t is None else _digest(t, e) for t, e in zip(_views(text), extra, strict=True)], HASH)
+def _content_ids(content: pa.Array) -> pa.Array:
+    """Hex of the content's hash: the same text gets the same id in every run and every file."""
+    return pa.array([None if h is None else h.hex() for h in hash_content(content).to_pylist()], pa.string())

@@ -1,15 +1,16 @@
-"""Small changes from Python: `Index.upsert(rows)` and `Index.delete(ids)`, each one commit under the index's lease.
+"""Makes small changes from Python: `Index.upsert(rows)` and `Index.delete(ids)`, under the index's lease.
 
-This is for a handful of documents in a notebook or a service; a corpus goes through `tridex build`. Long documents are
-cut as the index cuts them, so the next build finds nothing to do about how they were cut.
+This is for a handful of documents in a notebook or a service; a corpus goes through `tridex build`. Both go the same
+way and use the same two hashes: a document that is there as it is costs nothing, one of which only the metadata changed
+is not embedded, and a build that meets an upserted document again finds it the same. Long documents are cut as the
+index cuts them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from hashlib import blake2b
+from dataclasses import replace
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -17,35 +18,43 @@ import pyarrow as pa
 from actors.codecs.encode_batch import encode_batch
 from actors.outputs import EmbeddingBatch, IntArray
 from actors.text.windows import cut_all_into_windows
+from pipelines.changes.detect import to_table_rows
+from pipelines.changes.diff import InputRows, PartitionDiff, diff_partition
 from pipelines.config import ChunkConfig, ConfigError
 from pipelines.retrieval.handle import IndexHandle
-from pipelines.store import lease
-from pipelines.store.commit import Committer
+from pipelines.store.documents import COMPARED, delete_documents, find_rows, hold_lease, replace_documents, target_of
+from pipelines.store.evolve import UPSERTED, upgrade_hashes
+from pipelines.store.hashes import hash_content, hash_metadata
+from pipelines.store.ids import as_keys, hash_ids
+from pipelines.store.lease import Lease
 from pipelines.store.schema import Target
-from pipelines.store.table import sql_in
-from pipelines.store.writer import REPLACES, write_block
-
-SOURCE = "upsert"
+from pipelines.store.updates import ADDRESS, commit_updates, split_by_fragment, update_metadata
 
 
 def upsert(index: IndexHandle, rows: Sequence[Mapping[str, Any]]) -> int:
-    """Embeds and writes documents; one whose `doc_id` is there takes its place. Returns their number.
+    """Writes documents; one whose `doc_id` is there takes its place. Returns their number.
 
     rows: `doc_id`, `text` (title and text joined, as the model shall read it) and the table's own columns; what a row
-    leaves out is null. Searches see them after `open_index` is called again. ConfigError names the row at fault.
+    leaves out is null. Only new texts are embedded. Searches see them after `open_index` is called again. ConfigError
+    names the row at fault.
     """
     if set(index.identity.embedders) != {index.name}:
         raise ConfigError(f"upsert: this index has several embedders, {index.name!r} is open; use `tridex build`")
     _check(index, rows)
     if not rows:
         return 0
-    target = _target(index)
-    with lease.acquire(target.uri, target.table, target.job, storage_options=target.storage_options) as held:
-        block = _block(index, rows)
-        committer = Committer(target, held)
-        for record in write_block(block, target).to_pylist():
-            committer.add(record)
-        committer.commit()
+    target = target_of(index.snapshot, UPSERTED)
+    with hold_lease(target) as held:
+        dataset = upgrade_hashes(target, held)
+        target = replace(target, schema=dataset.schema)
+        documents = to_documents(target, rows)
+        diff = compare(documents, find_rows(dataset, documents.column("doc_id").to_pylist(), COMPARED))
+        settled = set(diff.done[:, 1].tolist())
+        changed = [i for i in range(len(rows)) if i not in settled]
+        if len(diff.updated):
+            write_metadata(target, held, documents, diff, dataset.version)
+        if changed:
+            replace_documents(target, held, _block(index, target, documents.take(pa.array(changed)), rows, changed))
     return len(rows)
 
 
@@ -53,22 +62,7 @@ def delete(index: IndexHandle, ids: Sequence[str]) -> int:
     """Deletes documents with all their chunks; returns the rows deleted. Unknown ids are no error."""
     if isinstance(ids, str):
         raise ConfigError("delete: expected a list of ids, got one string")
-    target = _target(index)
-    with lease.acquire(target.uri, target.table, target.job, storage_options=target.storage_options) as held:
-        addresses = [address for found in _addresses(index, ids).values() for address in found]
-        return Committer(target, held).prune(addresses)
-
-
-def _target(index: IndexHandle) -> Target:
-    snapshot = index.snapshot
-    return Target(
-        snapshot.uri,
-        snapshot.schema,
-        table=snapshot.table,
-        storage_options=snapshot.storage_options,
-        job=SOURCE,
-        run=uuid4().hex,
-    )
+    return delete_documents(target_of(index.snapshot, UPSERTED), ids)
 
 
 def _check(index: IndexHandle, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -88,38 +82,53 @@ def _check(index: IndexHandle, rows: Sequence[Mapping[str, Any]]) -> None:
         seen.add(row["doc_id"])
 
 
-def _addresses(index: IndexHandle, ids: Sequence[str]) -> dict[str, list[int]]:
-    """Addresses of each document's rows in the newest version of the table, which the lease keeps still."""
-    dataset = index.snapshot.dataset.checkout_version(index.snapshot.dataset.latest_version)
-    found: dict[str, list[int]] = {}
-    for first in range(0, len(ids), 1000):
-        scanner = dataset.scanner(columns=["doc_id", "_rowaddr"], filter=sql_in("doc_id", ids[first : first + 1000]))
-        table = scanner.to_table()
-        for doc_id, address in zip(table["doc_id"].to_pylist(), table["_rowaddr"].to_pylist(), strict=True):
-            found.setdefault(doc_id, []).append(address)
-    return found
+def to_documents(target: Target, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """The documents with their ids, metadata in the table's types, and both hashes."""
+    metadata = {
+        name: pa.array([row.get(name) for row in rows], target.schema.field(name).type) for name in target.metadata
+    }
+    text = pa.array([row["text"] for row in rows], pa.string())
+    hashes = {"content_hash": hash_content(text), "metadata_hash": hash_metadata(metadata, len(rows))}
+    return pa.table({"doc_id": pa.array([row["doc_id"] for row in rows], pa.string()), **metadata, **hashes})
 
 
-def _block(index: IndexHandle, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """The rows, cut into chunks, as a block that `write_block` takes."""
-    chunks = [chunk for row, spans in zip(rows, _spans(index, rows), strict=True) for chunk in _chunks(row, spans)]
+def compare(documents: pa.Table, stored: pa.Table) -> PartitionDiff:
+    """Compares documents with the rows that the table has of them, by the rule that jobs use."""
+    n = np.arange(len(documents))
+    content, metadata = (as_keys(documents.column(c).combine_chunks()) for c in ("content_hash", "metadata_hash"))
+    keys = hash_ids(documents.column("doc_id").combine_chunks())
+    asked = InputRows(keys, content, metadata, np.zeros(len(n), np.int32), n, n, np.ones(len(n), bool))
+    return diff_partition(asked, to_table_rows(stored.to_batches()))
+
+
+def write_metadata(target: Target, lease: Lease, documents: pa.Table, diff: PartitionDiff, version: int) -> None:
+    """Gives rows whose document has nothing new but metadata their new values, in one commit."""
+    rows = documents.take(pa.array(diff.updated[:, 1])).append_column(ADDRESS, pa.array(diff.update_addresses))
+    updates = [update_metadata(target, version, i, part) for i, part in split_by_fragment(rows).items()]
+    commit_updates(target, lease, [update for update in updates if update is not None], "metadata")
+
+
+def _block(
+    index: IndexHandle, target: Target, documents: pa.Table, rows: Sequence[Mapping[str, Any]], chosen: Sequence[int]
+) -> pa.Table:
+    """The chosen rows, which `documents` describes, cut into chunks and embedded, as a block for `write_block`."""
+    texts = [rows[i]["text"] for i in chosen]
+    spans = _spans(index, texts)
+    chunks = [chunk for i, span in enumerate(spans) for chunk in _chunks(rows[chosen[i]]["doc_id"], texts[i], span)]
+    shared = documents.take(pa.array(np.repeat(np.arange(len(chosen)), [len(span) for span in spans])))
     batch = _embedded(index, [chunk["text"] for chunk in chunks])
-    there = _addresses(index, [row["doc_id"] for row in rows])
     computed = {"n_tokens": batch.n_tokens, "n_truncated": batch.n_truncated, **batch.to_arrow(index.name)}
+    columns = {name: shared.column(name).combine_chunks() for name in shared.column_names} | computed
     arrays = {
-        f.name: _as(computed.get(f.name, [chunk.get(f.name) for chunk in chunks]), f.type)
-        for f in index.snapshot.schema
+        f.name: _as(columns[f.name] if f.name in columns else [chunk[f.name] for chunk in chunks], f.type)
+        for f in target.schema
     }
-    arrays |= {
-        "error": pa.nulls(len(chunks), pa.string()),
-        REPLACES: pa.array([there.get(chunk["doc_id"], []) for chunk in chunks], pa.list_(pa.uint64())),
-    }
-    return pa.table(arrays)
+    return pa.table(arrays | {"error": pa.nulls(len(chunks), pa.string())})
 
 
-def _spans(index: IndexHandle, rows: Sequence[Mapping[str, Any]]) -> list[IntArray]:
+def _spans(index: IndexHandle, texts: Sequence[str]) -> list[IntArray]:
     """Where the documents are cut: (n, 2) characters of each."""
-    texts, chunking = [row["text"] for row in rows], ChunkConfig(**index.identity.chunk)
+    chunking = ChunkConfig(**index.identity.chunk)
     if chunking.mode == "whole":
         return [np.array([[0, len(text)]]) for text in texts]
     preparation = index.encoder.embedder.preparation
@@ -128,12 +137,11 @@ def _spans(index: IndexHandle, rows: Sequence[Mapping[str, Any]]) -> list[IntArr
     return cut_all_into_windows(texts, preparation.tokenizer, window)
 
 
-def _chunks(row: Mapping[str, Any], spans: IntArray) -> Iterator[dict[str, Any]]:
-    """One document as the rows of its chunks, without what a model computes."""
-    shared = {**row, "source": SOURCE, "content_hash": blake2b(row["text"].encode(), digest_size=16).digest()}
+def _chunks(doc_id: str, text: str, spans: IntArray) -> Iterator[dict[str, Any]]:
+    """What differs between the chunks of a document."""
     for i, (start, end) in enumerate(spans.tolist()):
-        place = {"chunk_id": f"{row['doc_id']}#{i}", "chunk_index": i, "chunk_count": len(spans)}
-        yield shared | place | {"start": start, "end": end, "text": row["text"][start:end]}
+        place = {"chunk_id": f"{doc_id}#{i}", "chunk_index": i, "chunk_count": len(spans), "source": UPSERTED}
+        yield place | {"start": start, "end": end, "text": text[start:end]}
 
 
 def _as(values: Any, kind: pa.DataType) -> pa.Array:

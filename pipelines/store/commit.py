@@ -27,7 +27,7 @@ from pipelines.config import ConfigError, WorkFailed
 from pipelines.store.datasets import create_dataset, open_dataset
 from pipelines.store.interrupt import uninterrupted
 from pipelines.store.lease import Lease
-from pipelines.store.schema import Identity, Target, quarantine_schema
+from pipelines.store.schema import FORMAT_VERSION, Identity, Target, quarantine_schema
 from pipelines.store.writer import address_parts
 
 Record = Mapping[str, Any]
@@ -41,22 +41,39 @@ class CommitError(WorkFailed):
     """The table could not be written; rows committed before stay, and the job can be started again."""
 
 
-def verify(dataset: lance.LanceDataset, target: Target) -> None:
-    """ConfigError where the table was built by other settings: names the first field that differs."""
+def compare_settings(dataset: lance.LanceDataset, target: Target) -> None:
+    """ConfigError where the table was built by other settings, naming the first that differs.
+
+    Columns that the table lacks are no difference, nor are outputs and embedders that the job adds, nor that it is of
+    an older format: `store.evolve` and the back-fill bring them.
+    """
     have = Identity.from_metadata(dataset.schema.metadata)
     if have is None:
         raise ConfigError(f"{target.documents_uri}: this table is not a tridex index (no identity in its schema)")
-    difference = have.difference(target.identity)
+    have = replace(have, format_version=max(have.format_version, FORMAT_VERSION))
+    difference = have.difference(have.common(target.identity))
     if difference is not None:
         raise ConfigError(f"{target.documents_uri}: the index was built with other settings: {difference}")
     for column in target.schema:
         if column.name not in dataset.schema.names:
-            raise ConfigError(f"{target.documents_uri}: the index has no column {column.name!r}, the job writes one")
+            continue
         have_type = dataset.schema.field(column.name).type
         if have_type != column.type:
             raise ConfigError(
                 f"{target.documents_uri}: column {column.name!r} is {have_type} in the index, {column.type} in the job"
             )
+
+
+def verify_settings(dataset: lance.LanceDataset, target: Target) -> None:
+    """As `compare_settings`, and ConfigError where the table lacks a column or an output as well."""
+    compare_settings(dataset, target)
+    have = Identity.from_metadata(dataset.schema.metadata)
+    difference = None if have is None else have.difference(target.identity)
+    if difference is not None:
+        raise ConfigError(f"{target.documents_uri}: the index was built with other settings: {difference}")
+    lacking = next((c.name for c in target.schema if c.name not in dataset.schema.names), None)
+    if lacking is not None:
+        raise ConfigError(f"{target.documents_uri}: the index has no column {lacking!r}, the job writes one")
 
 
 def create_or_open(target: Target, lease: Lease | None = None) -> lance.LanceDataset:
@@ -69,15 +86,15 @@ def create_or_open(target: Target, lease: Lease | None = None) -> lance.LanceDat
     if dataset is None:
         dataset = create_dataset(target.documents_uri, target.schema, options)
     else:
-        verify(dataset, target)
+        verify_settings(dataset, target)
     if open_dataset(target.quarantine_uri, options) is None:
         create_dataset(target.quarantine_uri, quarantine_schema(), options)
     if lease is not None and lease.took_over:
-        dataset = fence(target, lease)
+        dataset = commit_fence(target, lease)
     return dataset
 
 
-def fence(target: Target, lease: Lease) -> lance.LanceDataset:
+def commit_fence(target: Target, lease: Lease) -> lance.LanceDataset:
     """Commits a merge that changes nothing; commits that build on older versions are refused from then on."""
     properties = {"job": target.job, "run": target.run, "fence": str(lease.row.epoch)}
 
@@ -162,6 +179,10 @@ class Totals:
     rows: int = 0
     documents: int = 0
     quarantined: int = 0
+    duplicates: int = 0
+    """Of the quarantined rows, those that only repeat an id."""
+    reason: str | None = None
+    """File, row and error of the first bad row."""
     replaced: int = 0
     n_tokens: int = 0
     n_truncated: int = 0
@@ -188,7 +209,9 @@ class Totals:
                 n_halvings=total.n_halvings + (r.get("n_halvings") or 0),
             )
             if r["kind"] == "quarantine":
-                total = replace(total, quarantined=total.quarantined + r["rows"])
+                duplicates = total.duplicates + (r.get("duplicates") or 0)
+                quarantined, reason = total.quarantined + r["rows"], total.reason or r.get("reason")
+                total = replace(total, quarantined=quarantined, duplicates=duplicates, reason=reason)
                 continue
             total = replace(
                 total,

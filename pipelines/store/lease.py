@@ -6,7 +6,7 @@ the lease watches that counter by a monotonic clock of his own: no two clocks ar
 back changes nothing. That costs a wait of `lease_seconds` before a dead holder's lease can be taken, except on the
 holder's own machine, where the process table says at once that it is gone.
 
-A lease alone does not stop a holder that was frozen and wakes up; `commit.fence` does.
+A lease alone does not stop a holder that was frozen and wakes up; `commit.commit_fence` does.
 """
 
 from __future__ import annotations

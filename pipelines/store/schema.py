@@ -18,7 +18,8 @@ from actors.codecs import parameters as codec_parameters
 from actors.codecs.parameters import ParametersByEmbedder
 from pipelines.config import BuildConfig, ConfigError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: two hashes, `content_hash` over what is embedded and `metadata_hash` over the rest; 1 had one over both."""
 IDENTITY_KEY = b"tridex.identity"
 FILLING_KEY = b"tridex.filling"
 """Schema metadata: JSON list of columns that a job is adding and has not filled yet."""
@@ -38,6 +39,7 @@ _HEAD = (
 _TAIL = (
     pa.field("source", pa.string()),
     pa.field("content_hash", pa.binary(16)),
+    pa.field("metadata_hash", pa.binary(16)),
     pa.field("n_tokens", pa.int32()),
     pa.field("n_truncated", pa.int32()),
 )
@@ -176,6 +178,19 @@ def output_fields(identity: Identity) -> list[pa.Field]:
     return [output_field(name, e, o) for name, e in identity.embedders.items() for o in e["outputs"]]
 
 
+def metadata_columns(schema: pa.Schema) -> tuple[str, ...]:
+    """Names the user's own columns of a table with this schema, in table order; not those that a job is still filling.
+
+    Empty for a table without an identity.
+    """
+    identity = Identity.from_metadata(schema.metadata)
+    if identity is None:
+        return ()
+    unfinished = json.loads((schema.metadata or {}).get(FILLING_KEY, b"[]"))
+    made = {*SYSTEM_COLUMNS, *(f.name for f in output_fields(identity)), *unfinished}
+    return tuple(name for name in schema.names if name not in made)
+
+
 def documents_schema(
     identity: Identity,
     metadata_fields: Sequence[pa.Field] = (),
@@ -231,6 +246,11 @@ class Target:
     @property
     def quarantine_uri(self) -> str:
         return table_uri(self.uri, QUARANTINE)
+
+    @property
+    def metadata(self) -> tuple[str, ...]:
+        """Names of the metadata columns that the job writes."""
+        return metadata_columns(self.schema)
 
     @property
     def identity(self) -> Identity:

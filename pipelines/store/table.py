@@ -8,7 +8,6 @@ for the others.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ import pyarrow as pa
 
 from actors.outputs import IntArray, offsets_of
 from pipelines.config import ConfigError
-from pipelines.store.schema import FILLING_KEY, FORMAT_VERSION, SYSTEM_COLUMNS, Identity, output_fields, table_uri
+from pipelines.store.schema import FORMAT_VERSION, Identity, metadata_columns, table_uri
 
 Addresses = npt.NDArray[np.uint64]
 
@@ -153,9 +152,7 @@ class Snapshot:
     @cached_property
     def metadata_columns(self) -> tuple[str, ...]:
         """The user's own columns, in table order; those that a job is still filling are not his."""
-        unfinished = json.loads((self.schema.metadata or {}).get(FILLING_KEY, b"[]"))
-        made = {*SYSTEM_COLUMNS, *(f.name for f in output_fields(self.identity)), *unfinished}
-        return tuple(name for name in self.schema.names if name not in made)
+        return metadata_columns(self.schema)
 
     def indexes(self) -> dict[str, Any]:
         """Column name to the description of Lance's index on it."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
@@ -21,6 +22,9 @@ import pyarrow.compute as pc
 from lance.fragment import write_fragments
 
 from pipelines.store.schema import Target, quarantine_schema
+
+DUPLICATE = "duplicate id"
+"""How the error of a duplicate begins."""
 
 REPLACES = "replaces"
 """Optional block column, `list<uint64>`: addresses of the table's rows that a changed document's new rows replace."""
@@ -39,6 +43,8 @@ RECORD_SCHEMA = pa.schema(
         pa.field("rows_truncated", pa.int64()),
         *(pa.field(name, pa.int64()) for name in COSTS),
         pa.field("bytes", pa.int64()),
+        pa.field("duplicates", pa.int64()),
+        pa.field("reason", pa.string()),
         pa.field("replaces", pa.list_(pa.uint64())),
         pa.field("partial", pa.list_(pa.struct([("doc_id", pa.string()), ("rows", pa.int64()), ("of", pa.int64())]))),
     ]
@@ -46,7 +52,8 @@ RECORD_SCHEMA = pa.schema(
 """What `write_block` returns, one row a fragment.
 
 documents: documents whose first chunk is in the fragment, so that the sum counts each once. n_tokens, n_truncated:
-sums; rows_truncated: rows that lost tokens. partial: documents that are only partly in this block; a `documents`
+sums; rows_truncated: rows that lost tokens. duplicates: rows of a `quarantine` fragment that only repeat an id; reason:
+file, row and error of the first that does not. partial: documents that are only partly in this block; a `documents`
 fragment has at most one, and then holds nothing else; a `quarantine` fragment lists the chunks that will never come.
 """
 
@@ -131,11 +138,31 @@ def quarantine_rows(rows: pa.Table, target: Target) -> pa.Table:
     return conform(pa.table(columns), quarantine_schema())
 
 
+def describe_failure(row: Mapping[str, Any]) -> str:
+    """`FILE line 4: text is empty` of a row with `source`, `position` and `error`."""
+    error = str(row["error"]).partition("\n")[0]
+    return f"{describe_place(row['source'], row['position'])}: {error}"
+
+
+def describe_place(source: str | None, position: int | None) -> str:
+    """Where a row is: `FILE line 4` of text formats whole, `FILE row 3` of others, `FILE` where there is no row.
+
+    Lines count from 1, rows from 0. A piece of a large file is FILE@BYTE, and its rows count from that byte.
+    """
+    if source is None or position is None or position < 0:
+        return str(source)
+    lines = re.search(r"\.(jsonl|ndjson)(\.\w+)?$", source)
+    return f"{source} line {position + 1}" if lines else f"{source} row {position}"
+
+
 def quarantine_record(rows: pa.Table, target: Target, partial: list[dict[str, Any]]) -> dict[str, Any]:
     """Writes failed rows as a fragment of the quarantine."""
     counts = {"documents": 0, "n_tokens": 0, "n_truncated": 0, "rows_truncated": 0, "replaces": []}
+    repeated = pc.starts_with(rows.column("error"), DUPLICATE)
+    bad = rows.filter(pc.invert(repeated)).slice(0, 1).to_pylist()
+    said = {"duplicates": _total(repeated), "reason": describe_failure(bad[0]) if bad else None}
     written = _write(quarantine_rows(rows, target), target.quarantine_uri, target)
-    return written | counts | {"kind": "quarantine", "partial": partial}
+    return written | counts | said | {"kind": "quarantine", "partial": partial}
 
 
 def _partial_documents(table: pa.Table) -> list[dict[str, Any]]:

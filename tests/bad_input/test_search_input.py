@@ -149,7 +149,7 @@ def test_a_newer_format_is_refused(tmp_path: Path, uri: str) -> None:
     newer = dataclasses.replace(identity, format_version=99)
     table = pa.table({"doc_id": ["a"]}).replace_schema_metadata(newer.to_metadata())
     lance.write_dataset(table, tmp_path / "documents.lance")
-    with pytest.raises(ConfigError, match="format_version 99 is newer than this program's 1; upgrade it"):
+    with pytest.raises(ConfigError, match="format_version 99 is newer than this program's 2; upgrade it"):
         open_index(tmp_path)
 
 

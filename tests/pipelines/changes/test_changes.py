@@ -18,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pipelines.changes.detect as census_module
-from pipelines.changes.detect import Changes, InProcess, OnRay, detect_changes
+from pipelines.changes.detect import Changes, detect_changes
 from pipelines.changes.diff import InputRows, TableRows, diff_partition
 from pipelines.changes.selection import RowFilter, select_rows
+from pipelines.changes.tasks import InProcess, OnRay
 
 READ = pa.schema(
     [
@@ -29,6 +30,7 @@ READ = pa.schema(
         ("source", pa.string()),
         ("position", pa.int64()),
         ("content_hash", pa.binary(16)),
+        ("metadata_hash", pa.binary(16)),
         ("error", pa.string()),
     ]
 )
@@ -66,6 +68,7 @@ def read(unit: FakeUnit) -> Iterator[pa.Table]:
                     "source": unit.name,
                     "position": -1 if doc_id is None else start + i,
                     "content_hash": content(text),
+                    "metadata_hash": bytes(range(16)),
                     "error": "empty text" if text is None else None,
                 }
                 for i, (doc_id, text) in enumerate(part)
@@ -80,6 +83,7 @@ def open_rows(path: Path, rows: Sequence[tuple[str, str, int]]) -> Any:
         {
             "doc_id": pa.array([r[0] for r in rows], pa.string()),
             "content_hash": pa.array([content(r[1]) for r in rows], pa.binary(16)),
+            "metadata_hash": pa.array([bytes(range(16))] * len(rows), pa.binary(16)),
             "chunk_count": pa.array([r[2] for r in rows], pa.int32()),
         }
     )
@@ -257,6 +261,7 @@ def test_judging_follows_the_rule(rows: list[tuple[int, int, bool]], table: list
         InputRows(
             keys([r[0] for r in rows]),
             keys([r[1] for r in rows]),
+            keys([0] * len(rows)),
             np.zeros(len(rows), np.int32),
             n,
             n + 100,
@@ -265,6 +270,7 @@ def test_judging_follows_the_rule(rows: list[tuple[int, int, bool]], table: list
         TableRows(
             keys([t[0] for t in table]),
             keys([t[1] for t in table]),
+            keys([0] * len(table)),
             np.array([t[2] for t in table], np.int32),
             np.arange(len(table), dtype=np.uint64),
         ),

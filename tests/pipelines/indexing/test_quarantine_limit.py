@@ -18,7 +18,7 @@ CONFIG = load_config(input={"paths": ["a"]}, index={"uri": "b"}, job={"quarantin
 
 
 def changes(new: int = 0, same: int = 0, bad: int = 0) -> Changes:
-    return Changes([], new, 0, same, 0, bad, np.zeros(0, np.uint64), ())
+    return Changes([], new, 0, 0, same, 0, 0, bad, np.zeros(0, np.uint64), ())
 
 
 def test_a_job_stops_where_too_many_rows_fail() -> None:

@@ -72,6 +72,7 @@ def make_block(
         "source": pa.array(["shard.parquet"] * n),
         "position": pa.array(range(n), pa.int64()),
         "content_hash": pa.array([blake2b(text.encode(), digest_size=16).digest()] * n, pa.binary(16)),
+        "metadata_hash": pa.array([bytes(16)] * n, pa.binary(16)),
         "n_tokens": pa.array([3] * n, pa.int32()),
         "n_truncated": pa.array([i % 2 for i in range(n)], pa.int32()),
         "toy_dense": matrix_to_arrow(np.full((n, 4), len(text), np.float32)),

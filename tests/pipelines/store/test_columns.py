@@ -23,14 +23,19 @@ from pipelines.store.columns import (
     unfilled_fragments,
     write_columns,
 )
-from pipelines.store.commit import create_or_open
-from pipelines.store.edit import delete_documents, upsert_rows
+from pipelines.store.commit import Totals, create_or_open
+from pipelines.store.documents import delete_documents, hold_lease, replace_documents
 from pipelines.store.lease import Lease, acquire
 from pipelines.store.schema import Identity, Target, documents_schema
 from pipelines.store.table import open_table
 
 Block = Callable[..., pa.Table]
 SPARSE = pa.struct([("indices", pa.list_(pa.uint32())), ("values", pa.list_(pa.float32()))])
+
+
+def upsert_rows(target: Target, table: pa.Table) -> Totals:
+    with hold_lease(target) as lease:
+        return replace_documents(target, lease, table)
 
 
 @pytest.fixture

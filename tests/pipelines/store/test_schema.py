@@ -40,7 +40,7 @@ def test_the_first_difference_is_named(identity: Identity, fields: dict[str, Any
 def test_another_chunker_or_format_differs(identity: Identity) -> None:
     other = replace(identity, chunk={"mode": "tokens", "size": 256})
     assert identity.difference(other) == "chunk.mode: index has 'whole', you have 'tokens'"
-    assert identity.difference(replace(other, format_version=2)) == "format_version: index has 1, you have 2"
+    assert identity.difference(replace(other, format_version=3)) == "format_version: index has 2, you have 3"
 
 
 def test_additions_are_found_only_where_nothing_else_differs(identity: Identity) -> None:

@@ -9,14 +9,19 @@ import lance
 import pyarrow as pa
 import pytest
 
-from pipelines.store.commit import create_or_open
-from pipelines.store.edit import delete_documents, target_of, upsert_rows
+from pipelines.store.commit import Totals, create_or_open
+from pipelines.store.documents import delete_documents, hold_lease, replace_documents, target_of
 from pipelines.store.lease import LeaseHeld, acquire
 from pipelines.store.schema import Target
 from pipelines.store.table import open_table
 
 Block = Callable[..., pa.Table]
 NASTY = ["o'brien", "x' OR '1'='1", 'quote"d', "semi;colon", "per%cent", "ünïcode", ""]
+
+
+def upsert_rows(target: Target, table: pa.Table) -> Totals:
+    with hold_lease(target) as lease:
+        return replace_documents(target, lease, table)
 
 
 @pytest.fixture

@@ -1,0 +1,35 @@
+"""Brings the search indexes of a table up to date when a job has written to it; costs a look where nothing is new."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pipelines.config import IndexConfig
+from pipelines.indexing.session import RaySession
+from pipelines.store.schema import Target
+from pipelines.store.table import open_table
+
+TEXT = "text"
+
+
+def update_search_indexes(target: Target, index: IndexConfig, session: RaySession) -> None:
+    """Updates the full-text index, where the config wants one, and the document frequencies of tokens."""
+    if index.full_text and not covers_text(target):
+        from pipelines.search_indexes.full_text import update_full_text  # here: half of a driver's start
+
+        update_full_text(target)
+    session.call(count_document_frequencies, index.uri, index.table, target.storage_options)
+
+
+def covers_text(target: Target) -> bool:
+    """Whether the full-text index covers all rows."""
+    snapshot = open_table(target.uri, target.table, target.storage_options)
+    found = snapshot.indexes().get(TEXT)
+    return found is not None and not snapshot.index_statistics(found.name)["num_unindexed_rows"]
+
+
+def count_document_frequencies(uri: str, table: str, storage_options: Mapping[str, str]) -> None:
+    """Runs on a worker: the tokenizer's files are there."""
+    from pipelines.search_indexes.document_frequencies import update_document_frequencies
+
+    update_document_frequencies(uri, table, storage_options)

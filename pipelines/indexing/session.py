@@ -1,0 +1,64 @@
+"""Starts Ray when a job first needs it: a run that finds nothing to do ends without one, in seconds.
+
+Where Ray is there already, or is a cluster's, it is used from the start: only its machines may have the files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from types import TracebackType
+from typing import Any, TypeVar
+
+import ray
+
+from pipelines.changes.tasks import InProcess, OnRay, Tasks
+from pipelines.cluster.connect import describe_embedders, describe_locally, run_on_worker, running
+from pipelines.config import EmbedderConfig, RayConfig
+from pipelines.monitor.runlog import RunLog
+
+T = TypeVar("T")
+
+
+class RaySession(AbstractContextManager["RaySession"]):
+    """Where a job's steps run: in this process until `connect` is called, then on Ray.
+
+    Use it as a context manager; a Ray that it started ends with it.
+    """
+
+    def __init__(self, config: RayConfig, log: RunLog, *, start: bool) -> None:
+        """start: do not wait for the first need."""
+        self._config, self._log, self._stack = config, log, ExitStack()
+        self._start = start or ray.is_initialized() or bool(config.address or os.environ.get("RAY_ADDRESS"))
+        self.is_connected = False
+
+    def __enter__(self) -> RaySession:
+        if self._start:
+            self.connect()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def connect(self) -> None:
+        """Starts Ray or connects to it, if that has not been done."""
+        if not self.is_connected:
+            with self._log.phase("starting Ray"):
+                self._stack.enter_context(running(self._config))
+            self.is_connected = True
+
+    @property
+    def tasks(self) -> Tasks:
+        """Runs steps where the session is now."""
+        return OnRay() if self.is_connected else InProcess()
+
+    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Calls a function on a worker, or here."""
+        return run_on_worker(function, *arguments) if self.is_connected else function(*arguments)
+
+    def describe(self, embedders: tuple[EmbedderConfig, ...]) -> dict[str, dict[str, Any]]:
+        """Identity and outputs of each embedder by name; ConfigError where a model cannot be used."""
+        return describe_embedders(embedders) if self.is_connected else describe_locally(embedders)
