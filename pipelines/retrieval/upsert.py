@@ -22,7 +22,15 @@ from pipelines.changes.detect import to_table_rows
 from pipelines.changes.diff import InputRows, PartitionDiff, diff_partition
 from pipelines.config import ChunkConfig, ConfigError
 from pipelines.retrieval.handle import IndexHandle
-from pipelines.store.documents import COMPARED, delete_documents, find_rows, hold_lease, replace_documents, target_of
+from pipelines.store.documents import (
+    COMPARED,
+    Check,
+    delete_documents,
+    find_rows,
+    hold_lease,
+    replace_documents,
+    target_of,
+)
 from pipelines.store.evolve import UPSERTED, upgrade_hashes
 from pipelines.store.hashes import hash_content, hash_metadata
 from pipelines.store.ids import as_keys, hash_ids
@@ -31,12 +39,13 @@ from pipelines.store.schema import Target
 from pipelines.store.updates import ADDRESS, commit_updates, split_by_fragment, update_metadata
 
 
-def upsert(index: IndexHandle, rows: Sequence[Mapping[str, Any]]) -> int:
+def upsert(index: IndexHandle, rows: Sequence[Mapping[str, Any]], check: Check | None = None) -> int:
     """Writes documents; one whose `doc_id` is there takes its place. Returns their number.
 
     rows: `doc_id`, `text` (title and text joined, as the model shall read it) and the table's own columns; what a row
-    leaves out is null. Only new texts are embedded. Searches see them after `open_index` is called again. ConfigError
-    names the row at fault.
+    leaves out is null. Only new texts are embedded. Searches see them after `open_index` is called again. check: is
+    called with the table as it is while the lease is held; what it raises prevents the write. ConfigError names the row
+    at fault.
     """
     if set(index.identity.embedders) != {index.name}:
         raise ConfigError(f"upsert: this index has several embedders, {index.name!r} is open; use `tridex build`")
@@ -46,6 +55,8 @@ def upsert(index: IndexHandle, rows: Sequence[Mapping[str, Any]]) -> int:
     target = target_of(index.snapshot, UPSERTED)
     with hold_lease(target) as held:
         dataset = upgrade_hashes(target, held)
+        if check is not None:
+            check(dataset)
         target = replace(target, schema=dataset.schema)
         documents = to_documents(target, rows)
         diff = compare(documents, find_rows(dataset, documents.column("doc_id").to_pylist(), COMPARED))
@@ -58,11 +69,11 @@ def upsert(index: IndexHandle, rows: Sequence[Mapping[str, Any]]) -> int:
     return len(rows)
 
 
-def delete(index: IndexHandle, ids: Sequence[str]) -> int:
-    """Deletes documents with all their chunks; returns the rows deleted. Unknown ids are no error."""
+def delete(index: IndexHandle, ids: Sequence[str], check: Check | None = None) -> int:
+    """Deletes documents with all their chunks; returns the rows deleted. Unknown ids are no error. check: as above."""
     if isinstance(ids, str):
         raise ConfigError("delete: expected a list of ids, got one string")
-    return delete_documents(target_of(index.snapshot, UPSERTED), ids)
+    return delete_documents(target_of(index.snapshot, UPSERTED), ids, check)
 
 
 def _check(index: IndexHandle, rows: Sequence[Mapping[str, Any]]) -> None:

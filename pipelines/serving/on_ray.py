@@ -33,12 +33,12 @@ class Replica:
         self.config = validated(ServeConfig, config)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        self.app = create_app(self.config)
-        return self.app
+        self.application = create_app(self.config)
+        return self.application
 
     def check_health(self) -> None:
         """Raises where the application was never built; Ray then replaces the replica."""
-        if not hasattr(self, "app"):
+        if not hasattr(self, "application"):
             raise RuntimeError("the application is not built yet")
 
 

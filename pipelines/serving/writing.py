@@ -10,16 +10,18 @@ from collections.abc import Mapping, Sequence
 from threading import Lock
 from typing import Any
 
+import lance
 import pyarrow as pa
 
 from pipelines.config import ConfigError, InvalidRequest
 from pipelines.retrieval.index import Index
+from pipelines.retrieval.upsert import delete, upsert
 from pipelines.serving.catalog import Catalog, View
 from pipelines.serving.errors import ApiError
 from pipelines.serving.filters import matching_rows
 from pipelines.serving.keys import Key
+from pipelines.store.documents import Check, find_rows
 from pipelines.store.lease import LeaseHeld
-from pipelines.store.table import open_table, sql_in
 
 BUSY = "another writer is at work on this index; try again"
 
@@ -36,14 +38,14 @@ class Writer:
         rows = typed_rows(view.index, documents)
         with self._lock:
             self._check_new(view, key, rows)
-            self._check_owned(view, key, [row["doc_id"] for row in rows])
-            return self._write(view, lambda: view.index.upsert(rows))
+            check = owner_check(view, key, [row["doc_id"] for row in rows])
+            return self._write(view, lambda: upsert(view.index, rows, check))
 
     def delete(self, view: View, key: Key, ids: Sequence[str]) -> tuple[int, int]:
         """Deletes documents with all their chunks; returns how many rows went, and the version without them."""
         with self._lock:
-            self._check_owned(view, key, ids)
-            return self._write(view, lambda: view.index.delete(ids))
+            check = owner_check(view, key, ids)
+            return self._write(view, lambda: delete(view.index, ids, check))
 
     def _write(self, view: View, write: Any) -> tuple[int, int]:
         try:
@@ -70,19 +72,21 @@ class Writer:
         if outside is not None:
             raise ApiError(403, f"documents.{outside}: this key may not write it", f"documents.{outside}")
 
-    def _check_owned(self, view: View, key: Key, ids: Sequence[str]) -> None:
-        """403 for an id that is there and not the key's, in the newest version of the table."""
-        if key.filter is None:
-            return
-        snapshot = open_table(view.index.snapshot.uri, storage_options=view.index.snapshot.storage_options)
-        for first in range(0, len(ids), 1000):
-            part = list(ids[first : first + 1000])
-            read = ["doc_id", "chunk_id", *snapshot.metadata_columns, "text"]
-            there = snapshot.take(snapshot.matching(sql_in("doc_id", part)), read)
-            own = matching_rows(there, key.filter) if there.num_rows else there
+
+def owner_check(view: View, key: Key, ids: Sequence[str]) -> Check | None:
+    """A check that the lease's holder makes: 403 for an id that is there and not the key's."""
+    if key.filter is None:
+        return None
+    where, columns = key.filter, ["doc_id", "chunk_id", *view.index.snapshot.metadata_columns, "text"]
+
+    def check(dataset: lance.LanceDataset) -> None:
+        there = find_rows(dataset, ids, columns).select(columns)
+        own = matching_rows(there, where)
+        if own.num_rows < there.num_rows:
             foreign = sorted(set(there["doc_id"].to_pylist()) - set(own["doc_id"].to_pylist()))
-            if foreign or own.num_rows < there.num_rows:
-                raise ApiError(403, f"this key may not write document {(foreign or part)[0]!r}")
+            raise ApiError(403, f"this key may not write document {(foreign or list(ids))[0]!r}")
+
+    return check
 
 
 def typed_rows(index: Index, documents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

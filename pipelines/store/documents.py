@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import lance
 import pyarrow as pa
@@ -21,6 +21,8 @@ from pipelines.store.schema import Target
 from pipelines.store.table import Snapshot, sql_in
 from pipelines.store.writer import REPLACES, write_block
 
+Check = Callable[[lance.LanceDataset], None]
+"""Looks at the table while the lease is held, and raises where a change must not be made."""
 IDS_PER_SCAN = 2000
 COMPARED = ("doc_id", "content_hash", "metadata_hash", "chunk_count")
 """What tells whether a document is in the index as it is."""
@@ -70,10 +72,15 @@ def replace_documents(target: Target, lease: Lease, block: pa.Table) -> Totals:
     return committer.commit()
 
 
-def delete_documents(target: Target, ids: Sequence[str | int]) -> int:
-    """Deletes all rows of these documents in one commit; returns how many there were. Unknown ids are no error."""
+def delete_documents(target: Target, ids: Sequence[str | int], check: Check | None = None) -> int:
+    """Deletes all rows of these documents in one commit; returns how many there were. Unknown ids are no error.
+
+    check: is called under the lease; what it raises prevents the change.
+    """
     wanted = dict.fromkeys(str(i) if isinstance(i, int) else i for i in ids)
     with hold_lease(target) as lease:
         dataset = lance.dataset(target.documents_uri, storage_options=dict(target.storage_options))
+        if check is not None:
+            check(dataset)
         found = find_rows(dataset, wanted)
         return Committer(target, lease).prune(found.column("_rowaddr").to_pylist())
