@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from actors.embedders.icl import FlagICLModel as FlagICLModel
     from actors.embedders.m3 import BGEM3FlagModel as BGEM3FlagModel
     from actors.embedders.registry import load_embedder as load_embedder
+    from actors.embedders.visualized import VisualizedBGE as VisualizedBGE
     from actors.mixing import mix_models as mix_models
     from actors.mixing import mix_models_by_layers as mix_models_by_layers
     from actors.mixing import mix_models_with_data as mix_models_with_data
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from actors.rerankers.registry import load_reranker as load_reranker
     from actors.spec import ComputeSpec as ComputeSpec
     from actors.spec import EmbedderSpec as EmbedderSpec
-    from actors.vision.visualized import VisualizedBGE as VisualizedBGE
 
 _HOMES = {
     "FlagAutoModel": "actors.embedders.auto",
@@ -46,7 +46,7 @@ _HOMES = {
     "FlagLLMReranker": "actors.rerankers.llm",
     "LayerWiseFlagLLMReranker": "actors.rerankers.layerwise",
     "LightWeightFlagLLMReranker": "actors.rerankers.lightweight",
-    "VisualizedBGE": "actors.vision.visualized",
+    "VisualizedBGE": "actors.embedders.visualized",
     "mix_models": "actors.mixing",
     "mix_models_by_layers": "actors.mixing",
     "mix_models_with_data": "actors.mixing",

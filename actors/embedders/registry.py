@@ -10,7 +10,7 @@ from actors.spec import EmbedderSpec
 def load_embedder(spec: EmbedderSpec) -> Embedder:
     """Loads the model of `spec`. Raises CheckpointError (a ValueError) that names the file at fault."""
     if spec.picture_weights is not None:
-        from actors.vision.visualized import VisualizedBGE  # needs Pillow, which the others do not
+        from actors.embedders.visualized import VisualizedBGE  # needs Pillow, which the others do not
 
         return VisualizedBGE.from_spec(spec)
     preparation = load_preparation(spec)

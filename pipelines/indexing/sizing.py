@@ -14,11 +14,10 @@ import pyarrow.compute as pc
 
 from actors.codecs.table import width
 from pipelines.config import BuildConfig
+from pipelines.reading.images import PICTURE_ROWS
 from pipelines.store.schema import Identity
 
 POOLED = {"none": 1, "sequential2": 2, "sequential3": 3, "distinct": 1}
-PICTURE_ROWS = 256
-"""Decoded pictures that travel together: 150 kB each."""
 BLOCKS_PER_ACTOR, MIN_BLOCK_ROWS = 16, 128
 """Blocks below the second number are not worth their way: texts of one length become rare in them."""
 SPARSE_BYTES = 8

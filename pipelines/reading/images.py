@@ -16,7 +16,6 @@ import ray.data
 
 from actors.arrow.blocks import set_row_errors
 from pipelines.config import ConfigError, InputConfig, PictureConfig
-from pipelines.indexing.sizing import PICTURE_ROWS
 from pipelines.reading.files import READ_ERRORS, filesystem, redact
 from pipelines.store.schema import Identity
 
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     from actors.vision.preprocess import Prepared
 
 PIXELS, THUMBNAIL = "pixels", "thumbnail"
+PICTURE_ROWS = 256
+"""Decoded pictures that travel together: 150 kB each."""
 DECODING: dict[str, Any] = {"num_cpus": 0.5, "batch_format": "pyarrow", "batch_size": PICTURE_ROWS}
 """Half a CPU is what a pool of actors always leaves free."""
 

@@ -81,7 +81,7 @@ class QueryEncoder:
 
     def encode_picture(self, picture: Picture, text: str) -> EmbeddingBatch:
         """One query of a picture and a text; ConfigError where the model sees no pictures."""
-        from actors.vision.visualized import VisualizedBGE
+        from actors.embedders.visualized import VisualizedBGE
 
         if not isinstance(self.embedder, VisualizedBGE):
             raise ConfigError(f"{self.uri}: its model ({self.embedder.spec.model}) sees no pictures")

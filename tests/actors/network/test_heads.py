@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from actors.kernels.jit import HAS_NUMBA
 from actors.network import heads
 from actors.outputs import IntArray, offsets_of
 from actors.spec import Pooling
@@ -111,9 +112,9 @@ def test_colbert_without_a_head_gives_the_hidden_states(packed: Packed) -> None:
     assert vectors.row(1).shape == (0, 16)
 
 
+@pytest.mark.skipif(not HAS_NUMBA, reason="kernels are switched off")
 @pytest.mark.parametrize("dim", [None, 20])
 def test_compiled_colbert_equals_torch(monkeypatch: pytest.MonkeyPatch, dim: int | None) -> None:
-    pytest.importorskip("numba")
     lengths = np.array([3, 1, 300, 2, 400])
     hidden = torch.randn(int(lengths.sum()), 37, generator=torch.Generator().manual_seed(1)).bfloat16()
     hidden[5] = 0

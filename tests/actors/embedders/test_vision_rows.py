@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from actors import ComputeSpec, EmbedderSpec, load_embedder
+from actors.embedders.visualized import VisualizedBGE
 from actors.vision.preprocess import pixels_of
-from actors.vision.visualized import VisualizedBGE
 from tests.checkpoints_vision import build_visualized, drawn
 
 TEXTS = ["what is a panda", "the river", ""]

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch.nn.functional import normalize
 
 from actors import ComputeSpec, EmbedderSpec, load_embedder
+from actors.embedders.visualized import VisualizedBGE
 from actors.vision.eva import EvaTower
 from actors.vision.preprocess import load, normalised, pixels_of
-from actors.vision.visualized import VisualizedBGE
 from tests.checkpoints_vision import TOWER, Visualized, build_visualized, drawn, published_state
 from tests.parity.eva_cases import tower_weights
 
