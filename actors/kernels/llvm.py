@@ -1,4 +1,4 @@
-"""The few words of LLVM that this project's hand-written kernels share: types, calls by name, one value in every lane.
+"""Helpers for kernels written in LLVM IR: types, calls of intrinsics by name, broadcasts.
 
 The kernels are numba intrinsics. numba knows no tiles, no bf16, no 8-bit dot product and no populations of planes; what
 it does know stays Python.
@@ -16,6 +16,7 @@ I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntTy
 
 
 def i64(value: int) -> Any:
+    """Makes a 64-bit integer constant."""
     return ir.Constant(I64, value)
 
 
@@ -26,7 +27,7 @@ def call(builder: Builder, name: str, result: Any, *values: Any) -> Any:
 
 
 def splat(builder: Builder, value: Any, lanes: int) -> Any:
-    """`value` in every lane of a vector."""
+    """Broadcasts `value` to every lane of a vector."""
     undefined = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
     first = builder.insert_element(undefined, value, ir.Constant(I32, 0))
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
