@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from actors.codecs.codec import Codec, Codes, Floats
 from actors.codecs.random_rotation import random_rotation
 from actors.codecs.sign import Sign
-from actors.kernels.matmul import matmul_single_thread
 from actors.outputs import Array
 
 if TYPE_CHECKING:
@@ -34,6 +33,8 @@ class RotatedSign(Sign):
 
     def transform_query(self, query: Floats) -> tuple[Floats, Codec]:
         """Rotates the query: its products with the bits as signs are those of the decoded vectors with the query."""
+        from actors.kernels.matmul import matmul_single_thread  # numba: a third of a second, which only queries need
+
         return matmul_single_thread(query, random_rotation(query.shape[1])), Sign()
 
     def encode_on_device(self, vectors: Tensor) -> Tensor:

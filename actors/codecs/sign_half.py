@@ -14,7 +14,6 @@ import numpy.typing as npt
 from actors.codecs.codec import Codec, CodecParameters, Codes, Floats, TrainedCodec
 from actors.codecs.random_rotation import random_rotation
 from actors.codecs.sign import Sign
-from actors.kernels.matmul import matmul_single_thread
 from actors.outputs import Array
 
 
@@ -53,6 +52,8 @@ class SignHalf(TrainedCodec):
 
     def transform_query(self, query: Floats) -> tuple[Floats, Codec]:
         """Projects the query onto the kept directions."""
+        from actors.kernels.matmul import matmul_single_thread  # numba: a third of a second, which only queries need
+
         return matmul_single_thread(query, self.required_parameters()), Sign()
 
 
