@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 
-from pipelines.cli import jobs, models, searching, serving
+from pipelines.cli import exports, jobs, models, searching, serving
 from pipelines.cli.app import app
 
-__all__ = ["app", "jobs", "main", "models", "searching", "serving"]
+__all__ = ["app", "exports", "jobs", "main", "models", "searching", "serving"]
 
 
 def main() -> None:

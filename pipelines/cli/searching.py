@@ -104,23 +104,32 @@ def evaluate(
     rerank: Annotated[list[str] | None, typer.Option(help="Rerankers to measure as well.")] = None,
     candidates: Annotated[int, typer.Option(help="Rows of each channel that enter the union.")] = 200,
     runs: Annotated[Path | None, typer.Option(help="Folder for TREC run files.")] = None,
+    expect: Annotated[
+        str | None, typer.Option(help="MODEL or MODEL:COLLECTION: set its published nDCG@10 beside this index's.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """nDCG@10, recall@100, MRR@10 and MAP of each channel, fusion and reranker, each tested against BM25."""
     from pipelines.config import read_search_config
     from pipelines.evaluation import evaluate as run
     from pipelines.evaluation import read_qrels, read_queries
+    from pipelines.evaluation.published import compare, find_published
     from pipelines.evaluation.report import rules_of
     from pipelines.retrieval import open_index
     from pipelines.retrieval.rerank import as_reranker
 
+    published = None if expect is None else find_published(expect, [queries, qrels])
     asked, judged, opened = read_queries(queries), read_qrels(qrels), open_index(index)
     rules = rules_of(opened, {path.stem: read_search_config(path) for path in search_configs or []})
     models = {name: as_reranker(name, tuple(opened.channels)) for name in rerank or []}
     result = run(opened, asked, judged, rules=rules, rerankers=models, candidates=candidates)
     if runs is not None:
         result.write_runs(runs)
-    print_json(result.to_dict()) if as_json else typer.echo(result.text())
+    compared = None if published is None else compare(published, result)
+    if as_json:
+        print_json(result.to_dict() | ({} if compared is None else {"expected": compared.to_dict()}))
+        return
+    typer.echo(result.text() if compared is None else f"{result.text()}\n{compared.text()}")
 
 
 @app.command()
