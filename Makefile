@@ -5,7 +5,7 @@ READY := .venv/.ready
 ADAPTERS := .venv-adapters
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test test-slow test-clients test-adapters lint check bench format clean
+.PHONY: help install demo test test-portable test-slow test-clients test-adapters lint check bench format clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -45,12 +45,16 @@ test-adapters: $(ADAPTERS)/.ready  ## the adapters by the test suites of their f
 	$(ADAPTERS)/bin/python -m pytest tests/pipelines/integrations -p no:cacheprovider \
 		-o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function
 
+test-portable: $(READY)  ## kernels and what uses them, with all code for single kinds of processors switched off
+	TRIDEX_PORTABLE=1 $(BIN)/python -m pytest -m "not ray and not slow" tests/actors/kernels tests/actors/codecs \
+		tests/actors/compute tests/actors/network tests/parity/test_embedder_goldens.py tests/pipelines/retrieval/scoring
+
 lint: $(READY)  ## ruff and strict mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: lint test  ## everything that CI runs
+check: lint test test-portable  ## everything that CI runs
 
 bench: $(READY)  ## the encoder beside its peers; installs them into .venv-bench
 	benchmarks/run.sh

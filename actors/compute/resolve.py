@@ -15,6 +15,7 @@ from threading import Lock
 import torch
 from transformers import PretrainedConfig
 
+from actors.kernels.torch_private import cpu_supports
 from actors.spec import ComputeSpec
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -80,7 +81,7 @@ def _budget(spec: ComputeSpec, device: torch.device, config: PretrainedConfig) -
 
 def cpu_has_bf16() -> bool:
     """Whether the CPU multiplies bf16 in hardware (AMX tiles or AVX512-BF16) rather than by way of fp32."""
-    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+    return cpu_supports("amx_tile") or cpu_supports("avx512_bf16")
 
 
 @torch.inference_mode()

@@ -33,7 +33,6 @@ from itertools import pairwise
 from typing import Any
 
 import llvmlite.binding  # type: ignore[import-untyped]
-import numba
 import numpy as np
 import torch
 from llvmlite import ir
@@ -41,8 +40,9 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from actors.kernels.jit import njit_cached
+from actors.kernels.jit import HAS_NUMBA, njit_cached
 from actors.kernels.llvm import F32, I8, I16, I32, Builder, call, i64, splat
+from actors.kernels.torch_private import cpu_supports, request_amx_permission
 from actors.outputs import IntArray
 
 SIDE, STEP, TILE = 16, 32, 1024
@@ -62,8 +62,7 @@ def available() -> bool:
     """Whether this processor has AMX tiles with bf16 and this process may use them."""
     features = llvmlite.binding.get_host_cpu_features()
     there = all(features.get(name, False) for name in ("amx-tile", "amx-bf16", "avx512f"))
-    allowed = getattr(torch.cpu, "_init_amx", lambda: False)  # asks the kernel, once for the process
-    return bool(there and not numba.config.DISABLE_JIT and torch.cpu._is_amx_tile_supported() and allowed())
+    return bool(there and HAS_NUMBA and cpu_supports("amx_tile") and request_amx_permission())
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, offsets: IntArray, scale: float) -> Tensor:

@@ -1,7 +1,7 @@
 """Compiles loops with numba, and falls back to numpy where numba is not installed or switched off.
 
 A compiled loop runs at the speed of C on one core and releases the GIL; the numpy counterpart gives the same numbers
-several times slower, so that nothing but speed depends on numba (`NUMBA_DISABLE_JIT=1` runs the tests without it).
+several times slower, so nothing but speed depends on numba. `NUMBA_DISABLE_JIT=1` and `TRIDEX_PORTABLE=1` do without.
 
 Compiled code is cached on disk: beside its source, else in the user's cache folder (numba's own rule; NUMBA_CACHE_DIR
 overrides it), else in a folder of the user's own among the temporary files, else nowhere, which costs a few seconds of
@@ -18,11 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from actors.kernels.portable import PORTABLE
+
 try:
     import numba
 except ImportError:  # numpy does the same, several times slower
     numba = None
-HAS_NUMBA = numba is not None and not numba.config.DISABLE_JIT
+HAS_NUMBA = numba is not None and not numba.config.DISABLE_JIT and not PORTABLE
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
 from actors.kernels.jit import njit_cached
 from actors.outputs import IntArray
-
-AVAILABLE = not numba.config.DISABLE_JIT
 
 
 def normalize_token_rows(tokens: Tensor, offsets: IntArray, out: Tensor) -> None:

@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from actors.compute.batching import round_up_tokens
+from actors.kernels.torch_private import has_packed_linear
 from actors.network.attention import Segments, attend, attend_firsts
 from actors.network.packed_encoder import Layer, PackedEncoder, join, read_layer
 from actors.outputs import IntArray
@@ -25,10 +26,10 @@ class FirstTokenEncoder(PackedEncoder):
     """`model` comes in float32; its linear layers become `dtype`, embeddings, norms and sums stay as they are."""
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
-        exact = model.device.type == "cpu" and torch._C._has_mkldnn
+        exact, packed = model.device.type == "cpu", has_packed_linear()
         layers = model.encoder.layer if exact else []
-        queries = [join(layer.attention.self.query, packed=True) for layer in layers]
-        wide = [read_layer(x, model.config.hidden_act, packed=True) for x in layers if dtype != torch.float32]
+        queries = [join(layer.attention.self.query, packed=packed) for layer in layers]
+        wide = [read_layer(x, model.config.hidden_act, packed=packed) for x in layers if dtype != torch.float32]
         for module in model.encoder.modules():
             if isinstance(module, nn.Linear):
                 module.to(dtype)

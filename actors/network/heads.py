@@ -116,10 +116,11 @@ def _each_text(tokens: Tensor, offsets: IntArray, normalize: bool) -> Tensor:
 def _compiled() -> Callable[[Tensor, IntArray, Tensor], None] | None:
     """`actors.kernels.normalize_bf16.normalize_token_rows` where numba can compile it."""
     try:
-        from actors.kernels import normalize_bf16 as unit
+        from actors.kernels.jit import HAS_NUMBA
+        from actors.kernels.normalize_bf16 import normalize_token_rows
     except (ImportError, RuntimeError):  # no numba, or no folder where it may keep what it compiles
         return None
-    return unit.normalize_token_rows if unit.AVAILABLE else None
+    return normalize_token_rows if HAS_NUMBA else None
 
 
 def _all_texts(tokens: Tensor, offsets: IntArray, normalize: bool) -> Tensor:

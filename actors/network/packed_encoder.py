@@ -17,6 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 
 from actors.compute.batching import round_up_tokens
+from actors.kernels.torch_private import has_packed_linear, pack_weight, packed_linear
 from actors.network.attention import AttentionOptions, Segments, attend
 from actors.outputs import IntArray
 
@@ -40,15 +41,14 @@ class Linear:
 
     def __init__(self, weight: Tensor, bias: Tensor, activation: str | None = None, *, packed: bool = False) -> None:
         self.packed = packed
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.packed else weight
+        self.weight = pack_weight(weight) if self.packed else weight
         self.bias = bias
-        self.fused = "gelu" if self.packed and activation == "gelu" else "none"
-        self.activation = ACT2FN[activation] if activation is not None and self.fused == "none" else None
+        self.fused_gelu = self.packed and activation == "gelu"
+        self.activation = ACT2FN[activation] if activation is not None and not self.fused_gelu else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        y: Tensor
         if self.packed:
-            y = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.fused, [], "none")
+            y = packed_linear(x, self.weight, self.bias, fused_gelu=self.fused_gelu)
         else:
             y = linear(x, self.weight, self.bias)
         return y if self.activation is None else self.activation(y)
@@ -86,7 +86,7 @@ class PackedEncoder:
         self.words, self.places = table.word_embeddings.weight, table.position_embeddings.weight
         self.kinds = table.token_type_embeddings.weight
         self.norm = _norm(table.LayerNorm)
-        self.packed: bool = model.device.type == "cpu" and torch._C._has_mkldnn and not compiled
+        self.packed: bool = model.device.type == "cpu" and has_packed_linear() and not compiled
         self.layers = [read_layer(layer, config.hidden_act, self.packed) for layer in model.encoder.layer]
         self.after_attention = torch.compile(_after_attention, dynamic=True) if compiled else _after_attention
         self.device: torch.device = model.device

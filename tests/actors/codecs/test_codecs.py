@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from actors.codecs import pooling
 from actors.codecs import table as codecs
 from actors.codecs.table import TRAINED
+from actors.kernels.jit import HAS_NUMBA
 from actors.outputs import MultiVectors
 from pipelines.retrieval.scoring.maxsim_1bit import BitQuery, SignQuery
 from pipelines.retrieval.scoring.vnni import has_vnni
+
+NEEDS_NUMBA = pytest.mark.skipif(not HAS_NUMBA, reason="kernels are switched off")
 
 
 def unit(n: int, dim: int, seed: int = 0) -> np.ndarray:
@@ -128,6 +131,7 @@ def test_wrong_names_and_missing_ids_are_named() -> None:
         pooling.pool_vectors(MultiVectors(np.array([0, 2]), unit(2, 8)), "distinct")
 
 
+@NEEDS_NUMBA
 @pytest.mark.parametrize("dim", [384, 96, 21])
 @pytest.mark.parametrize("queries", [1, 16, 21])
 @pytest.mark.parametrize(
@@ -147,6 +151,7 @@ def test_both_bit_kernels_give_what_decoding_gives(dim: int, queries: int, vnni:
         assert np.array_equal(scores, BitQuery(query, False).scores(codes, starts, ends, weights))
 
 
+@NEEDS_NUMBA
 @pytest.mark.parametrize("queries", [1, 8, 21])
 @pytest.mark.parametrize("dim", [384, 21])
 def test_rough_scores_are_those_of_the_querys_signs(dim: int, queries: int) -> None:
