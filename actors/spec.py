@@ -55,14 +55,21 @@ class EmbedderSpec:
     revision: str | None = field(default=None, metadata=ALWAYS_IN_IDENTITY)
     """Hub revision: a commit hash pins the weights."""
     model_class: ModelClass | None = field(default=None, metadata=ALWAYS_IN_IDENTITY)
+    """Which of FlagEmbedding's classes runs it."""
     pooling: Pooling | None = field(default=None, metadata=ALWAYS_IN_IDENTITY)
+    """Which token states make the dense vector."""
     normalize: bool | None = field(default=True, metadata=ALWAYS_IN_IDENTITY)
     """L2-normalise dense and ColBERT vectors. None: what the checkpoint's modules.json says, True without one."""
     query_instruction: str | None = field(default=None, metadata=ALWAYS_IN_IDENTITY)
+    """What stands before every query."""
     query_instruction_format: str | None = field(default=None, metadata=ALWAYS_IN_IDENTITY)
+    """How instruction and query are joined: two `{}`."""
     passage_instruction: str | None = field(default=None, metadata=ALWAYS_IN_IDENTITY)
+    """What stands before every passage."""
     passage_instruction_format: str = field(default="{}{}", metadata=ALWAYS_IN_IDENTITY)
+    """How instruction and passage are joined: two `{}`."""
     query_max_length: int | None = field(default=None, metadata=ALWAYS_IN_IDENTITY | POSITIVE)
+    """Tokens kept of a query, special tokens included; None: as for passages."""
     passage_max_length: int | None = field(default=None, metadata=ALWAYS_IN_IDENTITY | POSITIVE)
     """Tokens kept of a text, special tokens included; None: 512, or what the model card says if that is less."""
     truncate_dim: int | None = field(default=None, metadata=ALWAYS_IN_IDENTITY | POSITIVE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, get_args
@@ -43,3 +45,19 @@ def _model_within(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for part in get_args(annotation) if (found := _model_within(part))), None)
+
+
+def attribute_docstrings(cls: type) -> dict[str, str]:
+    """Returns the string that stands below each field of a class, by the field's name; {} without its source."""
+    try:
+        (body,) = ast.parse(inspect.getsource(cls)).body
+    except (OSError, TypeError):
+        return {}
+    assert isinstance(body, ast.ClassDef)
+    found: dict[str, str] = {}
+    for statement, below in zip(body.body, body.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            text = below.value if isinstance(below, ast.Expr) else None
+            if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                found[statement.target.id] = inspect.cleandoc(text.value)
+    return found

@@ -27,6 +27,7 @@ from actors.codecs.pooling import TokenPooling
 from actors.codecs.sparse_weighting import SparseWeighting
 from actors.codecs.table import CodecName
 from actors.spec import ComputeSpec, DType, EmbedderSpec, Output, PoolSpec, Window
+from pipelines.config.describe import attribute_docstrings
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 TEXT_BESIDE_PICTURE = 256
@@ -66,6 +67,7 @@ class Columns(Model):
     id: str | None = None
     """Column of the document id; None takes the first of `id`, `_id`, `doc_id`, and makes ids where there is none."""
     text: str = "text"
+    """Column of the text."""
     title: str | None = None
     """None takes `title` where it exists."""
     metadata: tuple[str, ...] = ()
@@ -89,13 +91,17 @@ class InputConfig(Model):
     paths: tuple[str, ...] = Field(min_length=1)
     """Files, folders, globs or URIs (s3://, gs://, az://, any that fsspec or pyarrow opens)."""
     format: Literal["auto", "parquet", "jsonl", "csv", "text", "lance"] = "auto"
+    """Of all files; auto: each by its name."""
     columns: Columns = Columns()
+    """Which columns hold id, text and title, and which others are kept."""
     template: str = "{title} {text}"
     """How title and text are joined where there is a title; a text without one stands alone."""
     max_text_bytes: int = Field(64 * 2**20, gt=0)
     """A longer text goes to quarantine."""
     pictures: PictureConfig | None = None
+    """Pictures beside the texts."""
     storage_options: dict[str, SecretStr] = {}
+    """Credentials, endpoint and region of the object store, as its client names them; never shown or stored."""
 
     @model_validator(mode="before")
     @classmethod
@@ -148,11 +154,15 @@ class ChunkConfig(Model):
 
 class ComputeConfig(Model):
     dtype: DType = "auto"
+    """Precision of the forward pass. fp32 is exact; auto takes bf16 where the hardware multiplies it, else fp32."""
     budget: AutoInt = "auto"
     """Tokens in one forward pass."""
     compile: bool | Literal["auto"] = False
+    """Compile the model with torch.compile, which pays in long jobs; auto decides from the device."""
     threads: AutoInt = "auto"
+    """CPU threads of one actor; auto leaves torch's own choice."""
     device: str | None = None
+    """`cpu`, `cuda:0` ...; None takes the first accelerator, else the CPU."""
 
     def spec(self) -> ComputeSpec:
         given: dict[str, Any] = {name: None if value == "auto" and name != "dtype" else value for name, value in self}
@@ -163,11 +173,15 @@ class PoolConfig(Model):
     """Size and resources of one embedder's actor pool."""
 
     num_cpus: float = Field(1, ge=0)
+    """CPUs of one actor."""
     num_gpus: float = Field(0, ge=0)
+    """GPUs of one actor; a fraction shares one."""
     min_size: int = Field(1, gt=0)
+    """Fewest actors."""
     max_size: AutoInt = "auto"
     """auto: as many actors as the cluster's free CPUs or GPUs hold when the job starts."""
     accelerator_type: str | None = None
+    """Only on nodes with this accelerator, as Ray names it (`H100`)."""
     batch_rows: int = Field(1000, gt=0)
     """Rows that travel to an actor at once; the forward pass has its own token budget."""
 
@@ -189,9 +203,11 @@ class PoolConfig(Model):
 
 class CodecConfig(Model):
     dense: Literal["float32", "float16"] = "float32"
+    """Type of the stored dense vectors."""
     colbert: CodecName | None = None
     """None: `rotated_sign` for the packaged model, where it loses next to nothing, `float16` for all others."""
     colbert_pooling: TokenPooling = "none"
+    """Fewer ColBERT vectors per document: means of 2 or 3 neighbours, or one vector per distinct token."""
     sparse: SparseWeighting | None = None
     """None: `counted` for the packaged model, `max`, M3's own, for all others (`actors.codecs.sparse_weighting`)."""
 
@@ -202,10 +218,17 @@ CONFIGURED_OTHERWISE = frozenset({"passage_max_length", "compute"})
 
 def _spec_fields() -> dict[str, Any]:
     """Derives config fields from EmbedderSpec: name, type, default, lower bound."""
-    types = get_type_hints(EmbedderSpec)
+    types, meanings = get_type_hints(EmbedderSpec), attribute_docstrings(EmbedderSpec)
     derived = (f for f in dataclasses.fields(EmbedderSpec) if f.name not in CONFIGURED_OTHERWISE)
     return {
-        f.name: (types[f.name], Field(... if f.default is dataclasses.MISSING else f.default, gt=f.metadata.get("gt")))
+        f.name: (
+            types[f.name],
+            Field(
+                ... if f.default is dataclasses.MISSING else f.default,
+                gt=f.metadata.get("gt"),
+                description=meanings.get(f.name),
+            ),
+        )
         for f in derived
     }
 
@@ -224,13 +247,17 @@ class EmbedderConfig(_SpecFields):
     name: str = "minilm"
     """Prefix of this embedder's columns."""
     model: str = DEFAULT_MODEL
+    """A catalogue name, a hub id or a folder."""
     outputs: tuple[Output, ...] | None = None
     """None: every output that the model has."""
     max_length: int | None = Field(None, gt=0)
     """Tokens kept of a passage, special tokens included; None: what the model takes."""
     compute: ComputeConfig = ComputeConfig()  # type: ignore[assignment]  # a section of its own, see spec()
+    """How the forward pass runs."""
     pool: PoolConfig = PoolConfig()
+    """Size and resources of its actors."""
     codec: CodecConfig = CodecConfig()
+    """How its outputs are stored."""
 
     @field_validator("name")
     @classmethod
@@ -257,8 +284,11 @@ class EmbedderConfig(_SpecFields):
 
 class IndexConfig(Model):
     uri: str
+    """Folder or URI of the index."""
     table: str = "documents"
+    """Name of the LanceDB table."""
     storage_options: dict[str, SecretStr] = {}
+    """Credentials, endpoint and region of the object store, as its client names them; never shown or stored."""
     full_text: bool = True
     """Build Lance's full-text index over the text at the end of a job: the bm25 channel."""
     commit_fragments: int = Field(16, gt=0)
@@ -266,6 +296,7 @@ class IndexConfig(Model):
     commit_seconds: float = Field(60, gt=0)
     """... or this many seconds, whichever comes first."""
     fragment_bytes: int = Field(64 * 2**20, gt=0)
+    """Size of a fragment that a worker writes, about."""
 
 
 class JobConfig(Model):
@@ -278,22 +309,31 @@ class JobConfig(Model):
     drop_columns: tuple[str, ...] = ()
     """Metadata columns of the index to drop; without this, a job that lacks a column of the index is refused."""
     lease_seconds: float = Field(60, gt=0)
+    """A driver that has not renewed its lease for so long counts as dead, and the next one may take over."""
 
 
 class RayConfig(Model):
     address: str | None = None
     """None: `RAY_ADDRESS` if set, else a local Ray that ends with the job."""
     num_cpus: int | None = None
+    """CPUs of a Ray that is started here; None: all of the machine."""
     progress: bool = True
+    """Show what the job does on stderr."""
 
 
 class BuildConfig(Model):
     input: InputConfig
+    """What is read."""
     index: IndexConfig
+    """What is written."""
     chunk: ChunkConfig = ChunkConfig()
+    """How long documents are cut."""
     embedders: tuple[EmbedderConfig, ...] = (EmbedderConfig(),)
+    """The models; each has columns of its own."""
     job: JobConfig = JobConfig()
+    """The lease, the quarantine's limit, pruning."""
     ray: RayConfig = RayConfig()
+    """Which Ray runs the job."""
 
     @field_validator("embedders")
     @classmethod
