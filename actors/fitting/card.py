@@ -25,12 +25,6 @@ ENCODER_FILES = ("*.json", "*.txt", "*.model", "1_Pooling/config.json")
 """Config and tokenizer; weights are asked of `checkpoint.weight_files`."""
 
 
-def check_output(output: Path) -> None:
-    """ValueError where something is there already."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"output {output} exists and is not an empty folder")
-
-
 def check_existing_heads(folder: Path, hidden: int) -> None:
     """ValueError where the checkpoint has a head already that does not fit its encoder."""
     for name in HEADS:

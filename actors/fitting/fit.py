@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from actors.fitting import colbert, sparse
-from actors.fitting.card import check_output, write_checkpoint
+from actors.fitting.card import write_checkpoint
 from actors.fitting.data import Rng, Source, read_source, split
 from actors.fitting.encoder import Encoder, encoded, load_encoder
 from actors.fitting.losses import contrastive, distillation, l1
@@ -27,6 +27,7 @@ from actors.fitting.result import FitConfig, FitResult, Score, SourceReport
 from actors.fitting.select import Doubles, chosen, ndcg
 from actors.fitting.states import States
 from actors.fitting.train import Loss, mixed, scaled, train
+from actors.output_paths import refuse_folder
 from actors.outputs import IntArray
 
 START_SAMPLE = 100_000
@@ -78,7 +79,7 @@ def fit_heads(config: FitConfig, progress: Callable[[str], None] = lambda line: 
     then.
     """
     started = time.monotonic()
-    check_output(Path(config.output))
+    refuse_folder(config.output)
     rng = np.random.default_rng(config.seed)
     sources = [read_source(Path(path), config.queries, config.passages, rng) for path in config.data]
     encoder = load_encoder(config)

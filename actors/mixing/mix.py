@@ -22,6 +22,7 @@ from actors.mixing.check import check_alike, check_reranker, check_tokenizers, n
 from actors.mixing.losses import Example, decoder_loss, embedder_batches, embedder_loss, weights_from_losses
 from actors.mixing.sources import Source, open_source
 from actors.mixing.sums import mixed_tensors, write_sum
+from actors.output_paths import refuse_folder
 
 ModelType = Literal["encoder", "decoder", "reranker"]
 SHARD_BYTES = 2 * 2**30
@@ -137,8 +138,7 @@ def _write(
     shard_bytes: int,
 ) -> Mix:
     """Into a folder beside the target that takes its name at the end, so that no half model is ever found there."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"output_path: {target} exists and is not an empty folder")
+    refuse_folder(target, name="output_path:")
     target.parent.mkdir(parents=True, exist_ok=True)
     mix = Mix(target, tuple(s.name for s in sources), tuple(weights), None if losses is None else tuple(losses))
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:

@@ -2,7 +2,7 @@
 
 Late imports keep `tridex --help` under a second (torch and Ray take several). With `--json` a command prints exactly
 one JSON document to stdout; everything else goes to stderr. Exit status: 0 done, 1 the work failed, 2 the request was
-wrong.
+wrong, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from actors.output_paths import OutputExists
 from pipelines.config import BuildConfig, ConfigError, WorkFailed, load_config
+
+INTERRUPTED = 130
+"""Exit status of a command that Ctrl-C or SIGTERM ended: what shells expect of SIGINT."""
 
 
 class _Group(TyperGroup):
@@ -25,7 +29,7 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except ConfigError as error:
+        except (ConfigError, OutputExists) as error:
             typer.echo(f"tridex: {error}", err=True)
             raise typer.Exit(2) from error
         except WorkFailed as error:
@@ -33,7 +37,7 @@ class _Group(TyperGroup):
             raise typer.Exit(1) from error
         except KeyboardInterrupt:
             typer.echo("tridex: stopped; run the same command again to go on", err=True)
-            raise typer.Exit(1) from None
+            raise typer.Exit(INTERRUPTED) from None
 
 
 app = typer.Typer(
@@ -68,6 +72,7 @@ Input = Annotated[list[str] | None, typer.Option("--input", help="File, folder, 
 IndexUri = Annotated[str | None, typer.Option("--index", help="Folder or URI of the index.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="KEY.PATH=VALUE over the config; may be repeated.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an output file that exists.")]
 Index = Annotated[str, typer.Argument(help="Folder or URI of an index.")]
 Queries = Annotated[Path, typer.Option(help="JSON Lines with _id and text, or id<TAB>text.")]
 Qrels = Annotated[Path, typer.Option(help="BEIR's three columns or TREC's four.")]

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import ast
 import inspect
+import shutil
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from pipelines.config import ConfigError, EmbedderConfig
 
 QUESTIONS = (
     "run a function after some seconds in another thread",
@@ -21,6 +24,8 @@ QUESTIONS = (
 )
 SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "ensurepip", "turtledemo", "idle_test"}
 MIN_CHARACTERS = 60
+MARKER = ".tridex-demo"
+"""File that says that a folder was made by `tridex demo`, which may write it again."""
 
 
 def _sources() -> Iterator[tuple[str, Path]]:
@@ -54,6 +59,25 @@ def passages() -> Iterator[tuple[str, str, str]]:
             if name not in seen:
                 seen.add(name)
                 yield name, module, text
+
+
+def check_model(embedder: EmbedderConfig) -> None:
+    """ConfigError where the model is not there: told before anything is written."""
+    from actors.models.preparation import load_preparation
+
+    try:
+        load_preparation(embedder.spec())
+    except ValueError as error:
+        raise ConfigError(f"demo: {error}") from error
+
+
+def claim_folder(folder: Path) -> None:
+    """Makes the folder with its marker; of one that a demo made, removes what that demo wrote and nothing else."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / MARKER).exists():
+        for name in ("corpus", "index"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / MARKER).write_text("made by `tridex demo`, which replaces corpus and index beside this file\n")
 
 
 def write_corpus(folder: Path, shards: int = 4, modules: tuple[str, ...] = ()) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from actors.output_paths import refuse_folder
 from pipelines.cli.app import ConfigFile, Index, IndexUri, Input, Json, Set, app, build_config, print_json, required
 from pipelines.config import ConfigError, RayConfig
 
@@ -19,10 +20,14 @@ def build(
     index: IndexUri = None,
     overrides: Set = None,
     prune: Annotated[bool, typer.Option("--prune", help="Remove documents that are gone from the input.")] = False,
+    drop_column: Annotated[
+        list[str] | None, typer.Option("--drop-column", help="Metadata column to drop from the index; repeatable.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Build an index, or bring it up to date: only new and changed documents are embedded."""
     extra = ["job.prune=true"] if prune else []
+    extra += [f"job.drop_columns={json.dumps(drop_column)}"] if drop_column else []
     job = build_config(config, input_paths, index, [*(overrides or []), *extra])
     from pipelines.indexing.build import build_index
 
@@ -38,8 +43,13 @@ def retry(
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Try the rows in quarantine again, as their files are now."""
-    job = build_config(config, input_paths, index, overrides)
+    """Try the rows in quarantine again, as their files are now; --index alone takes the rest from the last run."""
+    if config is None and not input_paths and index is not None:
+        from pipelines.monitor.memory import last_config
+
+        job = last_config(index, overrides or [])
+    else:
+        job = build_config(config, input_paths, index, overrides)
     from pipelines.indexing.build import retry as run
 
     summary = run(job)
@@ -147,17 +157,21 @@ def optimize(
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Option(help="Where the corpus and the index are written.")] = Path("demo"),
+    folder: Annotated[Path, typer.Option(help="Where corpus and index are written: a new folder, or a demo's.")] = Path(
+        "demo"
+    ),
 ) -> None:
     """Build an index from the documentation of Python's standard library and answer three questions."""
-    from pipelines.cli.demo import QUESTIONS, write_corpus
+    from pipelines.cli.demo import MARKER, QUESTIONS, check_model, claim_folder, write_corpus
     from pipelines.indexing.build import build_index
     from pipelines.retrieval import open_index
 
-    shutil.rmtree(folder, ignore_errors=True)
+    config = build_config(None, [str(folder / "corpus" / "*.parquet")], str(folder / "index"), None)
+    refuse_folder(folder, marker=MARKER, name="--folder")
+    check_model(config.embedders[0])
+    claim_folder(folder)
     written = write_corpus(folder / "corpus")
     typer.echo(f"{written:,} passages written to {folder / 'corpus'}", err=True)
-    config = build_config(None, [str(folder / "corpus" / "*.parquet")], str(folder / "index"), None)
     typer.echo(build_index(config).text(), err=True)
     index = open_index(str(folder / "index"))
     for question in QUESTIONS:

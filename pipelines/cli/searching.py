@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli.app import Index, Json, Qrels, Queries, app, print_json
+from actors.output_paths import refuse_file, refuse_folder
+from pipelines.cli.app import Force, Index, Json, Qrels, Queries, app, print_json
 from pipelines.cli.search_options import SearchFile, read_options, takes_search_options
 from pipelines.config import InvalidRequest
 
@@ -75,6 +76,7 @@ def rerank(
     output: Annotated[Path, typer.Option("--output", "-o", help="Run file to write; an unfinished one is resumed.")],
     depth: Annotated[int, typer.Option(help="Documents of each query that are scored.")] = 100,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the job; may be repeated.")] = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Rerank a run file, with the texts from an index, over a pool of actors; resumable."""
@@ -83,6 +85,7 @@ def rerank(
 
     tree: dict[str, Any] = {
         "index": index, "run": run, "queries": queries, "output": output, "model": model, "depth": depth,
+        "force": force,
     }  # fmt: skip
     for text in overrides or []:
         apply_override(tree, *parse_override(text))
@@ -107,6 +110,7 @@ def evaluate(
     expect: Annotated[
         str | None, typer.Option(help="MODEL or MODEL:COLLECTION: set its published nDCG@10 beside this index's.")
     ] = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """nDCG@10, recall@100, MRR@10 and MAP of each channel, fusion and reranker, each tested against BM25."""
@@ -119,12 +123,14 @@ def evaluate(
     from pipelines.retrieval.rerank import as_reranker
 
     published = None if expect is None else find_published(expect, [queries, qrels])
+    if runs is not None and not force:
+        refuse_folder(runs, name="--runs")
     asked, judged, opened = read_queries(queries), read_qrels(qrels), open_index(index)
     rules = rules_of(opened, {path.stem: read_search_config(path) for path in search_configs or []})
     models = {name: as_reranker(name, tuple(opened.channels)) for name in rerank or []}
     result = run(opened, asked, judged, rules=rules, rerankers=models, candidates=candidates)
     if runs is not None:
-        result.write_runs(runs)
+        result.write_runs(runs, force=force)
     compared = None if published is None else compare(published, result)
     if as_json:
         print_json(result.to_dict() | ({} if compared is None else {"expected": compared.to_dict()}))
@@ -141,6 +147,7 @@ def tune(
     folds: Annotated[int, typer.Option(help="Of the cross-validation.")] = 5,
     seed: Annotated[int, typer.Option(help="Of the folds.")] = 0,
     rerank: Annotated[str | None, typer.Option(help="A layered reranker: choose its earliest good layer.")] = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Choose fusion weights on judged queries, or how early a layered reranker may stop.
@@ -151,13 +158,15 @@ def tune(
     from pipelines.evaluation import tune as run
     from pipelines.retrieval import open_index
 
+    if output is not None:
+        refuse_file(output, force=force)
     opened, asked, judged = open_index(index), read_queries(queries), read_qrels(qrels)
     if rerank is not None:
         _tune_layers(opened, asked, judged, rerank, as_json)
         return
     result = run(opened, asked, judged, folds=folds, seed=seed)
     if output is not None:
-        result.write(output)
+        result.write(output, force=force)
     print_json(result.to_dict()) if as_json else typer.echo(result.text())
 
 

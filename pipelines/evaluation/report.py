@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from actors.output_paths import refuse_file
 from pipelines.config import ConfigError, SearchOptions
 from pipelines.evaluation.metrics import MEASURES, Doubles, Run, interval, means, paired_p, per_query
 from pipelines.evaluation.qrels import Qrels, judged
@@ -96,8 +97,13 @@ class Evaluation:
         styled = self.to_pandas().to_html(float_format=lambda value: f"{value:.4f}", na_rep="", border=0)
         return f"{styled}<div style='color:#888;font-size:12px'>{escape(self._note())}</div>"
 
-    def write_runs(self, folder: str | Path) -> list[Path]:
-        """One TREC run file for each run: `query Q0 document rank score name`."""
+    def write_runs(self, folder: str | Path, *, force: bool = False) -> list[Path]:
+        """Writes a TREC run file for each run: `query Q0 document rank score name`.
+
+        OutputExists (a ValueError), before any is written, where one is there and may not be replaced.
+        """
+        for name in self.runs:
+            refuse_file(Path(folder) / f"{name}.trec", force=force, name="run file")
         Path(folder).mkdir(parents=True, exist_ok=True)
         paths = []
         for name, run in self.runs.items():

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
+from actors.output_paths import refuse_file
 from pipelines.config import Channel, ConfigError, Fusion, SearchOptions
 from pipelines.evaluation.metrics import Doubles, interval, paired_p
 from pipelines.evaluation.qrels import Qrels, judged
@@ -150,8 +151,12 @@ class Tuning:
             )
         return SearchOptions(mode="hybrid", fusion=self.fusion, weights=dict(self.weights))
 
-    def write(self, path: str | Path) -> None:
-        """Writes the search config as YAML, with what it was measured on in its first line."""
+    def write(self, path: str | Path, *, force: bool = False) -> None:
+        """Writes the search config as YAML, with what it was measured on in its first line.
+
+        OutputExists (a ValueError) where there is a file and it may not be replaced.
+        """
+        refuse_file(path, force=force)
         config = self.config().model_dump(exclude_unset=True)
         head = f"# nDCG@10 {self.hybrid.mean():.4f}, cross-validated on {len(self.hybrid)} queries by `tridex tune`\n"
         Path(path).write_text(head + yaml.safe_dump(config, sort_keys=False), encoding="utf-8")

@@ -33,7 +33,7 @@ from pipelines.indexing.sizing import block_rows, fragment_rows, row_bytes, rows
 from pipelines.indexing.stages import chunk, sample, select_documents, tokenise
 from pipelines.monitor.runlog import RunLog
 from pipelines.monitor.summary import Summary
-from pipelines.reading.images import stored_fields, with_pictures
+from pipelines.reading.images import check_pillow, stored_fields, with_pictures
 from pipelines.reading.units import Unit, metadata_fields, plan_units, read_unit
 from pipelines.store.commit import Committer, Totals, create_or_open
 from pipelines.store.datasets import open_dataset, open_version
@@ -63,6 +63,7 @@ def build_index(config: BuildConfig, only: RowFilter | None = None) -> Summary:
     log = RunLog(config)
     with closing(log.status), interruptible():
         with log.phase("listing files"):
+            check_pillow(config.input)
             units = plan_units(config.input)
             fields = metadata_fields(config.input, units)
         with RaySession(config.ray, log, start=not quick_look_pays(config, units)) as session:

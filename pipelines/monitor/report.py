@@ -1,4 +1,4 @@
-"""The report of a run: a JSON document for programs and one HTML page for people, written beside the index.
+"""Writes the report of a run beside the index: a JSON document for programs and one HTML page for people.
 
 It is written once, at the end, also of a run that failed; while a job runs, metrics and the progress line speak. A
 report holds what the configuration holds except secrets, which pydantic masks.
@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import platform
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from html import escape
+from importlib.metadata import version
 from typing import Any
 
+from pyarrow.fs import FileType
 from pydantic import SecretStr
 
 from pipelines.monitor import charts
@@ -74,6 +78,8 @@ class Facts:
     lengths: Mapping[str, int] = field(default_factory=dict)
     """See `pipelines.monitor.lengths`."""
     warnings: Sequence[str] = ()
+    version: str = field(default_factory=lambda: version("tridex"))
+    machine: str = field(default_factory=lambda: describe_machine())
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"started": self.started.isoformat()}
@@ -95,12 +101,19 @@ def write_report(uri: str, facts: Facts, storage_options: Mapping[str, SecretStr
     pages = {"json": json.dumps(facts.to_dict(), indent=2, default=str, ensure_ascii=False), "html": to_html(facts)}
     try:
         fs.create_dir(f"{path}/{FOLDER}", recursive=True)
+        stem = _unused_stem(fs, path, stem)
         for suffix, text in pages.items():
             with fs.open_output_stream(f"{path}/{stem}.{suffix}") as file:
                 file.write(text.encode())
     except READ_ERRORS as error:
         raise OSError(f"{uri}/{stem}: {redact(str(error), options)}") from None
     return f"{uri.rstrip('/')}/{stem}.html"
+
+
+def _unused_stem(fs: Any, path: str, stem: str) -> str:
+    """The stem, or `STEM-2` and so on: two runs within a second must not write over each other."""
+    candidates = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    return next(c for c in candidates if fs.get_file_info(f"{path}/{c}.json").type == FileType.NotFound)
 
 
 STYLE = """
@@ -129,7 +142,8 @@ def to_html(facts: Facts) -> str:
     config = f"<h2>Configuration</h2>\n<pre>{escape(json.dumps(dict(facts.config), indent=2, default=str))}</pre>"
     head = f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n<style>{STYLE}</style>'
     when = f"<p>started {facts.started:%Y-%m-%d %H:%M:%S} UTC, took {duration(sum(facts.phases.values()))}</p>"
-    body = [f"<h1>{title}</h1>", when, *error, *warnings, _table(facts.summary), *sections, config]
+    machine = f"<p>tridex {escape(facts.version)} on {escape(facts.machine)}</p>"
+    body = [f"<h1>{title}</h1>", when, machine, *error, *warnings, _table(facts.summary), *sections, config]
     return "\n".join([head, *body, "</html>\n"])
 
 
@@ -140,17 +154,64 @@ def _rates(timeline: Sequence[Point]) -> tuple[list[float], list[float]]:
     return [b.seconds for _, b in pairs], rates
 
 
+LABELS = {
+    "index": "Index",
+    "embedded.rows": "Rows embedded",
+    "embedded.documents": "Documents embedded",
+    "embedded.quarantined": "Rows in quarantine",
+    "embedded.duplicates": "Rows that repeat an id",
+    "embedded.reason": "First bad row",
+    "embedded.replaced": "Old rows replaced",
+    "embedded.n_tokens": "Tokens embedded",
+    "embedded.n_truncated": "Tokens cut off",
+    "embedded.rows_truncated": "Rows that lost tokens",
+    "embedded.n_padding": "Tokens of padding",
+    "embedded.n_halvings": "Batches halved for lack of memory",
+    "embedded.bytes": "Bytes written",
+    "embedded.fragments": "Fragments written",
+    "embedded.commits": "Commits",
+    "new": "New documents",
+    "changed": "Changed documents",
+    "metadata_only": "Documents with new metadata only",
+    "metadata_rows": "Rows that got new metadata",
+    "unchanged": "Documents that were the same",
+    "gone": "Documents gone from the input",
+    "duplicates": "Duplicate ids in the input",
+    "pruned": "Rows removed because their documents are gone",
+    "backfilled": "Rows that got new outputs",
+    "backfilled_tokens": "Tokens of these rows",
+    "seconds": "Seconds",
+    "embed_seconds": "Seconds of embedding",
+    "rows_in_index": "Rows in the index",
+    "tokens_per_second": "Tokens per second",
+}
+"""What the page calls the counts of a summary; others are shown by their own names, without underscores."""
+
+
 def _table(values: Mapping[str, Any]) -> str:
-    rows = "\n".join(f"<tr><td>{escape(name)}</td><td>{escape(_shown(v))}</td></tr>" for name, v in _flat(values))
+    """The values that say something: zeros and blanks are left out."""
+    shown = [(_label(name), _shown(v)) for name, v in _flat(values) if v not in (0, None, "")]
+    rows = "\n".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in shown)
     return f"<table>\n{rows}\n</table>"
 
 
+def _label(name: str) -> str:
+    return LABELS.get(name) or LABELS.get(f"embedded.{name}") or name.replace("_", " ").replace(".", ": ")
+
+
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Values of a tree by dotted names."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def describe_machine() -> str:
+    """Names the driver's machine: `host, 16 CPUs, Linux x86_64, Python 3.11.7`."""
+    system = f"{platform.system()} {platform.machine()}"
+    return f"{platform.node()}, {os.cpu_count()} CPUs, {system}, Python {platform.python_version()}"
 
 
 def _shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What a run remembers of itself: seconds of each phase, totals over time, and the report that it leaves behind.
+"""Keeps what a run is doing and has done: its phase, seconds of each, totals over time, and the report at its end.
 
 The report is written whether the run ends well or not, but never turns a good end into a bad one: a store that refuses
 the report has already taken the data.
@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
 from typing import Any
 
 import lance
@@ -34,6 +35,7 @@ class RunLog:
 
     config: BuildConfig
     started: float = field(default_factory=time.monotonic)
+    began: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     phases: dict[str, float] = field(default_factory=dict)
     timeline: Timeline = field(default_factory=Timeline)
     seen: Totals = field(default_factory=Totals)
@@ -108,6 +110,7 @@ class RunLog:
             job=self.config.job.id,
             state=state,
             error=error,
+            started=self.began,
             summary=self.summary or asdict(self.seen),
             config=self.config.model_dump(mode="json"),
             phases=self.phases,

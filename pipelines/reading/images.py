@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -27,6 +28,12 @@ PICTURE_ROWS = 256
 """Decoded pictures that travel together: 150 kB each."""
 DECODING: dict[str, Any] = {"num_cpus": 0.5, "batch_format": "pyarrow", "batch_size": PICTURE_ROWS}
 """Half a CPU is what a pool of actors always leaves free."""
+
+
+def check_pillow(config: InputConfig) -> None:
+    """ConfigError, in one line, where pictures are to be read and Pillow is not installed here."""
+    if config.pictures is not None and find_spec("PIL") is None:
+        raise ConfigError("input.pictures: reading pictures needs Pillow: pip install 'tridex[vision]'")
 
 
 def stored_fields(config: InputConfig, fields: Sequence[pa.Field]) -> list[pa.Field]:

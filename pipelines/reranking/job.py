@@ -25,6 +25,7 @@ from pydantic import Field
 from ray.data import ActorPoolStrategy
 
 from actors.arrow.isolate import isolate_failures
+from actors.output_paths import refuse_file
 from actors.outputs import IntArray
 from actors.pool import pool_size
 from pipelines.cluster.connect import as_config_error, run_on_worker, running
@@ -66,6 +67,8 @@ class RerankConfig(Model):
     depth: int = Field(100, gt=0)
     """Documents of each query that are scored and written."""
     tag: str = "tridex"
+    force: bool = False
+    """Replace `output` where it exists."""
     table: str = "documents"
     storage_options: dict[str, str] = Field(default_factory=dict)
     compute: ComputeConfig = ComputeConfig()
@@ -96,11 +99,13 @@ def rerank_run(config: RerankConfig) -> RerankSummary:
     request in the way.
     """
     started = time.monotonic()
+    partial = Partial(config)
+    if not partial.path.exists():  # else the output is this job's own: queries failed, and are tried again
+        refuse_file(config.output, force=config.force)
     wanted, texts = read_run(config.run, config.depth), read_queries(config.queries)
     unknown = next((query for query in wanted if query not in texts), None)
     if unknown is not None:
         raise ConfigError(f"{config.run}: query {unknown!r} has no text in {config.queries}")
-    partial = Partial(config)
     done = partial.open(open_table(config.index, config.table, config.storage_options).version)
     snapshot = open_table(config.index, config.table, config.storage_options, partial.version)
     block, missing = plan_block(snapshot, {q: docs for q, docs in wanted.items() if q not in done}, texts)
@@ -257,6 +262,8 @@ class Partial:
         """The scores that are there; `version` is then the index's version that all scores are of."""
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
         whole = [line for line in lines if line.endswith("\n")]
+        if lines and not lines[0].startswith("{"):
+            raise ConfigError(f"{self.path} exists and is no unfinished job: rename it, or name another output")
         if not whole:
             self.version = newest
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -305,7 +312,9 @@ def _write_lines(file: TextIO, scored: Mapping[str, Mapping[str, float]]) -> Non
 
 def _request(config: RerankConfig) -> dict[str, Any]:
     """Everything that the scores depend on, but for the index's version."""
-    same = config.model_dump(mode="json", exclude={"output", "tag", "storage_options", "compute", "pool", "ray"})
+    same = config.model_dump(
+        mode="json", exclude={"output", "tag", "force", "storage_options", "compute", "pool", "ray"}
+    )
     digests = {name: hashlib.sha256(Path(same[name]).read_bytes()).hexdigest() for name in ("run", "queries")}
     return {**same, **digests, "dtype": config.compute.dtype}
 

@@ -1,4 +1,4 @@
-"""What is in an index, told from its tables alone: no Ray, no model, nothing of the job that built it."""
+"""Reads what is in an index from its tables alone: no Ray, no model, nothing of the job that built it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pipelines.store.datasets import open_dataset
 from pipelines.store.quarantine import reasons
 from pipelines.store.schema import QUARANTINE, table_uri
 from pipelines.store.table import Snapshot, open_table
+from pipelines.store.writer import describe_place
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +66,17 @@ class Status:
                 for i in self.indexes
             ),
             f"quarantine  {self.quarantine:,} rows",
-            *(f"            {r['rows']:,} x {r['error']} ({_example(r)})" for r in self.quarantine_reasons),
+            *(
+                f"            {r['rows']:,} x {r['error']} ({describe_place(r['source'], r['position'])})"
+                for r in self.quarantine_reasons
+            ),
             f"writer      {self.writer or 'none'}",
         ]
         return "\n".join(lines)
 
 
 def _example(reason: Mapping[str, Any]) -> str:
-    position = reason["position"]
-    return str(reason["source"]) if position is None or position < 0 else f"{reason['source']} row {position}"
+    return describe_place(reason["source"], reason["position"])
 
 
 def read_status(uri: str, table: str = "documents", storage_options: Mapping[str, str] | None = None) -> Status:
