@@ -19,7 +19,7 @@ One call of `attend_block`, for 16 queries of one head (d = 32 x depth dimension
     _write          times 1 / sum, transpose back        16 rows of d bf16            queries down
 
 Queries stand across, so that softmax's maximum and sum go down a column: each of the 16 numbers of a register belongs
-to another query, and nothing is ever reduced across a register. The scores come out of `_score` in just the order in which
+to another query, and nothing is ever reduced across a register. The scores leave `_score` in just the order in which
 `_mix` wants its right side, so the weights are stored once and never rearranged. Measured on the way, microseconds per
 token and layer at 184 tokens, 12 heads of 32 (torch: 3.8): softmax by numba's vectoriser 6.8, softmax by hand along
 rows 3.2, keys and values packed by hand as well 2.2 to 2.4, queries as columns 2.0, four maxima at a time 1.7.
