@@ -4,7 +4,8 @@ die: "before:N" or "after:N" kills this process around its Nth commit of documen
 driver never saw the reply. write_deaths: so many write tasks kill their process when their fragments are on disk and
 their records are not returned. slow: seconds that each write task sleeps, so that there is time to be killed. memory:
 tokens in a forward pass beyond which the actors' device has no memory left. freeze: the driver stops after its second
-lease check, as a process that was suspended, and goes on when there is a file `thaw` beside CONFIG.
+lease check, as a process that was suspended, and goes on when there is a file `thaw` beside CONFIG. small_commits:
+metadata is committed unit by unit.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 import pipelines.indexing.build
+import pipelines.indexing.metadata
 import pipelines.indexing.operators
 from pipelines.config import load_config
 from pipelines.indexing.operators import IO_STAGE_RESOURCES
@@ -114,6 +116,8 @@ def main(path: str, faults: dict[str, Any]) -> None:
         pipelines.indexing.operators.actor_class_for = small_device(faults["memory"])
     if "freeze" in faults:
         freeze_after_check(folder)
+    if "small_commits" in faults:
+        pipelines.indexing.metadata.COMMIT_BYTES = pipelines.indexing.metadata.UNITS_AT_ONCE = 1
     pipelines.indexing.build.write_block = slow_and_mortal(
         str(folder), faults.get("write_deaths", 0), faults.get("slow", 0.0)
     )

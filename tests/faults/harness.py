@@ -161,13 +161,16 @@ CHUNK_TOKENS = 24
 """About every second document is cut, so that some lie across blocks and fragments."""
 
 
-def write_shards(folder: Path, documents: int = 600, shards: int = 4) -> None:
-    """Parquet shards; in each, one empty text and, from the second on, one id of the first shard."""
+def write_shards(folder: Path, documents: int = 600, shards: int = 4, tag: str = "old") -> None:
+    """Parquet shards; in each, one empty text and, from the second on, one id of the first shard.
+
+    The column `tag` holds `tag` and the number of the row; texts do not depend on it.
+    """
     rng = random.Random(1)
     folder.mkdir(parents=True)
     for s in range(shards):
         rows = [
-            {"id": f"s{s}d{i}", "text": " ".join(rng.choices(WORDS, k=rng.randint(4, 30)))}
+            {"id": f"s{s}d{i}", "text": " ".join(rng.choices(WORDS, k=rng.randint(4, 30))), "tag": f"{tag} {s} {i}"}
             for i in range(documents // shards)
         ]
         rows[3]["text"] = " "
@@ -195,7 +198,7 @@ class Job:
     def configure(self, shards: Path, model: Path) -> Job:
         index = {"uri": self.index, "commit_fragments": 2, "fragment_bytes": 65536, "full_text": False}
         tree = {
-            "input": {"paths": [str(shards / "*.parquet")]},
+            "input": {"paths": [str(shards / "*.parquet")]} | self.settings.get("input", {}),
             "chunk": {"size": CHUNK_TOKENS},
             "index": index | self.settings.get("index", {}),
             "job": {"lease_seconds": 3, "quarantine_limit": 0.5} | self.settings.get("job", {}),

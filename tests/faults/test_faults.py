@@ -227,6 +227,87 @@ def test_new_outputs_that_are_half_there_are_completed(start: Start, undisturbed
     all_well(job, undisturbed)
 
 
+TAGGED = {"input": {"columns": {"metadata": ["tag"]}}}
+
+
+def tags_are(job: Job, tag: str) -> None:
+    """Every row has the tag of its document, of this writing of the shards."""
+    rows = job.documents.to_table(columns=["doc_id", "tag"]).to_pylist()
+    wrong = [row for row in rows if row["tag"] != " ".join([tag, *row["doc_id"][1:].split("d")])]
+    assert rows
+    assert not wrong, wrong[:5]
+
+
+@pytest.mark.parametrize("moment", ["before:1", "after:1", "before:3", "after:3"])
+def test_new_metadata_that_is_half_there_is_completed(
+    start: Start, tmp_path: Path, undisturbed: Content, moment: str
+) -> None:
+    """Nothing is embedded in either run, and no row is moved."""
+    write_shards(tmp_path / "shards")
+    job = start(tmp_path / "shards", **TAGGED)
+    job.finish()
+    addresses = job.documents.to_table(columns=["chunk_id"], with_row_address=True)
+    shutil.rmtree(tmp_path / "shards")
+    write_shards(tmp_path / "shards", tag="new")
+    assert job.start(die=moment, small_commits=True).wait(PATIENCE) == -signal.SIGKILL
+    there = [row["tag"].startswith("new") for row in job.documents.to_table(columns=["tag"]).to_pylist()]
+    assert any(there) == (moment != "before:1")
+    assert not all(there)
+    summary = job.finish()
+    assert (summary["embedded"]["documents"], summary["changed"], summary["new"]) == (0, 0, 0)
+    assert 0 < summary["metadata_only"] <= 593
+    tags_are(job, "new")
+    assert job.documents.to_table(columns=["chunk_id"], with_row_address=True).equals(addresses)
+    all_well(job, undisturbed)
+    assert job.finish()["metadata_only"] == 0
+
+
+@pytest.mark.parametrize("moment", ["before:1", "after:2"])
+def test_a_metadata_column_that_is_half_filled_is_completed(start: Start, undisturbed: Content, moment: str) -> None:
+    start().finish()
+    job = start(**TAGGED)
+    assert job.start(die=moment, small_commits=True).wait(PATIENCE) == -signal.SIGKILL
+    filled = job.documents.count_rows() - job.documents.to_table(columns=["tag"])["tag"].null_count
+    assert (filled > 0) == (moment == "after:2")
+    summary = job.finish()
+    assert (summary["embedded"]["documents"], summary["backfilled"]) == (0, 0)
+    tags_are(job, "old")
+    all_well(job, undisturbed)
+
+
+def test_a_driver_that_wakes_up_while_metadata_is_written_writes_nothing(
+    start: Start, tmp_path: Path, undisturbed: Content
+) -> None:
+    write_shards(tmp_path / "shards")
+    job = start(tmp_path / "shards", **TAGGED)
+    job.finish()
+    shutil.rmtree(tmp_path / "shards")
+    write_shards(tmp_path / "shards", tag="new")
+    frozen = job.start(freeze=True, small_commits=True)
+    wait_for((job.folder / "frozen").exists, PATIENCE, "the frozen driver")
+    shutil.rmtree(tmp_path / "shards")
+    write_shards(tmp_path / "shards", tag="newest")
+    job.finish()
+    (job.folder / "thaw").touch()
+    assert frozen.wait(PATIENCE) == 1
+    assert "LeaseLost" in (job.folder / "log").read_text()
+    tags_are(job, "newest")
+    all_well(job, undisturbed)
+
+
+def test_a_dropped_column_costs_no_embedding(start: Start, undisturbed: Content) -> None:
+    start(**TAGGED).finish()
+    job = start()
+    assert job.start().wait(PATIENCE) == 1
+    assert "--drop-column tag" in (job.folder / "log").read_text()
+    assert "tag" in job.documents.schema.names
+    dropping = start(job={"drop_columns": ["tag"]})
+    assert dropping.start(die="before:1").wait(PATIENCE) == -signal.SIGKILL
+    assert dropping.finish()["embedded"]["documents"] == 0
+    assert "tag" not in job.documents.schema.names
+    all_well(job, undisturbed)
+
+
 def test_a_node_that_is_lost_takes_no_document_along(start: Start, undisturbed: Content) -> None:
     job = start()
     driver = job.start(slow=0.3)
