@@ -39,6 +39,9 @@ from pipelines.store.writer import DUPLICATE
 
 SCANNED = ("doc_id", "content_hash", "metadata_hash", "chunk_count")
 """Columns of the table that are compared."""
+SCAN_BATCH_ROWS = 4096
+QUICK_LOOK_BYTES = 256 * 2**20
+"""An input that one process reads in the time that Ray takes to start."""
 UNITS_PER_TASK = 64
 ROWS_PER_PARTITION = 250_000
 """A reducer holds about 150 bytes a row while it sorts: 40 MB, which the worker that it ran in keeps."""

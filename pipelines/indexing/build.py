@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from pipelines.changes.detect import Changes, detect_changes
+from pipelines.changes.detect import QUICK_LOOK_BYTES, SCAN_BATCH_ROWS, Changes, detect_changes
 from pipelines.changes.selection import RowFilter
 from pipelines.cluster.connect import run_on_worker
 from pipelines.config import BuildConfig, plain_options
@@ -45,10 +45,6 @@ from pipelines.store.schema import Target, documents_schema, identity_of, table_
 from pipelines.store.writer import write_block
 
 __all__ = ["JobFailed", "build_index"]
-
-SCAN_BATCH_ROWS = 4096
-QUICK_LOOK_BYTES = 256 * 2**20
-"""An input that one process reads in the time that Ray takes to start."""
 
 
 def build_index(config: BuildConfig, only: RowFilter | None = None) -> Summary:

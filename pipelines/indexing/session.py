@@ -6,6 +6,7 @@ Where Ray is there already, or is a cluster's, it is used from the start: only i
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
@@ -19,6 +20,23 @@ from pipelines.config import EmbedderConfig, RayConfig
 from pipelines.monitor.runlog import RunLog
 
 T = TypeVar("T")
+
+NEEDED_CPUS = 1.0
+"""Free CPUs with which a job goes ahead: one for a model, parts of others for the stages around it."""
+
+
+def describe_wait() -> str | None:
+    """Says that a job has to wait for CPUs that other jobs have; None where enough are free.
+
+    To be asked when no task of this job runs. Ray hears of released CPUs with some delay, so a cluster that looks full
+    is looked at twice.
+    """
+    for pause in (0.5, 0.0):
+        total, free = (found.get("CPU", 0.0) for found in (ray.cluster_resources(), ray.available_resources()))
+        if free >= min(NEEDED_CPUS, total):
+            return None
+        time.sleep(pause)
+    return f"waiting for CPUs: other jobs have {total - free:g} of {total:g}"
 
 
 class RaySession(AbstractContextManager["RaySession"]):
@@ -49,6 +67,7 @@ class RaySession(AbstractContextManager["RaySession"]):
             with self._log.phase("starting Ray"):
                 self._stack.enter_context(running(self._config))
             self.is_connected = True
+            self._log.status.waits_for = describe_wait
 
     @property
     def tasks(self) -> Tasks:

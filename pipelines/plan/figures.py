@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines.monitor.progress import duration, size
+from pipelines.plan.changes import PlannedChanges
 
 BAR = 40
 """Characters of the histogram's longest bar."""
@@ -63,6 +64,10 @@ class Plan:
     redo_seconds: float | None = None
     """Work that a crash may cost: filling a fragment, the least that is committed, and waiting for the commit."""
     warnings: tuple[str, ...] = ()
+    changes: PlannedChanges | None = None
+    """What a build would do with the documents; None where there is no index yet."""
+    seconds: float | None = None
+    """Of a whole build on this machine, start-up included; None where the speed was stated."""
 
     @property
     def index_bytes(self) -> float:
@@ -73,7 +78,9 @@ class Plan:
 
     def text(self) -> str:
         """One screen: figures in columns, warnings last."""
-        return "\n".join([*_input(self), *_bars(self.histogram), *_outputs(self), *_time(self), *_warnings(self)])
+        return "\n".join(
+            [*_input(self), *_changes(self), *_bars(self.histogram), *_outputs(self), *_time(self), *_warnings(self)]
+        )
 
 
 def _input(plan: Plan) -> Iterator[str]:
@@ -83,6 +90,11 @@ def _input(plan: Plan) -> Iterator[str]:
     if plan.bad_share:
         reasons = ", ".join(f"{reason} ({n})" for reason, n in plan.bad_reasons.items())
         yield f"bad rows    {plan.bad_share:.1%} of the sample: {reasons}"
+
+
+def _changes(plan: Plan) -> Iterator[str]:
+    if plan.changes is not None:
+        yield f"changes     {plan.changes.text()}"
 
 
 def _bars(histogram: Mapping[str, int]) -> Iterator[str]:
@@ -110,6 +122,8 @@ def _outputs(plan: Plan) -> Iterator[str]:
 def _time(plan: Plan) -> Iterator[str]:
     for e in plan.embedders:
         yield f"time        {_speed(e)}"
+    if plan.seconds is not None:
+        yield f"in all      about {duration(plan.seconds)} on this machine, start-up and search indexes included"
     if plan.cost is not None:
         yield f"cost        {plan.cost:,.2f}"
 

@@ -1,4 +1,4 @@
-"""What a job will do, before it does it: a sample of the input, a few seconds of the model, and arithmetic.
+"""Plans a job: reads a sample of the input, runs the model for a few seconds, compares with the index, calculates.
 
 Nothing is written and Ray is not started, so a plan takes seconds; its figures are estimates, good to a few percent
 where the shards are alike (`pipelines.plan.sample` says what it looks at).
@@ -7,7 +7,7 @@ where the shards are alike (`pipelines.plan.sample` says what it looks at).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from actors.pool import pool_size
 from pipelines.config import BuildConfig, ConfigError, EmbedderConfig, RayConfig
 from pipelines.indexing.sizing import block_rows, fragment_rows, output_bytes, row_bytes
 from pipelines.monitor.lengths import histogram
+from pipelines.plan.changes import PlannedChanges, plan_changes
 from pipelines.plan.checks import warnings_of
 from pipelines.plan.figures import EmbedderPlan, Plan
 from pipelines.plan.sample import Sample, calibrate, model_config, take_sample
@@ -30,6 +31,12 @@ from pipelines.reading.units import plan_units
 from pipelines.store.schema import identity_of
 
 SAMPLE_ROWS = 2048
+STARTUP_SECONDS = 25.0
+"""Of a build with a local Ray: Ray's start, workers and actors that import torch and load their models."""
+NOTHING_TO_DO_SECONDS = 5.0
+"""Of a build that finds nothing to embed: imports, and the comparison with the index."""
+FULL_TEXT_SECONDS = 30e-6
+"""Per chunk, of the full-text index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +61,10 @@ def make_plan(config: BuildConfig, pool: Pool = Pool(), sample_rows: int = SAMPL
     described = {name: {**describe(p), "outputs": available_outputs(p)} for name, p in prepared.items()}
     sample = take_sample(units, config, sample_rows)
     identity = identity_of(config, described)
+    changes = plan_changes(config, units, described, sample)
     embedders = tuple(
-        _plan_embedder(e, prepared[e.name], identity.embedders[e.name], sample, pool, config) for e in config.embedders
+        _plan_embedder(e, prepared[e.name], identity.embedders[e.name], sample, pool, config, changes)
+        for e in config.embedders
     )
     hours = max((e.hours for e in embedders if e.hours is not None), default=None)
     per_row = row_bytes(identity, sample.chunks)
@@ -75,8 +84,31 @@ def make_plan(config: BuildConfig, pool: Pool = Pool(), sample_rows: int = SAMPL
         hours=hours,
         cost=None if hours is None or pool.price is None else hours * pool.price,
         redo_seconds=_redo(config, per_row, sample.chunks_in_all, hours),
+        changes=changes,
+        seconds=_seconds(embedders, sample, config, changes),
     )
     return replace(plan, warnings=warnings_of(plan, config))
+
+
+def _seconds(
+    embedders: Sequence[EmbedderPlan], sample: Sample, config: BuildConfig, changes: PlannedChanges | None
+) -> float | None:
+    """Seconds of a whole build on this machine, start-up and search indexes included; None for stated speeds.
+
+    A local Ray's actors share the processors with the stages that feed them, so the processors' time bounds the build
+    from below as the slowest pool's does.
+    """
+    if any(not e.measured or e.tokens_per_second is None or e.hours is None for e in embedders):
+        return None
+    share = 1.0 if changes is None else changes.embedded_share
+    if not share:
+        return NOTHING_TO_DO_SECONDS
+    chunks = sample.chunks_in_all * share
+    cpus = os.cpu_count() or 1
+    models = sum((e.hours or 0.0) * 3600 * e.actors for e in embedders) if not torch.cuda.is_available() else 0.0
+    stages = chunks * sample.preparing / max(1, len(sample.chunks))
+    embedding = max((models + stages) / cpus, *((e.hours or 0.0) * 3600 for e in embedders))
+    return STARTUP_SECONDS + embedding + chunks * (FULL_TEXT_SECONDS if config.index.full_text else 0.0)
 
 
 def _redo(config: BuildConfig, per_row: float, chunks: int, hours: float | None) -> float | None:
@@ -106,11 +138,13 @@ def _plan_embedder(
     sample: Sample,
     pool: Pool,
     config: BuildConfig,
+    changes: PlannedChanges | None,
 ) -> EmbedderPlan:
     kept, lost = sample.tokens(embedder.name)
     mean = float(kept.mean()) if len(kept) else 0.0
     tokens = round(mean * sample.chunks_in_all)
     actors = pool.actors or pool_size(embedder.pool.spec(), _here(config.ray), 1 / len(config.embedders))
+    share = 1.0 if changes is None else changes.embedded_share
     speed = pool.tokens_per_second or calibrate(embedder, sample.chunks)
     stored = {output: n * sample.chunks_in_all for output, n in output_bytes(described, mean).items()}
     return EmbedderPlan(
@@ -128,7 +162,7 @@ def _plan_embedder(
         },
         tokens_per_second=speed,
         measured=pool.tokens_per_second is None,
-        hours=None if speed is None else tokens / (speed * actors) / 3600,
+        hours=None if speed is None else share * tokens / (speed * actors) / 3600,
         why=resolve_compute(embedder.spec().compute, model_config(prepared)).why,
     )
 

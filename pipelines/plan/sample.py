@@ -8,7 +8,7 @@ bytes stand for rows.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,12 @@ import torch
 from transformers import AutoConfig
 
 from actors.arrow.blocks import tokens_from_table
+from actors.codecs.table import TRAINED
 from actors.embedders.registry import load_embedder
 from actors.models.preparation import Preparation
-from actors.outputs import IntArray
+from actors.outputs import EmbeddingBatch, IntArray, TokenBatch
 from pipelines.config import BuildConfig, EmbedderConfig
-from pipelines.indexing.stages import chunk, good_rows, tokenise
+from pipelines.indexing.stages import EncodeOutputs, chunk, good_rows, tokenise
 from pipelines.reading.units import Unit, metadata_fields, pick_evenly, read_schema, read_unit
 
 SAMPLE_UNITS = 16
@@ -41,6 +42,8 @@ class Sample:
     """Documents in the whole input, bad rows included."""
     exact: bool
     """`rows` was counted, not estimated."""
+    preparing: float = 0.0
+    """CPU seconds that chunking and tokenising the sample took, warm."""
 
     @property
     def bad_share(self) -> float:
@@ -81,7 +84,10 @@ def take_sample(units: Sequence[Unit], config: BuildConfig, n_rows: int) -> Samp
     documents = pa.concat_tables(tables)
     rows, exact = count(units, counted)
     good = documents.take(pa.array(good_rows(documents)))
-    return Sample(documents, tokenise(chunk(good, config), config.embedders), rows, exact)
+    tokenise(chunk(good.slice(0, 1), config), config.embedders)  # loads the tokenizers
+    began = time.process_time()
+    chunks = tokenise(chunk(good, config), config.embedders)
+    return Sample(documents, chunks, rows, exact, time.process_time() - began)
 
 
 def count(units: Sequence[Unit], counted: Sequence[tuple[int, int]]) -> tuple[int, bool]:
@@ -100,7 +106,10 @@ def model_config(preparation: Preparation) -> Any:
 
 
 def calibrate(embedder: EmbedderConfig, chunks: pa.Table) -> float | None:
-    """Tokens a second of one actor on this machine, warm; None where the sample is empty."""
+    """Measures the tokens per second of one actor on this machine, warm, encoding for the table included.
+
+    None where the sample is empty.
+    """
     tokens, _ = tokens_from_table(chunks, embedder.name)
     if not len(tokens):
         return None
@@ -111,13 +120,19 @@ def calibrate(embedder: EmbedderConfig, chunks: pa.Table) -> float | None:
     if model.compute.device.type == "cpu":
         torch.set_num_threads(max(1, int(embedder.pool.num_cpus)))
     try:
-        model.embed_tokens(parts[0], embedder.outputs)
+        encode = _stored_columns(embedder)
+        encode(model.embed_tokens(parts[0], embedder.outputs), parts[0])
         done, began = 0, time.monotonic()
         for part in parts:
-            model.embed_tokens(part, embedder.outputs)
+            encode(model.embed_tokens(part, embedder.outputs), part)
             done += int(part.lengths.sum())
             if time.monotonic() - began > CALIBRATION_SECONDS:
                 break
         return done / (time.monotonic() - began)
     finally:
         torch.set_num_threads(threads)
+
+
+def _stored_columns(embedder: EmbedderConfig) -> Callable[[EmbeddingBatch, TokenBatch], object]:
+    """Encodes for the table as an actor does; nothing where that takes training, which a plan does not do."""
+    return (lambda batch, tokens: None) if embedder.colbert_codec in TRAINED else EncodeOutputs(embedder)

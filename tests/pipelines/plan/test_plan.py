@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,14 @@ import pytest
 
 from pipelines.config import BuildConfig, ConfigError, validate
 from pipelines.plan import Plan, Pool, make_plan
+from pipelines.plan import changes as planning
 from pipelines.plan import sample as sampling
+from pipelines.plan.changes import PlannedChanges
+from pipelines.store.documents import hold_lease, target_of
+from pipelines.store.evolve import upgrade_hashes
+from pipelines.store.table import open_table
+
+FORMATS = Path(__file__).resolve().parents[2] / "formats"
 
 STATED = Pool(tokens_per_second=1000, price=2.0, actors=4)
 
@@ -143,3 +151,36 @@ def test_long_texts_are_planned_as_the_chunks_that_they_become(tmp_path: Path) -
     plan = make_plan(_config(_shards(tmp_path, ["cat " * 500] * 5)), STATED)
     assert (plan.documents, plan.chunks) == (20, 60)
     assert plan.embedders[0].rows_truncated == 0
+
+
+def test_a_plan_says_what_a_build_would_do_with_an_index_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted whole where the input is small, from the sample where it is not; hours are of what is embedded."""
+    rows = [json.loads(line) for line in (FORMATS / "v1" / "documents.jsonl").read_text().splitlines()]
+    index = shutil.copytree(FORMATS / "v1" / "index", tmp_path / "index")
+    sections = {"index": {"uri": str(index)}, "chunk": {"size": 32}}
+    sections["embedders"] = [{"outputs": ["dense", "sparse", "colbert"], "compute": {"dtype": "fp32"}}]
+    rows[0]["lang"] = "nl"
+    rows[1]["text"] = "Something else."
+    lines = [*rows, {**rows[2], "id": "another"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+
+    def planned(*metadata: str) -> Plan:
+        columns = {"columns": {"metadata": list(metadata)}}
+        tree = {"input": {"paths": [str(tmp_path / "a.jsonl")], **columns}, **sections}
+        return make_plan(validate(tree), STATED)
+
+    assert planned("lang", "year", "tags").changes is None
+    target = target_of(open_table(str(index)), "test")
+    with hold_lease(target) as lease:
+        upgrade_hashes(target, lease)
+    with pytest.raises(ConfigError, match="the index has the metadata column 'tags', this job does not"):
+        planned("lang", "year")
+    plan = planned("lang", "year", "tags")
+    assert plan.changes == PlannedChanges(new=1, changed=2, metadata_only=1, same=4, gone=1, exact=True)
+    assert "1 new, 2 changed, 1 with new metadata only, 4 the same, 1 gone from the input" in plan.text()
+    assert plan.hours == pytest.approx(plan.embedders[0].tokens * 3 / 8 / 4000 / 3600)
+    monkeypatch.setattr(planning, "QUICK_LOOK_BYTES", 0)
+    sampled = planned("lang", "year", "tags").changes
+    assert sampled == PlannedChanges(new=1, changed=2, metadata_only=1, same=4, gone=None, exact=False)

@@ -1,0 +1,51 @@
+"""Where the steps of a job run, and what it says while it waits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import ray
+
+from pipelines.changes.tasks import InProcess, OnRay
+from pipelines.config import load_config
+from pipelines.indexing.session import RaySession, describe_wait
+from pipelines.monitor.runlog import RunLog
+
+
+def a_log(folder: Path) -> RunLog:
+    return RunLog(load_config(None, ["ray.progress=false"], input={"paths": ["a"]}, index={"uri": str(folder)}))
+
+
+@pytest.mark.skipif("ray.is_initialized()", reason="this session's Ray is there already")
+def test_without_a_need_nothing_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    log = a_log(tmp_path)
+    with RaySession(log.config.ray, log, start=False) as session:
+        assert isinstance(session.tasks, InProcess)
+        assert session.call(len, "abc") == 3
+    assert not ray.is_initialized()
+
+
+@pytest.mark.ray
+def test_a_ray_that_is_there_is_used_and_left(ray_session: None, tmp_path: Path) -> None:
+    log = a_log(tmp_path)
+    with RaySession(log.config.ray, log, start=False) as session:
+        assert isinstance(session.tasks, OnRay)
+        assert session.call(len, "abc") == 3
+    assert ray.is_initialized()
+
+
+@pytest.mark.ray
+def test_a_full_cluster_is_said_to_be_full(ray_session: None) -> None:
+    assert describe_wait() is None
+
+    @ray.remote(num_cpus=2)
+    class Holder:
+        def ready(self) -> bool:
+            return True
+
+    holder = Holder.remote()
+    assert ray.get(holder.ready.remote())
+    assert describe_wait() == "waiting for CPUs: other jobs have 2 of 2"
+    ray.kill(holder)
