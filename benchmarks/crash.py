@@ -25,10 +25,10 @@ TESTS = Path(__file__).resolve().parent.parent / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS / "faults")]
 
 from checkpoints import build as build_checkpoint
-from harness import Cluster, Content, Job, Outcome, cluster, compare, content_of, torment, write_shards
+from harness import Cluster, CommitState, Content, Job, cluster, compare, content_of, torment, write_shards
 
 Row = dict[str, Any]
-OUTCOMES = tuple(field.name for field in fields(Outcome))
+OUTCOMES = tuple(field.name for field in fields(CommitState))
 
 
 def undisturbed(folder: Path, running: Cluster) -> Content:

@@ -19,7 +19,7 @@ from pipelines.cluster.connect import run_on_worker
 from pipelines.config import BuildConfig, ConfigError
 from pipelines.indexing.driver import JobFailed, iterate_records
 from pipelines.indexing.operators import IO_STAGE_RESOURCES, Job, add_embedder_pool
-from pipelines.indexing.sizing import block_rows, row_bytes
+from pipelines.indexing.sizing import choose_block_rows, estimate_row_bytes
 from pipelines.indexing.stages import tokenise
 from pipelines.monitor.progress import Progress
 from pipelines.store.columns import (
@@ -102,7 +102,7 @@ def graph(
     """Texts of the index -> tokens -> the missing outputs -> files with the new columns."""
     embedders = tuple(e for e in job.config.embedders if e.name in missing)
     sample = run_on_worker(tokenise, next(read_fragments(dataset, fragments, 256)), embedders)
-    rows = block_rows(job.config, row_bytes(job.target.identity, sample))
+    rows = choose_block_rows(job.config, estimate_row_bytes(job.target.identity, sample))
     data = ray.data.from_items([{"fragment": i} for i in fragments], override_num_blocks=len(fragments))
     source = {"target": job.target, "version": dataset.version}
     data = data.map_batches(read_stored_texts, batch_size=1, fn_kwargs=source, **IO_STAGE_RESOURCES)

@@ -26,11 +26,16 @@ from pipelines.indexing.backfill import backfill_outputs, missing_outputs
 from pipelines.indexing.codec_training import load_or_train_codecs
 from pipelines.indexing.driver import JobFailed, commit_records, iterate_records, prune_documents, quarantine_units
 from pipelines.indexing.metadata import write_metadata
-from pipelines.indexing.operators import IO_STAGE_RESOURCES, Job, add_embedder_pool, max_actors
+from pipelines.indexing.operators import IO_STAGE_RESOURCES, Job, add_embedder_pool, count_most_actors
 from pipelines.indexing.search_updates import update_search_indexes
 from pipelines.indexing.session import RaySession
-from pipelines.indexing.sizing import block_rows, fragment_rows, row_bytes, rows_per_document
-from pipelines.indexing.stages import chunk, sample, select_documents, tokenise
+from pipelines.indexing.sizing import (
+    average_chunks_per_document,
+    choose_block_rows,
+    choose_fragment_rows,
+    estimate_row_bytes,
+)
+from pipelines.indexing.stages import chunk, read_sample, select_documents, tokenise
 from pipelines.monitor.runlog import RunLog
 from pipelines.monitor.summary import Summary
 from pipelines.reading.images import check_pillow, stored_fields, with_pictures
@@ -66,7 +71,7 @@ def build_index(config: BuildConfig, only: RowFilter | None = None) -> Summary:
             with log.phase("reading the models' settings"):
                 job = Job(config, units, fields, make_target(config, units, fields, session), only)
                 check_columns(job.target, config.job.drop_columns)
-            with take_lease(job.target, config) as lease, log.reported(job.target):
+            with acquire_lease(job.target, config) as lease, log.reported(job.target):
                 summary = run(job, lease, log, session)
     return replace(summary, report=log.report)
 
@@ -158,9 +163,12 @@ def pending_units(job: Job, changes: Changes) -> list[dict[str, bytes]]:
 def graph(job: Job, work: list[dict[str, bytes]], documents: int) -> ray.data.Dataset:
     """Shards -> documents -> chunks -> tokens -> outputs, one pool for each embedder -> fragments."""
     config, fields = job.config, job.fields
-    first = run_on_worker(sample, job.units, config, fields)
-    per_row, expected = row_bytes(job.target.identity, first), round(documents * rows_per_document(first))
-    rows = block_rows(config, per_row, expected, max_actors(job))
+    first = run_on_worker(read_sample, job.units, config, fields)
+    per_row, expected = (
+        estimate_row_bytes(job.target.identity, first),
+        round(documents * average_chunks_per_document(first)),
+    )
+    rows = choose_block_rows(config, per_row, expected, count_most_actors(job))
     reading = {"config": config, "fields": fields, "only": job.only}
     data = ray.data.from_items(work, override_num_blocks=len(work))
     data = data.map_batches(select_documents, batch_size=1, fn_kwargs=reading, **IO_STAGE_RESOURCES)
@@ -170,7 +178,7 @@ def graph(job: Job, work: list[dict[str, bytes]], documents: int) -> ray.data.Da
     data = data.repartition(target_num_rows_per_block=rows, strict=True)
     for embedder in config.embedders:
         data = add_embedder_pool(data, job, embedder, rows, expected)
-    fragment = fragment_rows(config, per_row, rows)
+    fragment = choose_fragment_rows(config, per_row, rows)
     return data.map_batches(write_block, batch_size=fragment, fn_kwargs={"target": job.target}, **IO_STAGE_RESOURCES)
 
 
@@ -188,6 +196,6 @@ def make_target(config: BuildConfig, units: list[Unit], fields: list[pa.Field], 
     )
 
 
-def take_lease(target: Target, config: BuildConfig) -> Lease:
+def acquire_lease(target: Target, config: BuildConfig) -> Lease:
     seconds = config.job.lease_seconds
     return acquire(target.uri, target.table, target.job, lease_seconds=seconds, storage_options=target.storage_options)

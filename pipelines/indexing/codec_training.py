@@ -17,7 +17,7 @@ from actors.codecs.parameters import from_metadata
 from actors.codecs.table import TRAINED
 from pipelines.cluster.connect import as_config_error, run_on_worker
 from pipelines.config import BuildConfig, EmbedderConfig, plain_options
-from pipelines.indexing.stages import chunk, good_rows, tokenise
+from pipelines.indexing.stages import chunk, find_good_rows, tokenise
 from pipelines.reading.units import Unit, metadata_fields, pick_evenly, read_schema, read_unit
 from pipelines.store.datasets import open_dataset
 from pipelines.store.schema import table_uri
@@ -46,11 +46,11 @@ def load_or_train_codecs(
         there = from_metadata(metadata, name)
         if there is None:
             connect()
-        parameters[name] = _trained(config, units, i) if there is None else there
+        parameters[name] = _train_on_worker(config, units, i) if there is None else there
     return parameters
 
 
-def _trained(config: BuildConfig, units: Sequence[Unit], i: int) -> CodecParameters:
+def _train_on_worker(config: BuildConfig, units: Sequence[Unit], i: int) -> CodecParameters:
     with as_config_error(f"embedders.{i}.codec.colbert", ValueError):
         return run_on_worker(train_codec, config, units, i)
 
@@ -65,7 +65,7 @@ def train_codec(config: BuildConfig, units: Sequence[Unit], i: int) -> CodecPara
     from actors.embedders.registry import load_embedder
 
     embedder = config.embedders[i]
-    tokens, _ = tokens_from_table(drawn(config, units, embedder), embedder.name)
+    tokens, _ = tokens_from_table(draw_sample(config, units, embedder), embedder.name)
     tokens = tokens.take(np.flatnonzero(tokens.lengths.cumsum() <= max(SAMPLE_TOKENS, tokens.lengths[:1].sum())))
     found = load_embedder(embedder.spec()).embed_tokens(tokens, ["colbert"]).colbert
     assert found is not None
@@ -75,25 +75,25 @@ def train_codec(config: BuildConfig, units: Sequence[Unit], i: int) -> CodecPara
     return TRAINED[embedder.colbert_codec].train(vectors[np.sort(chosen)])
 
 
-def drawn(config: BuildConfig, units: Sequence[Unit], embedder: EmbedderConfig) -> pa.Table:
+def draw_sample(config: BuildConfig, units: Sequence[Unit], embedder: EmbedderConfig) -> pa.Table:
     """Up to SAMPLE_TEXTS documents in random order, chunked and tokenised: an equal share of units from all over."""
     fields = metadata_fields(config.input, units)
     chosen_units = pick_evenly(units, SAMPLE_UNITS)
     rng = np.random.default_rng(0)
     tables = [read_schema(fields).empty_table()]
     for unit in chosen_units:
-        rows = _good(unit, config, fields)
+        rows = _read_good_rows(unit, config, fields)
         chosen = rng.permutation(len(rows))[: -(-SAMPLE_TEXTS // len(chosen_units))]
         tables.append(rows.take(pa.array(np.sort(chosen))))
     documents = pa.concat_tables(tables)
     return tokenise(chunk(documents.take(pa.array(rng.permutation(len(documents)))), config), (embedder,))
 
 
-def _good(unit: Unit, config: BuildConfig, fields: Sequence[pa.Field]) -> pa.Table:
+def _read_good_rows(unit: Unit, config: BuildConfig, fields: Sequence[pa.Field]) -> pa.Table:
     """The rows that can be used among the first UNIT_ROWS of a unit."""
     tables, seen = [read_schema(fields).empty_table()], 0
     for block in read_unit(unit, config.input, BATCH_ROWS, fields):
-        tables.append(block.take(pa.array(good_rows(block))))
+        tables.append(block.take(pa.array(find_good_rows(block))))
         seen += len(block)
         if seen >= UNIT_ROWS:
             break

@@ -57,7 +57,7 @@ def add_embedder_pool(
     outputs = outputs or tuple(described["outputs"])
     fields = tuple(output_field(embedder.name, described, output) for output in outputs)
     spec = embedder.pool.spec()
-    size = actors(job, embedder, rows, expected)
+    size = count_actors(job, embedder, rows, expected)
     typed = {} if spec.accelerator_type is None else {"accelerator_type": spec.accelerator_type}
     finish = EncodeOutputs(embedder, from_metadata(job.target.schema.metadata, embedder.name))
     arguments = (job.config.job.id, embedder.spec(), embedder.name, outputs, fields, finish, finish.on_device)
@@ -67,13 +67,13 @@ def add_embedder_pool(
         batch_size=rows,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=size),
-        num_cpus=cpus_per_actor(job, spec, size),
+        num_cpus=choose_cpus_per_actor(job, spec, size),
         num_gpus=spec.num_gpus or None,
         **typed,
     )
 
 
-def max_actors(job: Job) -> int:
+def count_most_actors(job: Job) -> int:
     """Of the largest pool."""
     return max(_fits(job, embedder) for embedder in job.config.embedders)
 
@@ -83,12 +83,12 @@ def _fits(job: Job, embedder: EmbedderConfig) -> int:
     return pool_size(embedder.pool.spec(), ray.cluster_resources(), 1 / len(job.config.embedders))
 
 
-def actors(job: Job, embedder: EmbedderConfig, rows: int, expected: int) -> int:
+def count_actors(job: Job, embedder: EmbedderConfig, rows: int, expected: int) -> int:
     """As many as the configuration and the cluster allow, but none that would find no block to work on."""
     return max(1, min(_fits(job, embedder), -(-expected // rows)))
 
 
-def cpus_per_actor(job: Job, spec: PoolSpec, size: int) -> float:
+def choose_cpus_per_actor(job: Job, spec: PoolSpec, size: int) -> float:
     """What the pool asks for, or less where that would leave nothing to the stages that feed it: Ray would then wait
     for ever for a CPU. Two pools of one actor each already come to that on a machine of two CPUs."""
     free = max(0.0, ray.cluster_resources().get("CPU", 0.0) - CPU_HEADROOM) / len(job.config.embedders)

@@ -24,7 +24,7 @@ SPARSE_BYTES = 8
 """A token id and a float32 weight."""
 
 
-def output_bytes(embedder: Mapping[str, Any], tokens: float) -> dict[str, float]:
+def estimate_output_bytes(embedder: Mapping[str, Any], tokens: float) -> dict[str, float]:
     """Bytes of each stored output of a text with this many tokens; `embedder` is its part of the identity."""
     per_vector = width(embedder["colbert"], embedder["colbert_dim"] or 0)
     sizes = {
@@ -35,19 +35,19 @@ def output_bytes(embedder: Mapping[str, Any], tokens: float) -> dict[str, float]
     return {output: float(sizes[output]) for output in embedder["outputs"]}
 
 
-def row_bytes(identity: Identity, sample: pa.Table) -> float:
+def estimate_row_bytes(identity: Identity, sample: pa.Table) -> float:
     """Bytes of an average row of the index; `sample` has been tokenised."""
     tokens = pc.mean(sample.column("n_tokens")).as_py() or 1.0
     text = pc.mean(pc.binary_length(sample.column("text"))).as_py() or 0.0
-    return text + sum(sum(output_bytes(e, tokens).values()) for e in identity.embedders.values())
+    return text + sum(sum(estimate_output_bytes(e, tokens).values()) for e in identity.embedders.values())
 
 
-def rows_per_document(sample: pa.Table) -> float:
+def average_chunks_per_document(sample: pa.Table) -> float:
     """Chunks of an average document of the sample."""
     return len(sample) / max(1, pc.sum(pc.equal(sample.column("chunk_index"), 0)).as_py() or 0) or 1.0
 
 
-def block_rows(config: BuildConfig, bytes_per_row: float, rows: int | None = None, actors: int = 1) -> int:
+def choose_block_rows(config: BuildConfig, bytes_per_row: float, rows: int | None = None, actors: int = 1) -> int:
     """Rows that a model takes at once: the smallest pool's `batch_rows`, fewer where they would not fit a fragment.
 
     `rows` of the whole job, where known, are cut into some blocks for each of `actors`, so that none waits long for
@@ -59,6 +59,6 @@ def block_rows(config: BuildConfig, bytes_per_row: float, rows: int | None = Non
     return min(fits, *(e.pool.batch_rows for e in config.embedders), *pictures, *even)
 
 
-def fragment_rows(config: BuildConfig, bytes_per_row: float, block: int) -> int:
+def choose_fragment_rows(config: BuildConfig, bytes_per_row: float, block: int) -> int:
     """Rows of a fragment: as many whole blocks of `block` rows as `index.fragment_bytes` holds, so that none is cut."""
     return block * max(1, int(config.index.fragment_bytes / max(1.0, bytes_per_row) / block))

@@ -34,7 +34,7 @@ BLOCK_ROWS = 1024
 SAMPLE_ROWS = 256
 
 
-def good_rows(table: pa.Table) -> IntArray:
+def find_good_rows(table: pa.Table) -> IntArray:
     """Positions of the rows without an error: int64."""
     return np.flatnonzero(pc.is_null(table.column("error")).to_numpy(zero_copy_only=False)).astype(np.int64)
 
@@ -57,7 +57,7 @@ def tokenise(table: pa.Table, embedders: tuple[EmbedderConfig, ...]) -> pa.Table
 
 def _tokenise(table: pa.Table, embedder: EmbedderConfig) -> tuple[pa.Table, TokenBatch, IntArray]:
     preparation = _preparation(embedder.spec())
-    rows = good_rows(table)
+    rows = find_good_rows(table)
     texts = table.column("text").take(pa.array(rows))
     parts, kept = [preparation.tokenise([])], [rows[:0]]
     failures: dict[int, str] = {}
@@ -76,7 +76,7 @@ def _tokenise(table: pa.Table, embedder: EmbedderConfig) -> tuple[pa.Table, Toke
 def select_documents(
     work: pa.Table, config: BuildConfig, fields: Sequence[pa.Field], only: RowFilter | None = None
 ) -> Iterator[pa.Table]:
-    """Reads units of input and keeps what the census says is to be done. `work` holds pickled (Unit, UnitPlan)."""
+    """Reads units of input and keeps what change detection found to be done. `work` holds pickled (Unit, UnitPlan)."""
     read = partial(read_unit, config=config.input, batch_rows=BLOCK_ROWS, fields=fields)
     for pair in work.column("work").to_pylist():
         unit, plan = pickle.loads(pair)  # noqa: S301  # made by the driver of this job
@@ -89,11 +89,11 @@ def chunk(table: pa.Table, config: BuildConfig) -> pa.Table:
     return chunk_table(table, preparation.tokenizer, config.chunking.window(preparation.room))
 
 
-def sample(units: Sequence[Unit], config: BuildConfig, fields: Sequence[pa.Field]) -> pa.Table:
+def read_sample(units: Sequence[Unit], config: BuildConfig, fields: Sequence[pa.Field]) -> pa.Table:
     """The first rows of the input, chunked and tokenised: what the rest will be like."""
     for unit in units:
         for table in read_unit(unit, config.input, SAMPLE_ROWS, fields):
-            good = table.take(pa.array(good_rows(table)))
+            good = table.take(pa.array(find_good_rows(table)))
             if len(good):
                 return tokenise(chunk(good, config), config.embedders)
     return tokenise(chunk(read_schema(fields).empty_table(), config), config.embedders)

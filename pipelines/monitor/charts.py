@@ -12,7 +12,7 @@ WIDTH, HEIGHT, LEFT, BOTTOM = 640, 200, 56, 24
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
 
 
-def short(n: float) -> str:
+def abbreviate(n: float) -> str:
     """1234567 as 1.2M."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(n) >= limit:
@@ -34,14 +34,14 @@ def _frame(top: float, left: str, right: str) -> list[str]:
     bottom = HEIGHT - BOTTOM
     return [
         f'<path class="axis" d="M{LEFT} 8V{bottom}H{WIDTH - 8}"/>',
-        _text(LEFT - 6, 16, short(top), "end"),
+        _text(LEFT - 6, 16, abbreviate(top), "end"),
         _text(LEFT - 6, bottom, "0", "end"),
         _text(LEFT, HEIGHT - 6, left),
         _text(WIDTH - 8, HEIGHT - 6, right, "end"),
     ]
 
 
-def line(xs: Sequence[float], ys: Sequence[float], label: str, unit: str) -> str:
+def line_chart(xs: Sequence[float], ys: Sequence[float], label: str, unit: str) -> str:
     """y over x, from zero; `unit` names x at its last value."""
     if not xs:
         return ""
@@ -51,10 +51,10 @@ def line(xs: Sequence[float], ys: Sequence[float], label: str, unit: str) -> str
         f"{LEFT + wide * x / last:.1f},{12 + high * (1 - y / top):.1f}" for x, y in zip(xs, ys, strict=True)
     )
     drawn = f'<polyline fill="none" stroke="{COLOURS[0]}" stroke-width="2" points="{points}"/>'
-    return _svg([*_frame(top, "0", f"{short(xs[-1])} {unit}"), drawn], HEIGHT, label)
+    return _svg([*_frame(top, "0", f"{abbreviate(xs[-1])} {unit}"), drawn], HEIGHT, label)
 
 
-def bars(counts: Mapping[str, float], label: str) -> str:
+def bar_chart(counts: Mapping[str, float], label: str) -> str:
     """One bar for each key, named below; empty ones at both ends are left out."""
     filled = [i for i, n in enumerate(counts.values()) if n]
     if not filled:
@@ -73,7 +73,7 @@ def bars(counts: Mapping[str, float], label: str) -> str:
     return _svg(body, HEIGHT, label)
 
 
-def shares(parts: Mapping[str, float], label: str, unit: str) -> str:
+def share_chart(parts: Mapping[str, float], label: str, unit: str) -> str:
     """One bar cut into parts, with a legend of their values."""
     total = sum(parts.values())
     if total <= 0:

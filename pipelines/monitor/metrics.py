@@ -58,26 +58,26 @@ def _padding() -> Gauge:
     return Gauge("tridex_padding_share", description="Share of computed tokens that were padding", tag_keys=TAGS)
 
 
-def count(name: str, n: float, job: str, embedder: str = "") -> None:
+def increment(name: str, n: float, job: str, embedder: str = "") -> None:
     """Adds to one of COUNTERS."""
     if n > 0:
         _counter(name).inc(n, {"tridex_job": job, "embedder": embedder})
 
 
-def took(name: str, seconds: float, job: str, embedder: str = "") -> None:
+def observe_seconds(name: str, seconds: float, job: str, embedder: str = "") -> None:
     """Adds an observation to one of SECONDS. Ray sums the middles of buckets, so their `_sum` is not exact."""
     _seconds(name).observe(seconds, {"tridex_job": job, "embedder": embedder})
 
 
-def committed(job: str, seconds: float, rows: int, quarantined: int) -> None:
+def record_commit(job: str, seconds: float, rows: int, quarantined: int) -> None:
     """One commit of the driver."""
-    took("commit_seconds", seconds, job)
+    observe_seconds("commit_seconds", seconds, job)
     for name, n in (("commits", 1), ("committed_rows", rows), ("quarantined_rows", quarantined)):
-        count(name, n, job)
+        increment(name, n, job)
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class BlockCost:
     """What one block cost an actor."""
 
     rows: int
@@ -91,7 +91,7 @@ class Block:
     seconds: float
 
 
-def embedded(block: Block, job: str, embedder: str) -> None:
+def record_block(block: BlockCost, job: str, embedder: str) -> None:
     """One block of an embedder's actor."""
     numbers = {
         "rows": block.rows,
@@ -103,8 +103,8 @@ def embedded(block: Block, job: str, embedder: str) -> None:
         "busy_seconds": block.seconds,
     }
     for name, n in numbers.items():
-        count(name, n, job, embedder)
-    took("block_seconds", block.seconds, job, embedder)
+        increment(name, n, job, embedder)
+    observe_seconds("block_seconds", block.seconds, job, embedder)
     share = block.padding / max(1, block.tokens + block.padding)
     _padding().set(share, {"tridex_job": job, "embedder": embedder})
 
@@ -120,31 +120,32 @@ class MeteredActor(EmbedActor):
     def __call__(self, table: pa.Table) -> pa.Table:
         began, halvings = time.monotonic(), self.embedder.engine.executor.halvings
         if self.idle_since is not None:
-            took("wait_seconds", began - self.idle_since, self.job, self.name)
+            observe_seconds("wait_seconds", began - self.idle_since, self.job, self.name)
         result = super().__call__(table)
         self.idle_since = time.monotonic()
         halvings = self.embedder.engine.executor.halvings - halvings
         block = self._measure(table, result, halvings, self.idle_since - began)
-        embedded(block, self.job, self.name)
+        record_block(block, self.job, self.name)
         return add_costs(result, block)
 
-    def _measure(self, before: pa.Table, after: pa.Table, halvings: int, seconds: float) -> Block:
+    def _measure(self, before: pa.Table, after: pa.Table, halvings: int, seconds: float) -> BlockCost:
         tokens, _ = tokens_from_table(before, self.name)
         filled: npt.NDArray[np.int64] = tokens.lengths[tokens.lengths > 0]
         batches = plan_batches(filled, self.embedder.engine.executor.budget)
-        return Block(
+        return BlockCost(
             rows=len(tokens),
             tokens=int(filled.sum()),
             truncated=int(tokens.n_truncated.sum()),
             failed=before["error"].null_count - after["error"].null_count,
             batches=len(batches),
-            padding=sum(computed(self.embedder.engine.backbone, filled[rows]) for rows in batches) - int(filled.sum()),
+            padding=sum(count_computed_tokens(self.embedder.engine.backbone, filled[rows]) for rows in batches)
+            - int(filled.sum()),
             halvings=halvings,
             seconds=seconds,
         )
 
 
-def computed(backbone: Any, lengths: npt.NDArray[np.int64]) -> int:
+def count_computed_tokens(backbone: Any, lengths: npt.NDArray[np.int64]) -> int:
     """Tokens that one forward pass goes over for texts of these lengths."""
     from actors.network.transformers_backbone import PaddedTransformer  # here: the driver needs no torch
 
@@ -153,7 +154,7 @@ def computed(backbone: Any, lengths: npt.NDArray[np.int64]) -> int:
     return round_up_tokens(int(lengths.sum())) if getattr(backbone, "packed", False) else int(lengths.sum())
 
 
-def add_costs(table: pa.Table, block: Block) -> pa.Table:
+def add_costs(table: pa.Table, block: BlockCost) -> pa.Table:
     """Adds what the block cost to COSTS, on its first row: blocks are cut and joined later, sums stay right."""
     for name, n in zip(COSTS, (block.padding, block.halvings), strict=True):
         values = np.zeros(len(table), np.int64)

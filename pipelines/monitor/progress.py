@@ -14,7 +14,7 @@ from typing import TextIO
 from pipelines.store.commit import Totals
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as `42s`, `3m10s` or `5h02m`."""
     whole = int(seconds)
     if whole < 60:
@@ -24,7 +24,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
-def size(n: float) -> str:
+def format_size(n: float) -> str:
     """Bytes as `812 B`, `4.1 MB`, `1.2 TB` (powers of 1000)."""
     for unit in ("B", "kB", "MB", "GB"):
         if n < 1000:
@@ -69,5 +69,5 @@ class Progress:
             f"quarantined {counts.quarantined:,}",
         ]
         if self.total is not None and 0 < done < self.total:
-            parts.append(f"{duration(elapsed / done * (self.total - done))} left")
+            parts.append(f"{format_duration(elapsed / done * (self.total - done))} left")
         return ", ".join(parts)

@@ -23,7 +23,7 @@ from pyarrow.fs import FileType
 from pydantic import SecretStr
 
 from pipelines.monitor import charts
-from pipelines.monitor.progress import duration
+from pipelines.monitor.progress import format_duration
 from pipelines.reading.files import READ_ERRORS, filesystem, redact
 
 FOLDER = "reports"
@@ -132,16 +132,16 @@ def to_html(facts: Facts) -> str:
     """One page without scripts, fonts or links to anywhere."""
     title = f"{escape(facts.job)}: {escape(facts.state)}"
     plots = [
-        ("Throughput", charts.line(*_rates(facts.timeline), "tokens a second over time", "s")),
-        ("Length of texts, in tokens", charts.bars(facts.lengths, "rows by number of tokens")),
-        ("Where the time went", charts.shares(facts.phases, "seconds of each phase", "s")),
+        ("Throughput", charts.line_chart(*_rates(facts.timeline), "tokens a second over time", "s")),
+        ("Length of texts, in tokens", charts.bar_chart(facts.lengths, "rows by number of tokens")),
+        ("Where the time went", charts.share_chart(facts.phases, "seconds of each phase", "s")),
     ]
     sections = [f"<h2>{name}</h2>\n{plot}" for name, plot in plots if plot]
     warnings = [f"<p>Warning: {escape(line)}</p>" for line in facts.warnings]
     error = [f'<pre class="failed">{escape(facts.error)}</pre>'] if facts.error else []
     config = f"<h2>Configuration</h2>\n<pre>{escape(json.dumps(dict(facts.config), indent=2, default=str))}</pre>"
     head = f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n<style>{STYLE}</style>'
-    when = f"<p>started {facts.started:%Y-%m-%d %H:%M:%S} UTC, took {duration(sum(facts.phases.values()))}</p>"
+    when = f"<p>started {facts.started:%Y-%m-%d %H:%M:%S} UTC, took {format_duration(sum(facts.phases.values()))}</p>"
     machine = f"<p>tridex {escape(facts.version)} on {escape(facts.machine)}</p>"
     body = [f"<h1>{title}</h1>", when, machine, *error, *warnings, _table(facts.summary), *sections, config]
     return "\n".join([head, *body, "</html>\n"])

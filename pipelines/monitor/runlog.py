@@ -83,7 +83,7 @@ class RunLog:
         after = committer.commit()
         rows, failed = after.rows - before.rows, after.quarantined - before.quarantined
         if rows or failed:
-            metrics.committed(self.config.job.id, time.monotonic() - began, rows, failed)
+            metrics.record_commit(self.config.job.id, time.monotonic() - began, rows, failed)
 
     @contextmanager
     def reported(self, target: Target) -> Iterator[None]:

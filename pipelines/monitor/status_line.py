@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from pipelines.monitor.progress import duration
+from pipelines.monitor.progress import format_duration
 
 CLEAR = "\r\x1b[K"
 QUIET_SECONDS = 3
@@ -70,7 +70,7 @@ class StatusLine:
         """`starting Ray ... 12s`, and what it waits for."""
         seconds = time.monotonic() - self._began
         waiting = f" ({self._reason})" if self._reason and seconds >= QUIET_SECONDS else ""
-        return f"{self._phase} ...{f' {duration(seconds)}' if seconds >= 1 else ''}{waiting}"
+        return f"{self._phase} ...{f' {format_duration(seconds)}' if seconds >= 1 else ''}{waiting}"
 
     def _tick(self) -> None:
         while not self._stop.wait(1.0):

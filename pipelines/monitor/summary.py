@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines.monitor.progress import duration, size
+from pipelines.monitor.progress import format_duration, format_size
 from pipelines.store.commit import Totals
 
 
@@ -48,12 +48,13 @@ class Summary:
         e = self.embedded
         lines = [
             f"index       {self.index}: {self.rows_in_index:,} rows",
-            f"embedded    {e.documents:,} documents in {e.rows:,} rows, {e.n_tokens:,} tokens, {size(e.bytes)} written",
+            f"embedded    {e.documents:,} documents in {e.rows:,} rows, {e.n_tokens:,} tokens, "
+            f"{format_size(e.bytes)} written",
             f"documents   {self.new:,} new, {self.changed:,} changed, {self.metadata_only:,} with new metadata only, "
             f"{self.unchanged:,} the same, {self.gone:,} gone from the input",
             f"truncated   {e.rows_truncated:,} rows lost {e.n_truncated:,} tokens",
             f"quarantine  {e.quarantined:,} rows ({self.duplicates:,} duplicate ids)",
-            f"time        {duration(self.seconds)}, of it embedding {duration(self.embed_seconds)}: "
+            f"time        {format_duration(self.seconds)}, of it embedding {format_duration(self.embed_seconds)}: "
             f"{e.rows / max(1e-9, self.embed_seconds):,.0f} rows/s, {self.tokens_per_second / 1000:,.1f}k tokens/s, "
             f"padding {e.padding:.1%}",
         ]

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from pipelines.config import BuildConfig
-from pipelines.monitor.progress import duration, size
+from pipelines.monitor.progress import format_duration, format_size
 from pipelines.plan.figures import Plan
 from pipelines.reading.files import scheme_of
 
@@ -58,8 +58,8 @@ def _colbert(plan: Plan, config: BuildConfig) -> list[str]:
         if e.bytes.get("colbert", 0.0) > rest:
             least = min(e.colbert_bytes, key=lambda codec: e.colbert_bytes[codec])
             lines.append(
-                f"{e.name}: ColBERT takes {size(e.bytes['colbert'])} as {e.codec}, all else {size(rest)}; "
-                f"{least} would take {size(e.colbert_bytes[least])}"
+                f"{e.name}: ColBERT takes {format_size(e.bytes['colbert'])} as {e.codec}, all else "
+                f"{format_size(rest)}; {least} would take {format_size(e.colbert_bytes[least])}"
             )
     return lines
 
@@ -73,8 +73,8 @@ def _object_store(plan: Plan, config: BuildConfig) -> list[str]:
     if need <= memory * OBJECT_STORE_SHARE:
         return []
     return [
-        f"blocks of {size(plan.block_bytes)} need about {size(need)} of Ray's object store, which gives "
-        f"{size(memory * OBJECT_STORE_SHARE)} here and will spill; lower pool.batch_rows or index.fragment_bytes"
+        f"blocks of {format_size(plan.block_bytes)} need about {format_size(need)} of Ray's object store, which gives "
+        f"{format_size(memory * OBJECT_STORE_SHARE)} here and will spill; lower pool.batch_rows or index.fragment_bytes"
     ]
 
 
@@ -88,7 +88,10 @@ def _disk(plan: Plan, config: BuildConfig) -> list[str]:
     free = shutil.disk_usage(folder).free
     if free >= 2 * plan.index_bytes:
         return []
-    return [f"{folder} has {size(free)} free, the index takes about {size(plan.index_bytes)} and twice that to compact"]
+    return [
+        f"{folder} has {format_size(free)} free, the index takes about {format_size(plan.index_bytes)} and twice that "
+        "to compact"
+    ]
 
 
 def _idle_gpu(plan: Plan, config: BuildConfig) -> list[str]:
@@ -112,7 +115,7 @@ def _much_to_redo(plan: Plan, config: BuildConfig) -> list[str]:
     if plan.redo_seconds is None or plan.redo_seconds <= REDO_SECONDS:
         return []
     return [
-        f"a crash may cost {duration(plan.redo_seconds)} of work, which is what a fragment takes; "
+        f"a crash may cost {format_duration(plan.redo_seconds)} of work, which is what a fragment takes; "
         "lower index.fragment_bytes and pool.batch_rows"
     ]
 

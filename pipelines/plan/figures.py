@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines.monitor.progress import duration, size
+from pipelines.monitor.progress import format_duration, format_size
 from pipelines.plan.changes import PlannedChanges
 
 BAR = 40
@@ -85,7 +85,7 @@ class Plan:
 
 def _input(plan: Plan) -> Iterator[str]:
     about = "" if plan.exact else "about "
-    yield f"input       {size(plan.input_bytes)} in {plan.units:,} {'unit' if plan.units == 1 else 'units'}"
+    yield f"input       {format_size(plan.input_bytes)} in {plan.units:,} {'unit' if plan.units == 1 else 'units'}"
     yield f"documents   {about}{plan.documents:,}, in {plan.chunks:,} chunks (from a sample of {plan.sampled:,})"
     if plan.bad_share:
         reasons = ", ".join(f"{reason} ({n})" for reason, n in plan.bad_reasons.items())
@@ -109,13 +109,13 @@ def _bars(histogram: Mapping[str, int]) -> Iterator[str]:
 
 
 def _outputs(plan: Plan) -> Iterator[str]:
-    yield f"index       {size(plan.index_bytes)}, of it text {size(plan.text_bytes)}"
+    yield f"index       {format_size(plan.index_bytes)}, of it text {format_size(plan.text_bytes)}"
     for e in plan.embedders:
         yield f"{e.name:<11} {e.model}: {e.tokens:,} tokens, {e.rows_truncated:.1%} of the rows truncated"
         for output, n in e.bytes.items():
-            yield f"  {output:<9} {size(n)}{f' as {e.codec}' if output == 'colbert' else ''}"
+            yield f"  {output:<9} {format_size(n)}{f' as {e.codec}' if output == 'colbert' else ''}"
         if e.colbert_bytes:
-            yield "  codecs    " + ", ".join(f"{codec} {size(n)}" for codec, n in e.colbert_bytes.items())
+            yield "  codecs    " + ", ".join(f"{codec} {format_size(n)}" for codec, n in e.colbert_bytes.items())
         yield from (f"  {line}" for line in e.why)
 
 
@@ -123,7 +123,7 @@ def _time(plan: Plan) -> Iterator[str]:
     for e in plan.embedders:
         yield f"time        {_speed(e)}"
     if plan.seconds is not None:
-        yield f"in all      about {duration(plan.seconds)} on this machine, start-up and search indexes included"
+        yield f"in all      about {format_duration(plan.seconds)} on this machine, start-up and search indexes included"
     if plan.cost is not None:
         yield f"cost        {plan.cost:,.2f}"
 
@@ -134,7 +134,7 @@ def _speed(e: EmbedderPlan) -> str:
     how = "measured here" if e.measured else "stated"
     actors = "1 actor" if e.actors == 1 else f"{e.actors:,} actors"
     speed = f"{actors} at {e.tokens_per_second:,.0f} tokens/s each, {how}"
-    return f"{e.name}: {duration(e.hours * 3600)} ({speed})"
+    return f"{e.name}: {format_duration(e.hours * 3600)} ({speed})"
 
 
 def _warnings(plan: Plan) -> Iterator[str]:

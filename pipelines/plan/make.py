@@ -21,12 +21,12 @@ from actors.models.identity import available_outputs, describe
 from actors.models.preparation import Preparation, load_preparation
 from actors.pool import pool_size
 from pipelines.config import BuildConfig, ConfigError, EmbedderConfig, RayConfig
-from pipelines.indexing.sizing import block_rows, fragment_rows, output_bytes, row_bytes
+from pipelines.indexing.sizing import choose_block_rows, choose_fragment_rows, estimate_output_bytes, estimate_row_bytes
 from pipelines.monitor.lengths import histogram
 from pipelines.plan.changes import PlannedChanges, plan_changes
 from pipelines.plan.checks import warnings_of
 from pipelines.plan.figures import EmbedderPlan, Plan
-from pipelines.plan.sample import Sample, calibrate, model_config, take_sample
+from pipelines.plan.sample import Sample, measure_throughput, model_config, take_sample
 from pipelines.reading.units import plan_units
 from pipelines.store.schema import identity_of
 
@@ -67,7 +67,7 @@ def make_plan(config: BuildConfig, pool: Pool = Pool(), sample_rows: int = SAMPL
         for e in config.embedders
     )
     hours = max((e.hours for e in embedders if e.hours is not None), default=None)
-    per_row = row_bytes(identity, sample.chunks)
+    per_row = estimate_row_bytes(identity, sample.chunks)
     plan = Plan(
         sampled=len(sample.documents),
         units=len(units),
@@ -79,7 +79,7 @@ def make_plan(config: BuildConfig, pool: Pool = Pool(), sample_rows: int = SAMPL
         bad_reasons=sample.reasons(),
         text_bytes=(pc.mean(pc.binary_length(sample.chunks["text"])).as_py() or 0.0) * sample.chunks_in_all,
         histogram=_histogram(sample, config.embedders[0].name),
-        block_bytes=per_row * block_rows(config, per_row),
+        block_bytes=per_row * choose_block_rows(config, per_row),
         embedders=embedders,
         hours=hours,
         cost=None if hours is None or pool.price is None else hours * pool.price,
@@ -114,7 +114,7 @@ def _seconds(
 def _redo(config: BuildConfig, per_row: float, chunks: int, hours: float | None) -> float | None:
     if hours is None or not chunks:
         return None
-    rows = min(chunks, fragment_rows(config, per_row, block_rows(config, per_row)))
+    rows = min(chunks, choose_fragment_rows(config, per_row, choose_block_rows(config, per_row)))
     return rows / chunks * hours * 3600 + config.index.commit_seconds
 
 
@@ -145,8 +145,8 @@ def _plan_embedder(
     tokens = round(mean * sample.chunks_in_all)
     actors = pool.actors or pool_size(embedder.pool.spec(), _here(config.ray), 1 / len(config.embedders))
     share = 1.0 if changes is None else changes.embedded_share
-    speed = pool.tokens_per_second or calibrate(embedder, sample.chunks)
-    stored = {output: n * sample.chunks_in_all for output, n in output_bytes(described, mean).items()}
+    speed = pool.tokens_per_second or measure_throughput(embedder, sample.chunks)
+    stored = {output: n * sample.chunks_in_all for output, n in estimate_output_bytes(described, mean).items()}
     return EmbedderPlan(
         name=embedder.name,
         model=embedder.model,
@@ -157,7 +157,7 @@ def _plan_embedder(
         bytes=stored,
         codec=embedder.colbert_codec,
         colbert_bytes={
-            codec: output_bytes({**described, "colbert": codec}, mean)["colbert"] * sample.chunks_in_all
+            codec: estimate_output_bytes({**described, "colbert": codec}, mean)["colbert"] * sample.chunks_in_all
             for codec in (CODECS if "colbert" in stored else ())
         },
         tokens_per_second=speed,

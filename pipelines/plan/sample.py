@@ -23,7 +23,7 @@ from actors.embedders.registry import load_embedder
 from actors.models.preparation import Preparation
 from actors.outputs import EmbeddingBatch, IntArray, TokenBatch
 from pipelines.config import BuildConfig, EmbedderConfig
-from pipelines.indexing.stages import EncodeOutputs, chunk, good_rows, tokenise
+from pipelines.indexing.stages import EncodeOutputs, chunk, find_good_rows, tokenise
 from pipelines.reading.units import Unit, metadata_fields, pick_evenly, read_schema, read_unit
 
 SAMPLE_UNITS = 16
@@ -47,7 +47,7 @@ class Sample:
 
     @property
     def bad_share(self) -> float:
-        return 1 - len(good_rows(self.documents)) / max(1, len(self.documents))
+        return 1 - len(find_good_rows(self.documents)) / max(1, len(self.documents))
 
     @property
     def chunks_in_all(self) -> int:
@@ -82,15 +82,15 @@ def take_sample(units: Sequence[Unit], config: BuildConfig, n_rows: int) -> Samp
         if unit.rows is None:
             counted.append((unit.size, seen))
     documents = pa.concat_tables(tables)
-    rows, exact = count(units, counted)
-    good = documents.take(pa.array(good_rows(documents)))
+    rows, exact = count_rows(units, counted)
+    good = documents.take(pa.array(find_good_rows(documents)))
     tokenise(chunk(good.slice(0, 1), config), config.embedders)  # loads the tokenizers
     began = time.process_time()
     chunks = tokenise(chunk(good, config), config.embedders)
     return Sample(documents, chunks, rows, exact, time.process_time() - began)
 
 
-def count(units: Sequence[Unit], counted: Sequence[tuple[int, int]]) -> tuple[int, bool]:
+def count_rows(units: Sequence[Unit], counted: Sequence[tuple[int, int]]) -> tuple[int, bool]:
     """Rows of all units, and whether that is exact; unknown lengths by the rows a byte of `counted` (bytes, rows)."""
     known = sum(unit.rows for unit in units if unit.rows is not None)
     unknown = [unit for unit in units if unit.rows is None]
@@ -105,7 +105,7 @@ def model_config(preparation: Preparation) -> Any:
     return AutoConfig.from_pretrained(preparation.folder, trust_remote_code=preparation.spec.trust_remote_code)
 
 
-def calibrate(embedder: EmbedderConfig, chunks: pa.Table) -> float | None:
+def measure_throughput(embedder: EmbedderConfig, chunks: pa.Table) -> float | None:
     """Measures the tokens per second of one actor on this machine, warm, encoding for the table included.
 
     None where the sample is empty.

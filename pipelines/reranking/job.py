@@ -32,7 +32,7 @@ from pipelines.cluster.connect import as_config_error, run_on_worker, running
 from pipelines.config import ComputeConfig, ConfigError, Model, PoolConfig, RayConfig
 from pipelines.evaluation.qrels import read_queries
 from pipelines.evaluation.run_file import read_run, write_run
-from pipelines.monitor.progress import duration
+from pipelines.monitor.progress import format_duration
 from pipelines.store.interrupt import interruptible
 from pipelines.store.table import Snapshot, open_table
 
@@ -99,7 +99,7 @@ def rerank_run(config: RerankConfig) -> RerankSummary:
     request in the way.
     """
     started = time.monotonic()
-    partial = Partial(config)
+    partial = PartialResults(config)
     if not partial.path.exists():  # else the output is this job's own: queries failed, and are tried again
         refuse_file(config.output, force=config.force)
     wanted, texts = read_run(config.run, config.depth), read_queries(config.queries)
@@ -130,7 +130,7 @@ def plan_block(
 
     A run may name documents or chunks; one pass over the id columns finds both.
     """
-    places = _places(snapshot, {document for documents in wanted.values() for document in documents})
+    places = _find_rows(snapshot, {document for documents in wanted.values() for document in documents})
     rows: list[dict[str, Any]] = []
     for query, documents in wanted.items():
         found = [(document, int(row)) for document in documents for row in places.get(document, ())]
@@ -140,7 +140,7 @@ def plan_block(
     return pa.Table.from_pylist(rows, schema=BLOCK), missing
 
 
-def _places(snapshot: Snapshot, ids: set[str]) -> dict[str, IntArray]:
+def _find_rows(snapshot: Snapshot, ids: set[str]) -> dict[str, IntArray]:
     """Positions of each document's chunks, or of the one chunk of that name."""
     wanted, first = pa.array(sorted(ids), pa.string()), 0
     places: dict[str, list[int]] = {}
@@ -198,7 +198,7 @@ def _best(documents: Sequence[str], scores: Any) -> dict[str, list[Any]]:
     return {"docs": list(best), "scores": list(best.values())}
 
 
-def _scored(config: RerankConfig, partial: Partial, block: pa.Table) -> Generator[list[dict[str, Any]]]:
+def _scored(config: RerankConfig, partial: PartialResults, block: pa.Table) -> Generator[list[dict[str, Any]]]:
     """Batches of scored queries as they come."""
     if not len(block):
         return
@@ -220,7 +220,7 @@ def _scored(config: RerankConfig, partial: Partial, block: pa.Table) -> Generato
         for table in data.iter_batches(batch_format="pyarrow", batch_size=None):
             done += len(table)
             if config.ray.progress:
-                _say(done, len(block), started)
+                _print_progress(done, len(block), started)
             yield table.to_pylist()
 
 
@@ -243,12 +243,12 @@ def _open_model(config: RerankConfig) -> str:
     return f"{fingerprint(opened.folder)} {opened.tokenizer.sha256}"
 
 
-def _say(done: int, total: int, started: float) -> None:
+def _print_progress(done: int, total: int, started: float) -> None:
     left = (time.monotonic() - started) / done * (total - done)
-    print(f"{done:,} of {total:,} queries, {duration(left)} left", file=sys.stderr, flush=True)
+    print(f"{done:,} of {total:,} queries, {format_duration(left)} left", file=sys.stderr, flush=True)
 
 
-class Partial:
+class PartialResults:
     """`OUTPUT.partial`: a line of JSON that says what the scores depend on, then one for each finished query."""
 
     def __init__(self, config: RerankConfig) -> None:

@@ -21,10 +21,10 @@ from lance.file import LanceFileReader
 from lance.fragment import FragmentMetadata, write_fragments
 
 from pipelines.config import ConfigError
-from pipelines.store.commit import Outcome, Totals, commit_once
+from pipelines.store.commit import CommitState, Totals, commit_once
 from pipelines.store.lease import Lease
 from pipelines.store.schema import FILLING_KEY, Identity, Target, output_field
-from pipelines.store.writer import conform, quarantine_record
+from pipelines.store.writer import conform_to_schema, quarantine_record
 
 PART_SCHEMA = pa.schema(
     [
@@ -101,7 +101,7 @@ def write_columns(table: pa.Table, target: Target, fields: Sequence[pa.Field]) -
     records = []
     for fragment in np.unique(owners):
         rows = np.flatnonzero(owners == fragment)
-        part = conform(table.slice(rows[0], len(rows)), pa.schema(list(fields)))
+        part = conform_to_schema(table.slice(rows[0], len(rows)), pa.schema(list(fields)))
         offsets = (addresses[rows] & np.uint64(0xFFFFFFFF)).astype(np.uint32)
         records.append(_part(part, int(fragment), offsets, target) | {"n_tokens": _tokens(table, rows)})
     failed = table.filter(table.column("error").is_valid())
@@ -140,7 +140,7 @@ def _spread(
         where = np.full(offsets[-1] + 1 - end, -1, np.int64)
         where[offsets - end] = np.arange(len(offsets))
         rows = _read(part, target).take(pa.array(where, mask=where < 0))
-        yield from conform(rows, schema).combine_chunks().to_batches()
+        yield from conform_to_schema(rows, schema).combine_chunks().to_batches()
         end = int(offsets[-1]) + 1
     if end < physical_rows:
         yield pa.RecordBatch.from_pylist([{}] * (physical_rows - end), schema=schema)
@@ -173,7 +173,7 @@ def _shuffled(
     parts: Sequence[Mapping[str, Any]], physical_rows: int, target: Target, schema: pa.Schema
 ) -> Iterator[pa.RecordBatch]:
     """As `_spread`, for parts whose rows interleave: blocks joined pieces from all over the fragment. All in memory."""
-    rows = pa.concat_tables([conform(_read(part, target), schema) for part in parts])
+    rows = pa.concat_tables([conform_to_schema(_read(part, target), schema) for part in parts])
     where = np.full(physical_rows, -1, np.int64)
     where[np.concatenate([np.asarray(part["offsets"], np.int64) for part in parts])] = np.arange(len(rows))
     yield from rows.take(pa.array(where, mask=where < 0)).combine_chunks().to_batches()
@@ -193,7 +193,7 @@ class ColumnCommitter:
     _ready: dict[int, str] = field(default_factory=dict)
     _failed: list[Mapping[str, Any]] = field(default_factory=list)
     _seq: int = 0
-    _outcome: Outcome = field(default_factory=Outcome)
+    _outcome: CommitState = field(default_factory=CommitState)
 
     def add(self, record: Mapping[str, Any]) -> None:
         if record["kind"] == "quarantine":
@@ -222,7 +222,7 @@ class ColumnCommitter:
     def commit(self) -> None:
         """Fills the fragments that are ready; failed rows go to the quarantine first.
 
-        After a CommitError every later call raises it again (`Outcome`).
+        After a CommitError every later call raises it again (`CommitState`).
         """
         with self._outcome.settled():
             if self._failed:

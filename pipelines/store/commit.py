@@ -28,7 +28,7 @@ from pipelines.store.datasets import create_dataset, open_dataset
 from pipelines.store.interrupt import uninterrupted
 from pipelines.store.lease import Lease
 from pipelines.store.schema import FORMAT_VERSION, Identity, Target, quarantine_schema
-from pipelines.store.writer import address_parts
+from pipelines.store.writer import split_addresses
 
 Record = Mapping[str, Any]
 """One row of `writer.RECORD_SCHEMA`."""
@@ -147,7 +147,7 @@ def _fragments(records: Iterable[Record]) -> list[FragmentMetadata]:
     return [FragmentMetadata.from_json(r["fragment"]) for r in records]
 
 
-def replacement(dataset: lance.LanceDataset, new: list[FragmentMetadata], addresses: list[int]) -> Any:
+def build_replacement(dataset: lance.LanceDataset, new: list[FragmentMetadata], addresses: list[int]) -> Any:
     """An operation that adds fragments and deletes the rows at `addresses` in one step; a plain append without any.
 
     CommitError where a fragment is gone: somebody compacted the table without the lease, and the rows have moved.
@@ -155,7 +155,7 @@ def replacement(dataset: lance.LanceDataset, new: list[FragmentMetadata], addres
     if not addresses:
         return lance.LanceOperation.Append(new)
     updated, emptied = [], []
-    for fragment_id, offsets in address_parts(np.array(addresses, np.uint64)).items():
+    for fragment_id, offsets in split_addresses(np.array(addresses, np.uint64)).items():
         fragment = dataset.get_fragment(fragment_id)
         if fragment is None:
             raise CommitError(
@@ -228,7 +228,7 @@ class Totals:
 
 
 @dataclass(slots=True)
-class Outcome:
+class CommitState:
     """How a driver's commits went. After a CommitError it is open what is in the table; the next driver will see."""
 
     error: CommitError | None = None
@@ -247,7 +247,7 @@ class Outcome:
 
 
 @dataclass(slots=True)
-class _Held:
+class _PartialDocument:
     """A document that is not whole yet."""
 
     of: int
@@ -270,9 +270,9 @@ class Committer:
     _seq: int = 0
     _ready: list[Record] = field(default_factory=list)
     _failed: list[Record] = field(default_factory=list)
-    _held: dict[str, _Held] = field(default_factory=dict)
+    _held: dict[str, _PartialDocument] = field(default_factory=dict)
     _last: float = field(default_factory=time.monotonic)
-    _outcome: Outcome = field(default_factory=Outcome)
+    _outcome: CommitState = field(default_factory=CommitState)
 
     def add(self, record: Record) -> None:
         """Takes one row of a block that `write_block` returned."""
@@ -282,7 +282,7 @@ class Committer:
         elif not record["partial"]:
             self._ready.append(record)
         for part in record["partial"]:
-            held = self._held.setdefault(part["doc_id"], _Held(part["of"]))
+            held = self._held.setdefault(part["doc_id"], _PartialDocument(part["of"]))
             held.seen += part["rows"]
             if good:
                 held.records.append(record)
@@ -307,7 +307,7 @@ class Committer:
     def commit(self) -> Totals:
         """Commits what is ready, failed rows to the quarantine first. LeaseLost where another driver took over.
 
-        After a CommitError every later call raises it again (`Outcome`).
+        After a CommitError every later call raises it again (`CommitState`).
         """
         with self._outcome.settled():
             if self._failed:
@@ -323,13 +323,13 @@ class Committer:
         """Deletes rows (`Changes.prune`) in one commit; returns how many."""
         gone = list(addresses)
         if gone:
-            self._operate(self.target.documents_uri, lambda dataset: replacement(dataset, [], gone))
+            self._operate(self.target.documents_uri, lambda dataset: build_replacement(dataset, [], gone))
         return len(gone)
 
     def _transact(self, uri: str, records: list[Record]) -> None:
         new = _fragments(records)
         replaced = sorted({address for r in records for address in r["replaces"]})
-        self._operate(uri, lambda dataset: replacement(dataset, new, replaced))
+        self._operate(uri, lambda dataset: build_replacement(dataset, new, replaced))
         self.totals = self.totals.plus(records)
 
     def _operate(self, uri: str, operation: Callable[[lance.LanceDataset], Any]) -> None:

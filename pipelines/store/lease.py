@@ -111,7 +111,7 @@ def _open(uri: str, options: Mapping[str, str]) -> lance.LanceDataset:
     return lance.dataset(table_uri(uri, LEASES), storage_options=dict(options))
 
 
-def current(uri: str, table: str, options: Mapping[str, str] | None = None) -> Holder | None:
+def read_holder(uri: str, table: str, options: Mapping[str, str] | None = None) -> Holder | None:
     """The last taking of the lease on `table`, released or not; None where nobody ever took it."""
     dataset = open_dataset(table_uri(uri, LEASES), options or {})
     if dataset is None:
@@ -135,7 +135,7 @@ def _wait_until_silent(uri: str, held: Holder, options: Mapping[str, str]) -> No
         if held.is_gone():
             return
         time.sleep(min(1.0, held.lease_seconds / 20))
-        now = current(uri, held.table, options)
+        now = read_holder(uri, held.table, options)
         if now is None or now.released:
             return
         if (now.epoch, now.beat) != (held.epoch, held.beat):
@@ -178,7 +178,7 @@ class Lease:
 
     def check(self) -> None:
         """LeaseLost where a later epoch exists. Call it after the version that a commit builds on was read."""
-        now = current(self.uri, self.row.table, self.options)
+        now = read_holder(self.uri, self.row.table, self.options)
         if now is None or now.epoch != self.row.epoch:
             raise LeaseLost(f"{self.uri}: this driver (process {self.row.pid}) was taken for dead; now writing: {now}")
 
@@ -222,12 +222,12 @@ def acquire(
     LeaseHeld (a ConfigError) where another driver lives or was quicker.
     """
     options: dict[str, Any] = dict(storage_options or {})
-    before = current(uri, table, options)
+    before = read_holder(uri, table, options)
     if before is None:
         create_dataset(table_uri(uri, LEASES), _SCHEMA, options)
     elif not before.released:
         _wait_until_silent(uri, before, options)
     row = _next(table, job, lease_seconds, before)
     if not _insert(uri, row, options):
-        raise LeaseHeld(f"{uri}: another driver was quicker: {current(uri, table, options)}")
+        raise LeaseHeld(f"{uri}: another driver was quicker: {read_holder(uri, table, options)}")
     return Lease(uri, row, options, took_over=before is not None and not before.released).start()

@@ -52,7 +52,7 @@ class Optimized:
         return text + young
 
 
-def orphans(dataset: lance.LanceDataset) -> pa.Table:
+def find_orphans(dataset: lance.LanceDataset) -> pa.Table:
     """`path, last_modified` of data, deletion and index files that no version refers to."""
     present = dataset.all_files().read_all().select(["path", "last_modified"])
     known = dataset.tracked_files().read_all().column("path")
@@ -102,7 +102,7 @@ def optimize(
 
 
 def _clean(dataset: lance.LanceDataset, keep: timedelta, orphan_age: timedelta, now: datetime) -> dict[str, int]:
-    found = orphans(dataset)
+    found = find_orphans(dataset)
     ages = [now - modified for modified in found.column("last_modified").to_pylist()]
     removable = all(age >= orphan_age for age in ages)
     stats = dataset.cleanup_old_versions(keep, delete_unverified=removable, error_if_tagged_old_versions=False)

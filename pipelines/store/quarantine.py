@@ -29,7 +29,7 @@ def failed_rows(uri: str, storage_options: Mapping[str, str] | None = None) -> d
     return {row["source"]: frozenset(row["position_distinct"]) for row in grouped if row["source"] is not None}
 
 
-def reasons(uri: str, storage_options: Mapping[str, str] | None = None, limit: int = 10) -> list[dict[str, Any]]:
+def count_reasons(uri: str, storage_options: Mapping[str, str] | None = None, limit: int = 10) -> list[dict[str, Any]]:
     """The most frequent errors: `{error, rows, source, position}` with one row as an example, most frequent first.
 
     Duplicates count as one error, whatever they are duplicates of.

@@ -10,7 +10,7 @@ import lance
 
 from pipelines.store import lease
 from pipelines.store.datasets import open_dataset
-from pipelines.store.quarantine import reasons
+from pipelines.store.quarantine import count_reasons
 from pipelines.store.schema import QUARANTINE, table_uri
 from pipelines.store.table import Snapshot, open_table
 from pipelines.store.writer import describe_place
@@ -84,7 +84,7 @@ def read_status(uri: str, table: str = "documents", storage_options: Mapping[str
     options = dict(storage_options or {})
     snapshot = open_table(uri, table, options)
     dataset = snapshot.dataset
-    fragments, held = dataset.get_fragments(), lease.current(uri, table, options)
+    fragments, held = dataset.get_fragments(), lease.read_holder(uri, table, options)
     return Status(
         uri=uri,
         rows=dataset.count_rows(),
@@ -100,7 +100,7 @@ def read_status(uri: str, table: str = "documents", storage_options: Mapping[str
         chunk=dict(snapshot.identity.chunk),
         indexes=tuple(_coverage(snapshot)),
         quarantine=_count(table_uri(uri, QUARANTINE), options),
-        quarantine_reasons=tuple(reasons(uri, options)),
+        quarantine_reasons=tuple(count_reasons(uri, options)),
         writer=None if held is None or held.released else str(held),
     )
 

@@ -22,7 +22,7 @@ from pipelines.store.commit import CommitError, commit_once
 from pipelines.store.datasets import open_version
 from pipelines.store.lease import Lease
 from pipelines.store.schema import Target
-from pipelines.store.writer import conform
+from pipelines.store.writer import conform_to_schema
 
 ADDRESS = "_rowaddr"
 
@@ -61,7 +61,7 @@ def update_metadata(target: Target, version: int, fragment: int, rows: pa.Table)
     rows = rows.filter(pc.fill_null(pc.and_(*same), False))
     names = [f for f in target.schema if f.name in rows.column_names and f.name in (*target.metadata, "metadata_hash")]
     addresses = rows.column(ADDRESS)
-    values = conform(rows, pa.schema(names)).append_column(ADDRESS, addresses)
+    values = conform_to_schema(rows, pa.schema(names)).append_column(ADDRESS, addresses)
     return rewrite_columns(dataset, fragment, values) if rows.num_rows else None
 
 

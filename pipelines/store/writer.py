@@ -64,7 +64,7 @@ def _has_extension(kind: pa.DataType) -> bool:
     return any(_has_extension(kind.field(i).type) for i in range(kind.num_fields))
 
 
-def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+def conform_to_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """The columns of `schema`, in its order and types. Errors name the column.
 
     Ray's tensor types are refused: a process without Ray reads their storage, and LanceDB finds no vector in it.
@@ -110,7 +110,7 @@ def _total(column: pa.ChunkedArray) -> int:
 
 def _document_record(rows: pa.Table, target: Target, partial: list[dict[str, Any]]) -> dict[str, Any]:
     replaces = rows.column(REPLACES).combine_chunks().flatten().unique() if REPLACES in rows.column_names else []
-    return _write(conform(rows, target.schema), target.documents_uri, target) | {
+    return _write(conform_to_schema(rows, target.schema), target.documents_uri, target) | {
         "kind": "documents",
         "documents": _total(pc.equal(rows.column("chunk_index"), 0)),
         "n_tokens": _total(rows.column("n_tokens")),
@@ -135,7 +135,7 @@ def quarantine_rows(rows: pa.Table, target: Target) -> pa.Table:
         "run": pa.array([target.run] * n, pa.string()),
         "time": pa.array([datetime.now(timezone.utc)] * n, pa.timestamp("us", "UTC")),
     }
-    return conform(pa.table(columns), quarantine_schema())
+    return conform_to_schema(pa.table(columns), quarantine_schema())
 
 
 def describe_failure(row: Mapping[str, Any]) -> str:
@@ -213,7 +213,7 @@ def write_block(table: pa.Table, target: Target) -> pa.Table:
     return pa.Table.from_pylist(records, schema=RECORD_SCHEMA)
 
 
-def address_parts(addresses: npt.NDArray[np.uint64]) -> dict[int, list[int]]:
+def split_addresses(addresses: npt.NDArray[np.uint64]) -> dict[int, list[int]]:
     """Row addresses, in any order, to ascending row offsets for each fragment."""
     ordered = np.unique(addresses)
     fragments, offsets = ordered >> np.uint64(32), (ordered & np.uint64(0xFFFFFFFF)).astype(np.int64)

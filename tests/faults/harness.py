@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from pipelines.store.lease import LeaseHeld
-from pipelines.store.maintain import optimize, orphans
+from pipelines.store.maintain import find_orphans, optimize
 
 DRIVER = Path(__file__).with_name("driver.py")
 WORDS = [a + b + c for a in "bdgklmnprst" for b in "aeiou" for c in ("", "n", "rt", "ll")]
@@ -276,7 +276,7 @@ def content_of(job: Job) -> Content:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CommitState:
     """What a fault did. All zero is what the job promises."""
 
     lost: int
@@ -288,21 +288,21 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
-        return self == Outcome(0, 0, 0, 0, 0, 0)
+        return self == CommitState(0, 0, 0, 0, 0, 0)
 
 
-def compare(job: Job, reference: Content, tolerance: float = 1e-6) -> Outcome:
+def compare(job: Job, reference: Content, tolerance: float = 1e-6) -> CommitState:
     """Optimizes the index and compares it with that of an undisturbed run."""
     wait_for(lambda: try_optimize(job.index), 60, "the lease")
     got = content_of(job)
     common = got.vectors.keys() & reference.vectors.keys()
-    return Outcome(
+    return CommitState(
         lost=len(reference.vectors.keys() - got.vectors.keys()),
         doubled=sum(n - 1 for n in got.counts.values()),
         foreign=len(got.vectors.keys() - reference.vectors.keys()),
         wrong_vectors=sum(bool(np.abs(got.vectors[i] - reference.vectors[i]).max() > tolerance) for i in common),
         quarantine_differs=len(got.failed ^ reference.failed),
-        unreferenced=len(orphans(job.documents)),
+        unreferenced=len(find_orphans(job.documents)),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipelines.config import BuildConfig, load_config
-from pipelines.indexing.sizing import BLOCKS_PER_ACTOR, MIN_BLOCK_ROWS, block_rows, fragment_rows
+from pipelines.indexing.sizing import BLOCKS_PER_ACTOR, MIN_BLOCK_ROWS, choose_block_rows, choose_fragment_rows
 
 
 def config(batch_rows: int = 1000, **index: Any) -> BuildConfig:
@@ -26,11 +26,11 @@ def config(batch_rows: int = 1000, **index: Any) -> BuildConfig:
     ],
 )
 def test_a_short_job_is_cut_finer(rows: int | None, actors: int, expected: int) -> None:
-    assert block_rows(config(), 2000, rows, actors) == expected
+    assert choose_block_rows(config(), 2000, rows, actors) == expected
 
 
 def test_a_block_fits_a_fragment_and_a_fragment_holds_whole_blocks() -> None:
-    assert block_rows(config(fragment_bytes=1_000_000), 50_000) == 20
-    assert fragment_rows(config(fragment_bytes=1_000_000), 50_000, 20) == 20
-    assert fragment_rows(config(fragment_bytes=1_000_000), 100, 3000) == 9000
-    assert fragment_rows(config(fragment_bytes=1_000_000), 10_000, 3000) == 3000
+    assert choose_block_rows(config(fragment_bytes=1_000_000), 50_000) == 20
+    assert choose_fragment_rows(config(fragment_bytes=1_000_000), 50_000, 20) == 20
+    assert choose_fragment_rows(config(fragment_bytes=1_000_000), 100, 3000) == 9000
+    assert choose_fragment_rows(config(fragment_bytes=1_000_000), 10_000, 3000) == 3000

@@ -9,7 +9,7 @@ from actors.arrow.blocks import split_by_size
 from actors.codecs import table as codecs
 from actors.outputs import EmbeddingBatch, MultiVectors, TokenBatch
 from pipelines.config import EmbedderConfig
-from pipelines.indexing.stages import EncodeOutputs, good_rows, tokenise
+from pipelines.indexing.stages import EncodeOutputs, find_good_rows, tokenise
 
 
 @given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 60))
@@ -28,7 +28,7 @@ def test_tokens_are_counted_and_failed_rows_left_alone() -> None:
     assert out["n_tokens"].to_pylist() == [4, 0, 256]
     assert out["n_truncated"].to_pylist() == [0, 0, 146]
     assert out["minilm_truncated"].to_pylist() == [0, None, 146]
-    assert good_rows(out).tolist() == [0, 2]
+    assert find_good_rows(out).tolist() == [0, 2]
 
 
 def test_a_text_that_cannot_be_tokenised_is_marked_and_no_other_is_lost() -> None:

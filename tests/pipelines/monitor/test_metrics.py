@@ -24,8 +24,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
         assert job == "j"
         found.setdefault(name, []).append(n)
 
-    monkeypatch.setattr(metrics, "count", note)
-    monkeypatch.setattr(metrics, "took", note)
+    monkeypatch.setattr(metrics, "increment", note)
+    monkeypatch.setattr(metrics, "observe_seconds", note)
     return found
 
 
@@ -81,11 +81,11 @@ def test_waiting_is_the_time_between_blocks(seen: dict[str, list[float]], monkey
 
 @pytest.mark.parametrize(("packed", "tokens"), [(True, 16), (False, 8)])
 def test_what_a_pass_goes_over(packed: bool, tokens: int) -> None:
-    assert metrics.computed(SimpleNamespace(packed=packed), np.array([3, 5])) == tokens
+    assert metrics.count_computed_tokens(SimpleNamespace(packed=packed), np.array([3, 5])) == tokens
 
 
 def test_costs_of_two_embedders_add_up() -> None:
-    block = metrics.Block(rows=2, tokens=8, truncated=0, failed=0, batches=1, padding=5, halvings=1, seconds=1.0)
+    block = metrics.BlockCost(rows=2, tokens=8, truncated=0, failed=0, batches=1, padding=5, halvings=1, seconds=1.0)
     table = metrics.add_costs(metrics.add_costs(pa.table({"text": ["a", "b"]}), block), block)
     assert (table["n_padding"].to_pylist(), table["n_halvings"].to_pylist()) == ([10, 0], [2, 0])
 
@@ -97,7 +97,7 @@ def test_the_actor_is_named_after_its_embedder_and_travels() -> None:
 
 
 def test_counting_without_ray_is_harmless() -> None:
-    metrics.committed("j", 0.5, rows=3, quarantined=0)
-    metrics.count("halvings", 0, "j", "m")
+    metrics.record_commit("j", 0.5, rows=3, quarantined=0)
+    metrics.increment("halvings", 0, "j", "m")
     with pytest.raises(KeyError):
-        metrics.count("nonsense", 1, "j")
+        metrics.increment("nonsense", 1, "j")

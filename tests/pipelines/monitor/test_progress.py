@@ -4,19 +4,19 @@ import io
 
 import pytest
 
-from pipelines.monitor.progress import Progress, duration, size
+from pipelines.monitor.progress import Progress, format_duration, format_size
 from pipelines.monitor.summary import Summary
 from pipelines.store.commit import Totals
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(4.2, "4s"), (190, "3m10s"), (18_120, "5h02m")])
 def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 @pytest.mark.parametrize(("n", "text"), [(812, "812 B"), (4_120_000, "4.1 MB"), (1.2e12, "1.2 TB")])
 def test_size(n: float, text: str) -> None:
-    assert size(n) == text
+    assert format_size(n) == text
 
 
 def test_a_line_says_what_is_done_and_how_long_the_rest_takes() -> None:

@@ -66,9 +66,9 @@ def test_throughput_is_the_slope_between_points() -> None:
 @pytest.mark.parametrize(
     "chart",
     [
-        charts.line([1.0, 2.0], [0.0, 5.0], "a & b", "s"),
-        charts.bars({"<1": 0, "1": 5, "2": 0, "3": 1}, "bars"),
-        charts.shares({"a": 1.0, "b<": 3.0}, "shares", "s"),
+        charts.line_chart([1.0, 2.0], [0.0, 5.0], "a & b", "s"),
+        charts.bar_chart({"<1": 0, "1": 5, "2": 0, "3": 1}, "bars"),
+        charts.share_chart({"a": 1.0, "b<": 3.0}, "shares", "s"),
     ],
 )
 def test_charts_are_well_formed(chart: str) -> None:
@@ -79,7 +79,7 @@ def test_charts_are_well_formed(chart: str) -> None:
 
 
 def test_the_line_reaches_its_largest_value_at_the_top() -> None:
-    root = ET.fromstring(charts.line([1.0, 2.0, 4.0], [0.0, 10.0, 5.0], "l", "s"))
+    root = ET.fromstring(charts.line_chart([1.0, 2.0, 4.0], [0.0, 10.0, 5.0], "l", "s"))
     points = [tuple(map(float, p.split(","))) for p in root.find("polyline").get("points").split()]  # type: ignore[union-attr]
     assert [y for _, y in points] == [176.0, 12.0, 94.0]
     assert points[-1][0] == charts.WIDTH - 8

@@ -12,7 +12,7 @@ from actors.rerankers.registry import load_reranker
 from actors.spec import ComputeSpec
 from pipelines.config import ConfigError
 from pipelines.evaluation.run_file import read_run, write_run
-from pipelines.reranking.job import Partial, RerankActor, RerankConfig, plan_block, rerank_run
+from pipelines.reranking.job import PartialResults, RerankActor, RerankConfig, plan_block, rerank_run
 from pipelines.store.table import open_table
 from tests.checkpoints_rerankers import build
 from tests.indexes import make_index
@@ -111,37 +111,37 @@ def test_a_query_that_fails_takes_no_other_with_it(folder: Path, tmp_path: Path)
 
 
 def test_unfinished_scores_are_kept_and_never_mixed(folder: Path, tmp_path: Path) -> None:
-    first = Partial(config(folder, tmp_path / "out"))
+    first = PartialResults(config(folder, tmp_path / "out"))
     assert first.open(newest=1) == {}
     first.append([{"query_id": "q0", "docs": ["d1"], "scores": [0.5]}])
     with first.path.open("a") as file:
         file.write('{"query_id": "q1", "sco')  # the process died here
-    again = Partial(config(folder, tmp_path / "out"))
+    again = PartialResults(config(folder, tmp_path / "out"))
     assert again.open(newest=7) == {"q0": {"d1": 0.5}}
     assert (again.version, again.resumed) == (1, 1)
     with pytest.raises(ConfigError, match="unfinished job with another depth"):
-        Partial(config(folder, tmp_path / "out", depth=3)).open(newest=1)
+        PartialResults(config(folder, tmp_path / "out", depth=3)).open(newest=1)
     with pytest.raises(ConfigError, match="unfinished job with another model_options"):
-        Partial(config(folder, tmp_path / "out", model_options={"max_length": 64})).open(newest=1)
+        PartialResults(config(folder, tmp_path / "out", model_options={"max_length": 64})).open(newest=1)
 
 
 def test_scores_of_other_weights_are_never_mixed(folder: Path, tmp_path: Path) -> None:
-    first = Partial(config(folder, tmp_path / "out"))
+    first = PartialResults(config(folder, tmp_path / "out"))
     first.open(newest=1)
     first.confirm("one")
     first.append([{"query_id": "q0", "docs": ["d1"], "scores": [0.5]}])
-    again = Partial(config(folder, tmp_path / "out"))
+    again = PartialResults(config(folder, tmp_path / "out"))
     assert again.open(newest=1) == {"q0": {"d1": 0.5}}
     again.confirm("one")
     with pytest.raises(ConfigError, match=r"out\.partial is of an unfinished job with another model: its weights have"):
         again.confirm("two")
-    assert Partial(config(folder, tmp_path / "out")).open(newest=1) == {"q0": {"d1": 0.5}}
+    assert PartialResults(config(folder, tmp_path / "out")).open(newest=1) == {"q0": {"d1": 0.5}}
 
 
 @pytest.mark.ray
 def test_a_resumed_job_looks_at_the_weights_again(folder: Path, tmp_path: Path, ray_session: None) -> None:
     settings = config(folder, tmp_path / "out.jsonl")
-    stopped = Partial(settings)
+    stopped = PartialResults(settings)
     stopped.open(open_table(folder / "index").version)
     stopped.confirm("those of last night")
     stopped.append([{"query_id": "q3", "docs": ["d1", "d2"], "scores": [0.25, 0.75]}])
@@ -158,7 +158,7 @@ def test_a_query_without_text_is_named(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.ray
 def test_the_job_scores_the_whole_run_and_resumes(folder: Path, tmp_path: Path, ray_session: None) -> None:
     settings = config(folder, tmp_path / "out.jsonl")
-    stopped = Partial(settings)
+    stopped = PartialResults(settings)
     stopped.open(open_table(folder / "index").version)
     stopped.append([{"query_id": "q3", "docs": ["d1", "d2"], "scores": [0.25, 0.75]}])
     summary = rerank_run(settings)

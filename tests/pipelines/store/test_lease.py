@@ -15,7 +15,7 @@ from lance.commit import CommitConflictError
 
 from pipelines.config import ConfigError
 from pipelines.store import lease as lease_module
-from pipelines.store.lease import Lease, LeaseHeld, LeaseLost, acquire, current
+from pipelines.store.lease import Lease, LeaseHeld, LeaseLost, acquire, read_holder
 from pipelines.store.schema import LEASES, table_uri
 
 DIE_HOLDING = """
@@ -53,7 +53,7 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_lease_is_taken_released_and_taken_again(uri: str) -> None:
-    assert current(uri, "documents") is None
+    assert read_holder(uri, "documents") is None
     with acquire(uri, "documents", "one") as first:
         first.check()
         assert (first.row.epoch, first.took_over) == (1, False)
@@ -79,7 +79,7 @@ def test_tables_have_leases_of_their_own(uri: str) -> None:
 
 def test_a_process_that_died_on_this_machine_is_replaced_at_once(uri: str) -> None:
     subprocess.run([sys.executable, "-c", DIE_HOLDING, uri], check=False, timeout=60)
-    held = current(uri, "documents")
+    held = read_holder(uri, "documents")
     assert held is not None
     assert (held.job, held.is_gone(), held.released) == ("died", True, False)
     started = time.monotonic()
@@ -131,7 +131,7 @@ def test_of_racing_processes_one_wins(uri: str, before: int) -> None:
 def test_beats_do_not_pile_up_rows(uri: str) -> None:
     with acquire(uri, "documents", "alive", lease_seconds=0.3):
         time.sleep(1)
-        held = current(uri, "documents")
+        held = read_holder(uri, "documents")
     assert held is not None
     assert held.beat >= 5
     assert lance.dataset(table_uri(uri, LEASES)).count_rows() == 1
@@ -149,7 +149,7 @@ def test_a_store_that_is_away_for_a_while_does_not_end_the_beat(uri: str, monkey
     with acquire(uri, "documents", "alive", lease_seconds=0.3) as lease:
         monkeypatch.setattr(Lease, "_set", shaky)
         time.sleep(1)
-        held = current(uri, "documents")
+        held = read_holder(uri, "documents")
         assert lease.failures == 2
     assert held is not None
     assert held.beat >= 3

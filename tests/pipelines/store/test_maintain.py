@@ -14,8 +14,8 @@ import pytest
 from pipelines.config import ConfigError
 from pipelines.store.commit import Committer, create_or_open
 from pipelines.store.lease import LeaseHeld, acquire
-from pipelines.store.maintain import optimize, orphans, target_rows
-from pipelines.store.quarantine import drop_old_quarantine, failed_rows, reasons
+from pipelines.store.maintain import find_orphans, optimize, target_rows
+from pipelines.store.quarantine import count_reasons, drop_old_quarantine, failed_rows
 from pipelines.store.schema import Target
 from pipelines.store.status import read_status
 from pipelines.store.writer import write_block
@@ -52,7 +52,7 @@ def test_optimize_joins_fragments_and_drops_old_versions(target: Target, block: 
 def test_files_of_a_dead_worker_are_removed_only_when_old_enough(target: Target, block: Block) -> None:
     build(target, block(["a"]))
     write_block(block(["b"]), target)
-    assert len(orphans(lance.dataset(target.documents_uri))) == 1
+    assert len(find_orphans(lance.dataset(target.documents_uri))) == 1
     kept = optimize(target.uri)
     assert (kept.orphans_removed, kept.orphans_kept, len(data_files(target))) == (0, 1, 2)
     removed = optimize(target.uri, orphan_age=NOW)
@@ -105,11 +105,11 @@ def test_quarantine_lists_what_failed_in_the_last_run(target: Target, another_ru
 def test_reasons_come_most_frequent_first_and_duplicates_count_as_one(target: Target, block: Block) -> None:
     errors = ["empty text", "duplicate id, first seen in a row 1", "duplicate id, first seen in b row 2"]
     build(target, block(["a", "b", "c"], errors=errors))
-    assert [(r["error"], r["rows"]) for r in reasons(target.uri)] == [("duplicate id", 2), ("empty text", 1)]
-    assert reasons(target.uri, limit=1)[0]["source"] == "shard.parquet"
+    assert [(r["error"], r["rows"]) for r in count_reasons(target.uri)] == [("duplicate id", 2), ("empty text", 1)]
+    assert count_reasons(target.uri, limit=1)[0]["source"] == "shard.parquet"
 
 
 def test_an_index_without_quarantine_has_no_failed_rows(target: Target) -> None:
     assert failed_rows(target.uri) == {}
-    assert reasons(target.uri) == []
+    assert count_reasons(target.uri) == []
     drop_old_quarantine(replace(target, run="x"))

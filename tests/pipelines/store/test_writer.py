@@ -13,7 +13,7 @@ import pytest
 from lance.fragment import FragmentMetadata
 
 from pipelines.store.schema import Target
-from pipelines.store.writer import address_parts, write_block
+from pipelines.store.writer import split_addresses, write_block
 
 Block = Callable[..., pa.Table]
 
@@ -112,4 +112,4 @@ def test_tensor_types_are_refused(target: Target, block: Block) -> None:
 
 def test_addresses_split_by_fragment() -> None:
     addresses = np.array([3 << 32 | 5, 1, 3 << 32 | 2, 3 << 32 | 5], np.uint64)
-    assert address_parts(addresses) == {0: [1], 3: [2, 5]}
+    assert split_addresses(addresses) == {0: [1], 3: [2, 5]}
