@@ -10,7 +10,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -81,11 +81,18 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self.threads, function, *args)
 
     def batcher(self, kind: str, run: Callable[[Any, Sequence[Any]], Sequence[Any]]) -> MicroBatcher[Any, Any]:
-        """A batcher whose sizes and queue are in the metrics."""
+        """A batcher whose sizes and queue are in the metrics.
+
+        It encodes with one thread where other requests are being answered: 32 short queries take 3.3 ms of processor
+        time each, one by one 7.6, and with OpenMP's threads, which spin beside the searches, 25 to 84.
+        """
 
         def counted(group: Any, items: Sequence[Any]) -> Sequence[Any]:
+            from actors.compute.resolve import single_torch_thread
+
             self.metrics.batches.labels(kind).observe(len(items))
-            with self.metrics.stage(f"encode_{kind}"):
+            alone = kind == "texts" and self.active <= 1
+            with self.metrics.stage(f"encode_{kind}"), nullcontext() if alone else single_torch_thread():
                 return run(group, items)
 
         limits = self.limits

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/metrics", "/openapi.json"})
 """Answered without a key: none of them tells anything of a document."""
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]", ""})
+CLOSE = {"Connection": "close"}
+"""What is left of a body that was not read must not be taken for the next request."""
 PORT = re.compile(r":\d+$")
 SECURITY_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
 
@@ -73,7 +75,7 @@ class Guard:
     def _bounded(self, headers: Mapping[str, str], receive: Receive) -> Receive:
         """A body of bounded size, within a bounded time."""
         limits, read, deadline = self.service.limits, 0, time.monotonic() + self.service.limits.body_seconds
-        too_large = ApiError(413, f"the body is longer than {limits.body_bytes} bytes")
+        too_large = ApiError(413, f"the body is longer than {limits.body_bytes} bytes", headers=CLOSE)
         length = headers.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length[:20]) > limits.body_bytes:
             raise too_large
@@ -86,7 +88,7 @@ class Guard:
             try:
                 message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
             except (TimeoutError, asyncio.TimeoutError):
-                raise ApiError(408, f"the body took longer than {limits.body_seconds:g} s") from None
+                raise ApiError(408, f"the body took longer than {limits.body_seconds:g} s", headers=CLOSE) from None
             read += len(message.get("body", b""))
             whole = not message.get("more_body", False)
             if read > limits.body_bytes:
