@@ -25,7 +25,11 @@ def _check_offsets(offsets: IntArray, size: int, what: str) -> None:
 
 
 def ranges(starts: IntArray, lengths: IntArray) -> IntArray:
-    """Positions `start, start + 1, ... start + length - 1` of every range, one after the other: int64 (sum,)."""
+    """Positions `start, start + 1, ... start + length - 1` of every range, one after the other: int64 (sum,).
+
+    >>> ranges(np.array([10, 20]), np.array([2, 3])).tolist()
+    [10, 11, 20, 21, 22]
+    """
     ends: IntArray = np.cumsum(lengths, dtype=np.int64)
     total = int(ends[-1]) if len(ends) else 0
     positions: IntArray = np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
@@ -33,7 +37,11 @@ def ranges(starts: IntArray, lengths: IntArray) -> IntArray:
 
 
 def offsets_of(lengths: npt.NDArray[np.integer[Any]]) -> IntArray:
-    """Lengths (n,) to offsets (n + 1,), starting at 0."""
+    """Lengths (n,) to offsets (n + 1,), starting at 0.
+
+    >>> offsets_of(np.array([2, 0, 3])).tolist()
+    [0, 2, 2, 5]
+    """
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets
@@ -140,6 +148,10 @@ class MultiVectors:
 
     offsets: int64 (n + 1,), counted in vectors; vectors: (m, d) float32 or float16, or (m, bytes) uint8 where a codec
     has already encoded them (`actors.codecs.table` says which one and how to read it).
+
+    >>> vectors = MultiVectors(offsets_of(np.array([2, 1])), np.zeros((3, 4), np.float32))
+    >>> len(vectors), vectors.row(1).shape
+    (2, (1, 4))
     """
 
     offsets: IntArray

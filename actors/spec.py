@@ -48,6 +48,10 @@ class EmbedderSpec:
 
     This is the one list of an embedder's fields. A config's `embedders` entries, an index's identity, the catalogue's
     entries and the FlagEmbedding classes take theirs from it, with these types, defaults and metadata.
+
+    >>> spec = EmbedderSpec(model="BAAI/bge-m3", truncate_dim=256)
+    >>> spec.identity()["truncate_dim"], EmbedderSpec.from_identity(spec.identity()) == spec
+    (256, True)
     """
 
     model: str = field(metadata=ALWAYS_IN_IDENTITY)

@@ -28,14 +28,22 @@ def all_rows(n: int) -> IntArray:
 
 
 def split_by_size(sizes: IntArray, limit: int) -> list[IntArray]:
-    """Neighbouring rows whose sizes sum to about `limit`; a larger row stands alone."""
+    """Cuts rows into runs of about `limit` in all: a run ends where the sum of sizes passes a multiple of it.
+
+    >>> [rows.tolist() for rows in split_by_size(np.array([4, 4, 4, 30, 1]), 10)]
+    [[0, 1], [2], [3, 4]]
+    """
     bins = np.cumsum(sizes, dtype=np.int64) // limit
     edges = np.flatnonzero(np.diff(bins)) + 1
     return np.split(all_rows(len(sizes)), edges) if len(sizes) else []
 
 
 def scatter_rows(column: pa.Array, positions: IntArray, size: int) -> pa.Array:
-    """A column of `size` rows with `column[i]` at `positions[i]` and null elsewhere."""
+    """A column of `size` rows with `column[i]` at `positions[i]` and null elsewhere.
+
+    >>> scatter_rows(pa.array([7, 8]), np.array([2, 0]), 3).to_pylist()
+    [8, None, 7]
+    """
     if len(positions) == size:
         return column
     source = np.zeros(size, dtype=np.int64)

@@ -45,7 +45,12 @@ class Isolated(Generic[T]):
 
 
 def isolate_failures(apply: Callable[[IntArray], T], rows: IntArray) -> Isolated[T]:
-    """Applies a step to the rows; where it raises, to each half of them, down to the single rows that are at fault."""
+    """Applies a step to the rows; where it raises, to each half of them, down to the single rows that are at fault.
+
+    >>> found = isolate_failures(lambda rows: [1 / (int(row) - 2) for row in rows], np.arange(4))
+    >>> found.rows.tolist(), [(failure.row, failure.error) for failure in found.failures]
+    ([0, 1, 3], [(2, 'ZeroDivisionError: division by zero')])
+    """
     found: Isolated[T] = Isolated()
     _isolate(apply, rows, found)
     return found

@@ -25,6 +25,9 @@ def pooled_groups(offsets: IntArray, pooling: str, token_ids: npt.NDArray[Any] |
 
     Groups never cross texts and are numbered in the order in which they begin. `distinct` needs the token id of each
     vector and joins all positions of one token in one text.
+
+    >>> pooled_groups(np.array([0, 3, 5]), "sequential2").tolist()
+    [0, 0, 1, 2, 2]
     """
     lengths = np.diff(offsets)
     rows = np.repeat(np.arange(len(lengths)), lengths)

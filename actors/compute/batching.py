@@ -19,6 +19,9 @@ def plan_batches(lengths: IntArray, budget: int) -> list[IntArray]:
     """Row numbers of each batch, longest text first; every row is in exactly one batch.
 
     lengths: int (n,), in tokens. A batch holds at most `budget` tokens; a text longer than half of that stands alone.
+
+    >>> [rows.tolist() for rows in plan_batches(np.array([3, 9, 2, 4]), 10)]
+    [[1], [3, 0, 2]]
     """
     if budget < 1:
         raise ValueError(f"budget must be at least 1 token, got {budget}")
@@ -43,7 +46,11 @@ def _even(order: IntArray, lengths: IntArray, budget: int) -> list[IntArray]:
 
 
 def inverse_permutation(batches: Sequence[IntArray]) -> IntArray:
-    """int64 (n,): where each text's result lies once the batches' results are joined; `joined[inverse]` is in order."""
+    """int64 (n,): where each text's result lies once the batches' results are joined; `joined[inverse]` is in order.
+
+    >>> inverse_permutation([np.array([2]), np.array([0, 1])]).tolist()
+    [1, 2, 0]
+    """
     order = np.concatenate([np.zeros(0, np.int64), *batches])
     places = np.empty_like(order)
     places[order] = np.arange(len(order))
@@ -61,6 +68,9 @@ def round_up_tokens(tokens: int) -> int:
 
     oneDNN compiles a kernel for every new number of rows (up to 16 ms each on one core, in bf16, where a batch of 4096
     tokens takes 300 ms), so a stream of batches has to come in few sizes.
+
+    >>> [round_up_tokens(tokens) for tokens in (5, 500, 1000)]
+    [16, 512, 1008]
     """
     step = max(16, 1 << max(0, (tokens - 1).bit_length() - 6))
     return -(-tokens // step) * step

@@ -91,14 +91,24 @@ class Embedder:
         return self.embed_tokens(tokens, outputs, device_codec)
 
     def embed_corpus(self, texts: Iterable[str], outputs: Sequence[Output] | None = None) -> EmbeddingBatch:
-        """Passages: the passage instruction and length. Those that follow are tokenised while a model embeds."""
+        """Passages: the passage instruction and length. Those that follow are tokenised while a model embeds.
+
+        >>> batch = model.embed_corpus(["A panda eats bamboo.", "The river is deep."])
+        >>> batch.dense.shape, batch.colbert.row(0).shape
+        ((2, 384), (6, 384))
+        """
         asked = checked_outputs(outputs, self.outputs, self.spec.model)
         tokenised = prefetch_one(partial(self.tokenise, kind="passage"), slices_of(checked_texts(texts), WINDOW))
         parts = [self.embed_tokens(tokens, asked) for tokens in tokenised]
         return concat(parts) if parts else self.embed_tokens(self.tokenise([]), asked)
 
     def embed_queries(self, texts: Iterable[str], outputs: Sequence[Output] | None = None) -> EmbeddingBatch:
-        """Queries: the query instruction and length."""
+        """Queries: the query instruction and length.
+
+        >>> passages = model.embed_corpus(["A panda eats bamboo.", "The river is deep."]).dense
+        >>> (passages @ model.embed_queries(["what do pandas eat"]).dense[0]).argmax().item()
+        0
+        """
         return self.embed_tokens(self.tokenise(texts, "query"), outputs)
 
     def identity(self) -> Identity:

@@ -30,6 +30,11 @@ class BGEM3FlagModel(FlagEmbeddingCompat[dict[str, Any]]):
 
     encode* return `{"dense_vecs": (n, d) float32, "lexical_weights": [{str(token id): weight}], "colbert_vecs":
     [(tokens - 1, d)]}`, None for what was not asked, and single values for a single str.
+
+    >>> flag = BGEM3FlagModel("all-MiniLM-L6-v2", use_fp16=False, devices="cpu")
+    >>> found = flag.encode(["A panda eats bamboo."], return_sparse=True)
+    >>> found["dense_vecs"].shape, len(found["lexical_weights"])
+    ((1, 384), 1)
     """
 
     _: KW_ONLY

@@ -8,7 +8,12 @@ from actors.spec import EmbedderSpec
 
 
 def load_embedder(spec: EmbedderSpec) -> Embedder:
-    """Loads the model of `spec`. Raises CheckpointError (a ValueError) that names the file at fault."""
+    """Loads the model of `spec`. Raises CheckpointError (a ValueError) that names the file at fault.
+
+    >>> model = load_embedder(EmbedderSpec(model="all-MiniLM-L6-v2"))
+    >>> model.outputs, model.dim
+    (('dense', 'sparse', 'colbert'), 384)
+    """
     if spec.picture_weights is not None:
         from actors.embedders.visualized import VisualizedBGE  # needs Pillow, which the others do not
 

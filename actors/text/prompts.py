@@ -57,7 +57,11 @@ def fill(template: str, *parts: str | None) -> str:
 
 
 def instruct(texts: Iterable[str], instruction: str | None, template: str) -> list[str]:
-    """The texts with the instruction put in by the template; unchanged where there is no instruction."""
+    """The texts with the instruction put in by the template; unchanged where there is no instruction.
+
+    >>> instruct(["who wrote it"], "Find the answer", "<instruct>{}\\n<query>{}")
+    ['<instruct>Find the answer\\n<query>who wrote it']
+    """
     items = checked_texts(texts)
     return items if instruction is None else [fill(template, instruction, text) for text in items]
 

@@ -17,7 +17,11 @@ M = TypeVar("M", bound=Model)
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:
-    """`embedders.0.pool.max_size=4` to (path, value); the value is read as YAML."""
+    """`embedders.0.pool.max_size=4` to (path, value); the value is read as YAML.
+
+    >>> parse_override("embedders.0.pool.max_size=4")
+    (['embedders', '0', 'pool', 'max_size'], 4)
+    """
     key, sep, value = text.partition("=")
     if not sep or not key:
         raise ConfigError(f"--set {text!r}: expected key.path=value")
@@ -83,7 +87,12 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), **sections: Any) -> BuildConfig:
-    """Defaults < `sections` < YAML file < overrides. `sections` are whole top-level trees, such as `input={...}`."""
+    """Defaults < `sections` < YAML file < overrides. `sections` are whole top-level trees, such as `input={...}`.
+
+    >>> config = load_config(None, ["chunk.size=128"], input={"paths": ["a.jsonl"]}, index={"uri": "idx"})
+    >>> config.chunk.size, config.embedders[0].model
+    (128, 'all-MiniLM-L6-v2')
+    """
     tree: dict[str, Any] = {**sections, **(read_yaml(path) if path is not None else {})}
     for text in overrides:
         apply_override(tree, *parse_override(text))

@@ -148,7 +148,15 @@ class SearchKeywords(TypedDict, total=False):
 
 
 def search_options(**values: Any) -> SearchOptions:
-    """Checks the options of a search; InvalidRequest names the one at fault, and the nearest known one."""
+    """Checks the options of a search; InvalidRequest names the one at fault, and the nearest known one.
+
+    >>> search_options(k=5, mode="dense").candidates
+    200
+    >>> search_options(mode="densest")
+    Traceback (most recent call last):
+        ...
+    pipelines.config.settings.InvalidRequest: mode: must be one of
+    """
     try:
         return SearchOptions(**values)
     except ValidationError as error:

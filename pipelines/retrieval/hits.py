@@ -162,7 +162,11 @@ class Hits(Sequence[Hit]):
         return [_flat(hit) for hit in self.hits]
 
     def to_pandas(self) -> pd.DataFrame:
-        """Returns `to_dicts` as a data frame."""
+        """Returns `to_dicts` as a data frame.
+
+        >>> list(hits.to_pandas().columns[:3])
+        ['rank', 'doc_id', 'chunk_id']
+        """
         import pandas as pd
 
         rows = self.to_dicts()

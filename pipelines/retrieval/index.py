@@ -96,6 +96,10 @@ class Index(IndexHandle):
             exact: no approximate index; ColBERT scans the table however large it is.
 
         Raises InvalidRequest (a ConfigError) that names the argument at fault.
+
+        >>> hits = index.search("the scheduler reads dirty pages", k=3)
+        >>> hits.ids
+        ['d0010', 'd0013', 'd0011']
         """
         checked = search_options(k=k, **options)
         if isinstance(query, str):
@@ -258,6 +262,10 @@ def open_index(
 
     Raises ConfigError for a missing index, a table that is no index, and a model that did not build it (naming the
     field that differs).
+
+    >>> index = open_index(uri, embedder=embedder)
+    >>> sorted(index.channels)
+    ['bm25', 'colbert', 'dense', 'sparse']
     """
     snapshot = open_table(uri, table, storage_options, version)
     name = _embedder_name(snapshot.identity, embedder if isinstance(embedder, str) else None)
