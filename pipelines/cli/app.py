@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from actors.output_paths import OutputExists
 from pipelines.config import BuildConfig, ConfigError, WorkFailed, load_config
+from pipelines.config.plain_json import plain_json
 
 INTERRUPTED = 130
 """Exit status of a command that Ctrl-C or SIGTERM ended: what shells expect of SIGINT."""
@@ -79,8 +80,8 @@ Qrels = Annotated[Path, typer.Option(help="BEIR's three columns or TREC's four."
 
 
 def print_json(value: Any) -> None:
-    """One document to stdout."""
-    typer.echo(json.dumps(value, indent=2, default=str, ensure_ascii=False))
+    """Prints one document to stdout that any strict parser reads: NaN is null."""
+    typer.echo(json.dumps(plain_json(value), indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def build_config(

@@ -6,31 +6,19 @@ judgement that is skipped in silence changes every figure that follows.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipelines.config import ConfigError
+from pipelines.evaluation.lines import parse_json_object, read_lines
 
 Qrels = dict[str, dict[str, int]]
 
 
-def _lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    try:
-        with Path(path).open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, line.rstrip("\r\n")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text: {error}") from error
-
-
 def read_queries(path: str | Path) -> dict[str, str]:
-    """Query id to text, in file order. JSON Lines with `_id` (or `id`) and `text`, or `id<TAB>text`."""
+    """Reads queries, id to text, in file order. JSON Lines with `_id` (or `id`) and `text`, or `id<TAB>text`."""
     queries: dict[str, str] = {}
-    for number, line in _lines(path):
+    for number, line in read_lines(path):
         query_id, text = _json_query(path, number, line) if line.startswith("{") else _tab_query(path, number, line)
         if query_id in queries:
             raise ConfigError(f"{path} line {number}: query {query_id!r} is there twice")
@@ -41,26 +29,33 @@ def read_queries(path: str | Path) -> dict[str, str]:
 
 
 def _json_query(path: str | Path, number: int, line: str) -> tuple[str, str]:
+    row = parse_json_object(path, number, line)
     try:
-        row = json.loads(line)
-        return str(row["_id"] if "_id" in row else row["id"]), str(row["text"])
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} line {number}: not JSON: {error}") from error
+        query_id, text = str(row["_id"] if "_id" in row else row["id"]), row["text"]
     except KeyError as error:
         raise ConfigError(f"{path} line {number}: has no {error}") from error
+    return query_id, _checked_text(path, number, query_id, text)
+
+
+def _checked_text(path: str | Path, number: int, query_id: str, text: object) -> str:
+    if not isinstance(text, str):
+        raise ConfigError(f"{path} line {number}: query {query_id!r} has no text, got {text!r}")
+    if not text.strip():
+        raise ConfigError(f"{path} line {number}: query {query_id!r} has an empty text")
+    return text
 
 
 def _tab_query(path: str | Path, number: int, line: str) -> tuple[str, str]:
     query_id, tab, text = line.partition("\t")
     if not tab:
         raise ConfigError(f"{path} line {number}: expected JSON or id<TAB>text, got {line[:60]!r}")
-    return query_id, text
+    return query_id, _checked_text(path, number, query_id, text)
 
 
 def read_qrels(path: str | Path) -> Qrels:
-    """Judgements by query and document. Three columns with a header (BEIR) or four without (TREC)."""
+    """Reads judgements by query and document. Three columns with a header (BEIR) or four without (TREC)."""
     qrels: Qrels = {}
-    for number, line in _lines(path):
+    for number, line in read_lines(path):
         fields = line.split("\t") if "\t" in line else line.split()
         if number == 1 and fields[0] in ("query-id", "query_id", "qid"):
             continue
@@ -77,7 +72,7 @@ def read_qrels(path: str | Path) -> Qrels:
 
 
 def judged(queries: Mapping[str, str], qrels: Qrels) -> dict[str, str]:
-    """The queries that have at least one relevant document; ConfigError if there are none."""
+    """Returns the queries that have at least one relevant document; ConfigError if there are none."""
     kept = {q: text for q, text in queries.items() if any(grade > 0 for grade in qrels.get(q, {}).values())}
     if not kept:
         raise ConfigError("qrels: no query has a relevant document; do the query ids of the two files agree?")

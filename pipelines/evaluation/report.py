@@ -16,6 +16,7 @@ from actors.output_paths import refuse_file
 from pipelines.config import ConfigError, SearchOptions
 from pipelines.evaluation.metrics import MEASURES, Doubles, Run, interval, means, paired_p, per_query
 from pipelines.evaluation.qrels import Qrels, judged
+from pipelines.evaluation.run_file import write_run
 from pipelines.evaluation.runs import channel_run, fused_run, rank, reranked_run
 from pipelines.retrieval.fusion import FusionRule
 from pipelines.retrieval.index import Index
@@ -107,14 +108,15 @@ class Evaluation:
         Path(folder).mkdir(parents=True, exist_ok=True)
         paths = []
         for name, run in self.runs.items():
-            path = Path(folder) / f"{name}.trec"
-            with path.open("w", encoding="utf-8") as file:
-                for query_id, documents in run.items():
-                    ranked = sorted(documents.items(), key=lambda item: (-item[1], item[0]))
-                    for place, (document, score) in enumerate(ranked, start=1):
-                        file.write(f"{query_id} Q0 {document} {place} {score:.7g} {name}\n")
+            path = Path(folder) / f"{name.replace('/', '_')}.trec"
+            ranked = ((query, dict(sorted(run[query].items(), key=_score_then_id))) for query in run)
+            write_run(path, ranked, name)
             paths.append(path)
         return paths
+
+
+def _score_then_id(item: tuple[str, float]) -> tuple[float, str]:
+    return -item[1], item[0]
 
 
 def evaluate(

@@ -1,4 +1,4 @@
-"""Run files: which documents a search found for each query. TREC's six columns, or JSON Lines with the same names.
+"""Reads and writes run files: a ranking per query, in TREC's six columns or in JSON Lines with the same names.
 
 Which of the two a file holds is told by its lines when it is read, and by its suffix (`.jsonl`) when it is written.
 """
@@ -6,22 +6,26 @@ Which of the two a file holds is told by its lines when it is read, and by its s
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pipelines.config import ConfigError
+from pipelines.evaluation.lines import parse_json_object, read_lines
 
 DocumentScores = Mapping[str, float]
+BLANKS_IN_IDS = re.compile(r"(?P<query>.+?) +Q0 +(?P<document>.+) +\d+ +(?P<score>\S+) +\S+")
+"""A line parted by blanks whose ids hold blanks, too; other programs write such lines."""
 
 
 def read_run(path: str | Path, depth: int | None = None) -> dict[str, list[str]]:
-    """Query id to document ids, best first, at most `depth` of them.
+    """Reads a ranking per query: document ids, best first, at most `depth` of them.
 
     A line is `query Q0 document rank score tag`, or JSON with `query_id`, `doc_id` and optionally `score`. Order is by
     score; where there are none, or equal ones, it is the order of the lines. ConfigError names the line at fault.
     """
     found: dict[str, dict[str, float]] = {}
-    for number, line in _lines(Path(path)):
+    for number, line in read_lines(path):
         query, document, score = _entry(Path(path), number, line)
         ranking = found.setdefault(query, {})
         if document in ranking:
@@ -32,50 +36,70 @@ def read_run(path: str | Path, depth: int | None = None) -> dict[str, list[str]]
     return {query: sorted(r, key=r.__getitem__, reverse=True)[:depth] for query, r in found.items()}
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text: {error}") from error
-
-
 def _entry(path: Path, number: int, line: str) -> tuple[str, str, float]:
+    if line.lstrip().startswith("{"):
+        return _json_entry(path, number, line)
     try:
-        if line.lstrip().startswith("{"):
-            row = json.loads(line)
-            return str(row["query_id"]), str(row["doc_id"]), float(row.get("score", 0.0))
-        query, _, document, _, score, _ = line.split()
+        query, document, score = _trec_columns(line.strip())
         return query, document, float(score)
+    except ValueError as error:
+        raise ConfigError(_expected(path, number, line)) from error
+
+
+def _trec_columns(line: str) -> tuple[str, str, str]:
+    """Returns query, document and score of a line of six columns; ValueError where there are not six."""
+    columns = line.split("\t") if line.count("\t") == 5 else line.split()
+    if len(columns) != 6:
+        found = BLANKS_IN_IDS.fullmatch(line)
+        if found is None:
+            raise ValueError(f"{len(columns)} columns")
+        return found["query"], found["document"], found["score"]
+    query, _, document, _, score, _ = columns
+    return query, document, score
+
+
+def _json_entry(path: Path, number: int, line: str) -> tuple[str, str, float]:
+    row = parse_json_object(path, number, line, "expected JSON with query_id and doc_id: ")
+    try:
+        return str(row["query_id"]), str(row["doc_id"]), float(row.get("score", 0.0))
     except KeyError as error:
         raise ConfigError(f"{path} line {number}: has no {error}") from error
     except (ValueError, TypeError) as error:
-        raise ConfigError(
-            f"{path} line {number}: expected `query Q0 document rank score tag` or JSON with query_id and doc_id, "
-            f"got {line.strip()[:60]!r}"
-        ) from error
+        raise ConfigError(_expected(path, number, line)) from error
+
+
+def _expected(path: Path, number: int, line: str) -> str:
+    return (
+        f"{path} line {number}: expected `query Q0 document rank score tag` or JSON with query_id and doc_id, "
+        f"got {line.strip()[:60]!r}"
+    )
 
 
 def write_run(path: str | Path, rankings: Iterable[tuple[str, DocumentScores]], tag: str = "tridex") -> None:
-    """Writes (query id, document id -> score) rankings, best first; the file appears when it is complete."""
+    """Writes (query id, document id -> score) rankings, best first; the file appears when it is complete.
+
+    Columns are parted by blanks, in lines with an id that holds one by tabs. ConfigError names an id with a tab or a
+    line break, which only JSON Lines can hold.
+    """
     path = Path(path)
     entry = _json_line if path.suffix == ".jsonl" else _trec_line
     unfinished = path.with_name(f".{path.name}.writing")
     with unfinished.open("w", encoding="utf-8") as file:
         for query, ranking in rankings:
             best = sorted(ranking.items(), key=lambda item: -item[1])
-            file.writelines(entry(query, best, rank, tag) for rank in range(len(best)))
+            for rank, (document, score) in enumerate(best, start=1):
+                file.write(entry(query, document, rank, score, tag))
     unfinished.replace(path)
 
 
-def _json_line(query: str, best: Sequence[tuple[str, float]], rank: int, tag: str) -> str:
-    document, score = best[rank]
-    row = {"query_id": query, "doc_id": document, "rank": rank + 1, "score": score, "tag": tag}
+def _json_line(query: str, document: str, rank: int, score: float, tag: str) -> str:
+    row = {"query_id": query, "doc_id": document, "rank": rank, "score": score, "tag": tag}
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def _trec_line(query: str, best: Sequence[tuple[str, float]], rank: int, tag: str) -> str:
-    document, score = best[rank]
-    return f"{query} Q0 {document} {rank + 1} {score:.8g} {tag}\n"
+def _trec_line(query: str, document: str, rank: int, score: float, tag: str) -> str:
+    for name in (query, document):
+        if any(character in name for character in "\t\r\n"):
+            raise ConfigError(f"run: the id {name!r} holds a tab or a line break; write a file that ends in .jsonl")
+    blank = "\t" if any(character.isspace() for character in query + document + tag) else " "
+    return blank.join((query, "Q0", document, str(rank), f"{score:.8g}", tag)) + "\n"

@@ -34,8 +34,9 @@ from pipelines.retrieval.passages import PassageFinder
 from pipelines.retrieval.queries import EncodedQueries
 from pipelines.retrieval.request import Request, check_request
 from pipelines.retrieval.upsert import delete, upsert
+from pipelines.store.conditions import check_filter
 from pipelines.store.schema import Identity
-from pipelines.store.table import check_filter, open_table
+from pipelines.store.table import open_table
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -9,7 +9,6 @@ for the others.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +21,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from actors.outputs import IntArray, offsets_of
-from pipelines.config import ConfigError
+from pipelines.config import ConfigError, InvalidRequest
+from pipelines.config.describe import did_you_mean
+from pipelines.store.conditions import check_filter, explain_filter_error, explain_rest, in_parentheses
 from pipelines.store.schema import FORMAT_VERSION, Identity, metadata_columns, table_uri
 
 Addresses = npt.NDArray[np.uint64]
@@ -174,38 +175,39 @@ class Snapshot:
             return self.schema.empty_table().select(list(columns))
         return self.dataset.take(pa.array(positions), columns=list(columns))
 
+    @property
+    def filter_columns(self) -> tuple[str, ...]:
+        """Columns that a condition may name, the ids and the user's own first."""
+        return tuple(dict.fromkeys(("doc_id", "chunk_id", *self.metadata_columns, *SYSTEM_COLUMNS)))
+
     def matching(self, where: str) -> IntArray:
-        """Positions of the rows that meet a SQL condition, ascending; ConfigError says what is wrong with it."""
-        check_filter(where)
+        """Returns the positions of the rows that meet a SQL condition, ascending; InvalidRequest says what is wrong."""
+        check_filter(where, self.filter_columns)
         try:
-            table = self.dataset.scanner(columns=["_rowaddr"], filter=where, use_scalar_index=True).to_table()
+            addresses = self._addresses_matching(in_parentheses(where))
         except ValueError as error:
-            raise ConfigError(f"where: {explain_filter_error(error)} in {where!r}") from error
-        return np.sort(self.rows.positions(table["_rowaddr"].to_numpy()))
+            raise InvalidRequest(f"where: {self._explain(error, where)}") from error
+        return np.sort(self.rows.positions(addresses))
+
+    def _addresses_matching(self, where: str) -> Addresses:
+        table = self.dataset.scanner(columns=["_rowaddr"], filter=where, use_scalar_index=True).to_table()
+        addresses: Addresses = table["_rowaddr"].to_numpy()
+        return addresses
+
+    def _explain(self, error: ValueError, where: str) -> str:
+        """Explains the condition's own error where it has one; else only what follows it is wrong."""
+        try:
+            self._addresses_matching(where)
+        except ValueError as own:
+            return f"{explain_filter_error(own, self.filter_columns)} in {where!r}"
+        return explain_rest(error, where)
 
     def check_columns(self, columns: Sequence[str], argument: str) -> None:
         unknown = [c for c in columns if c not in self.schema.names]
         if unknown:
             known = ", ".join(("doc_id", "chunk_id", *self.metadata_columns))
-            raise ConfigError(f"{argument}: the index has no column {unknown[0]!r}; it has {known}")
-
-
-def check_filter(where: str) -> None:
-    """Refuses what Lance's parser lets pass: nothing at all, and text after a semicolon, which it silently drops."""
-    if not isinstance(where, str):
-        raise ConfigError(f"where: expected a SQL condition as a string, got {type(where).__name__}")
-    outside = re.sub(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`", "", where)
-    if not outside.strip() and outside == where:
-        raise ConfigError("where: the condition is empty")
-    if ";" in outside:
-        raise ConfigError(f"where: one condition is expected, found ';' in {where!r}")
-
-
-def explain_filter_error(error: ValueError) -> str:
-    """Lance's message without its prefixes and Rust source lines."""
-    text = re.sub(r",\s*\S*\.rs:\d+:\d+", "", str(error)).removeprefix("Invalid user input: ").strip()
-    syntax = re.search(r"\(sql parser error: (.*)\)", text)
-    return f"syntax error: {syntax[1]}" if syntax else re.sub(r"^Schema error: |\.$", "", text)
+            near = did_you_mean(unknown[0], self.filter_columns)
+            raise InvalidRequest(f"{argument}: the index has no column {unknown[0]!r}; it has {known}{near}")
 
 
 def open_table(

@@ -1,0 +1,85 @@
+"""Checks SQL conditions, and says in the user's words what is wrong with one.
+
+Lance's parser lets several mistakes pass: it drops what follows a whole condition, takes "name" for a text rather than
+a column, and aborts on placeholders. Each is refused here with the spelling that is meant.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from pipelines.config import InvalidRequest
+from pipelines.config.describe import did_you_mean
+
+QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`")
+PLACEHOLDER = re.compile(r"\?|\$\w+|(?<!:):[A-Za-z_]\w*")
+
+
+def check_filter(where: str, columns: Sequence[str] = ()) -> None:
+    """Refuses what Lance's parser lets pass or aborts on; InvalidRequest says how it is written.
+
+    columns: names that a text in double quotes is likely to mean.
+    """
+    if not isinstance(where, str):
+        raise InvalidRequest(f"where: expected a SQL condition as a string, got {type(where).__name__}")
+    outside = QUOTED.sub("", where)
+    if not outside.strip() and outside == where:
+        raise InvalidRequest("where: the condition is empty")
+    if ";" in outside:
+        raise InvalidRequest(f"where: one condition is expected, found ';' in {where!r}")
+    if "'" in outside or '"' in outside or "`" in outside:
+        raise InvalidRequest(f"where: a quote is not closed in {where!r}; within a text it is doubled, as in 'it''s'")
+    placeholder = PLACEHOLDER.search(outside)
+    if placeholder:
+        raise InvalidRequest(
+            f"where: {placeholder[0]!r} is a placeholder in {where!r}; write the value itself, as in lang = 'en'"
+        )
+    if columns:
+        _check_double_quotes(where, columns)
+    if not _is_balanced(outside):
+        raise InvalidRequest(f"where: the parentheses do not match in {where!r}")
+
+
+def _check_double_quotes(where: str, columns: Sequence[str]) -> None:
+    for quoted in QUOTED.finditer(where):
+        if not quoted[0].startswith('"'):
+            continue
+        name = quoted[0][1:-1]
+        column = name if name in columns else next((c for c in columns if c.lower() == name.lower()), None)
+        meant = f"the column is written `{column}`" if column else f"a text is written '{name}', a column `{name}`"
+        raise InvalidRequest(f"where: double quotes around {name!r} in {where!r}: {meant}")
+
+
+def _is_balanced(text: str) -> bool:
+    depth = 0
+    for character in text:
+        depth += (character == "(") - (character == ")")
+        if depth < 0:
+            return False
+    return depth == 0
+
+
+def in_parentheses(where: str) -> str:
+    """Returns the condition so that Lance's parser has to read all of it: alone, it drops what follows a condition."""
+    return f"({where}\n)"
+
+
+def explain_filter_error(error: Exception, columns: Sequence[str] = ()) -> str:
+    """Returns Lance's message without prefixes and Rust source lines, with the column that a wrong name may mean."""
+    text = re.sub(r",\s*\S*\.rs:\d+:\d+", "", str(error)).removeprefix("Invalid user input: ").strip()
+    syntax = re.search(r"\(sql parser error: (.*)\)", text)
+    if syntax:
+        return f"syntax error: {syntax[1]}"
+    unknown = re.search(r"No field named \"?([^\".]+)\"?\. ", text)
+    if unknown and columns:
+        near = did_you_mean(unknown[1], columns)
+        text = f"; a text is written in quotes, '{unknown[1]}'"
+        return f"No field named {unknown[1]}; there are {', '.join(columns)}{near}{text}"
+    return re.sub(r"^Schema error: |\.$", "", text)
+
+
+def explain_rest(error: Exception, where: str) -> str:
+    """Returns where the text begins that follows a whole condition, from the error that it gave in parentheses."""
+    rest = re.search(r"Expected: \), found: (.+?)(?: at Line|\)|$)", str(error))
+    return f"there is text after the condition{f', at {rest[1]!r},' if rest else ''} in {where!r}"
