@@ -18,11 +18,11 @@ import numpy as np
 import pyarrow as pa
 
 from actors.outputs import IntArray
-from pipelines.config import ConfigError, InvalidRequest
+from pipelines.config import ConfigError
 from pipelines.retrieval.filters import Filter
 from pipelines.retrieval.index import Index
 from pipelines.serving.keys import Key
-from pipelines.store.table import check_filter, explain_filter_error
+from pipelines.store.conditions import check_filter, evaluate_condition
 
 KEPT_BYTES = 64 * 2**20
 """Masks (one byte per row) that a view keeps."""
@@ -98,7 +98,8 @@ def matching_rows(table: pa.Table, where: str) -> pa.Table:
 
 def _matching(table: pa.Table, where: str) -> pa.Table:
     dataset = lance.write_dataset(table, f"memory://filter-{uuid4().hex}")
-    try:
-        return dataset.scanner(filter=where, scan_in_order=True).to_table()
-    except ValueError as error:
-        raise InvalidRequest(f"where: {explain_filter_error(error)} in {where!r}") from error
+    columns = [name for name in table.column_names if name != POSITION]
+    found: pa.Table = evaluate_condition(
+        where, columns, lambda condition: dataset.scanner(filter=condition, scan_in_order=True).to_table()
+    )
+    return found

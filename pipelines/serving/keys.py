@@ -25,7 +25,7 @@ from pydantic import Field, StringConstraints
 
 from pipelines.config import ConfigError, read_yaml, validated
 from pipelines.config.settings import Model
-from pipelines.store.table import check_filter
+from pipelines.store.conditions import check_filter
 
 Scope = Literal["search", "encode", "write"]
 SCOPES: tuple[Scope, ...] = ("search", "encode", "write")

@@ -7,12 +7,14 @@ a column, and aborts on placeholders. Each is refused here with the spelling tha
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from pipelines.config import InvalidRequest
 from pipelines.config.describe import did_you_mean
 
 QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`")
+T = TypeVar("T")
 PLACEHOLDER = re.compile(r"\?|\$\w+|(?<!:):[A-Za-z_]\w*")
 
 
@@ -60,9 +62,26 @@ def _is_balanced(text: str) -> bool:
     return depth == 0
 
 
-def in_parentheses(where: str) -> str:
-    """Returns the condition so that Lance's parser has to read all of it: alone, it drops what follows a condition."""
-    return f"({where}\n)"
+def evaluate_condition(where: str, columns: Sequence[str], run: Callable[[str], T]) -> T:
+    """Checks a condition and runs it; InvalidRequest says what is wrong with it.
+
+    It runs in parentheses, so that Lance's parser has to read all of it: alone, it drops what follows a condition.
+    """
+    check_filter(where, columns)
+    try:
+        return run(f"({where}\n)")
+    except ValueError as error:
+        raise InvalidRequest(f"where: {_explain(error, where, columns, run)} in {where!r}") from error
+
+
+def _explain(error: ValueError, where: str, columns: Sequence[str], run: Callable[[str], T]) -> str:
+    """Explains the condition's own error where it has one; else only what follows it is wrong."""
+    try:
+        run(where)
+    except ValueError as own:
+        return explain_filter_error(own, columns)
+    rest = re.search(r"Expected: \), found: (.+?)(?: at Line|\)|$)", str(error))
+    return f"there is text after the condition{f', at {rest[1]!r},' if rest else ''}"
 
 
 def explain_filter_error(error: Exception, columns: Sequence[str] = ()) -> str:
@@ -74,12 +93,6 @@ def explain_filter_error(error: Exception, columns: Sequence[str] = ()) -> str:
     unknown = re.search(r"No field named \"?([^\".]+)\"?\. ", text)
     if unknown and columns:
         near = did_you_mean(unknown[1], columns)
-        text = f"; a text is written in quotes, '{unknown[1]}'"
-        return f"No field named {unknown[1]}; there are {', '.join(columns)}{near}{text}"
+        quoted = f"; a text is written in quotes, '{unknown[1]}'"
+        return f"No field named {unknown[1]}; there are {', '.join(columns)}{near}{quoted}"
     return re.sub(r"^Schema error: |\.$", "", text)
-
-
-def explain_rest(error: Exception, where: str) -> str:
-    """Returns where the text begins that follows a whole condition, from the error that it gave in parentheses."""
-    rest = re.search(r"Expected: \), found: (.+?)(?: at Line|\)|$)", str(error))
-    return f"there is text after the condition{f', at {rest[1]!r},' if rest else ''} in {where!r}"

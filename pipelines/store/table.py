@@ -23,7 +23,7 @@ import pyarrow as pa
 from actors.outputs import IntArray, offsets_of
 from pipelines.config import ConfigError, InvalidRequest
 from pipelines.config.describe import did_you_mean
-from pipelines.store.conditions import check_filter, explain_filter_error, explain_rest, in_parentheses
+from pipelines.store.conditions import evaluate_condition
 from pipelines.store.schema import FORMAT_VERSION, Identity, metadata_columns, table_uri
 
 Addresses = npt.NDArray[np.uint64]
@@ -182,25 +182,13 @@ class Snapshot:
 
     def matching(self, where: str) -> IntArray:
         """Returns the positions of the rows that meet a SQL condition, ascending; InvalidRequest says what is wrong."""
-        check_filter(where, self.filter_columns)
-        try:
-            addresses = self._addresses_matching(in_parentheses(where))
-        except ValueError as error:
-            raise InvalidRequest(f"where: {self._explain(error, where)}") from error
+        addresses = evaluate_condition(where, self.filter_columns, self._addresses_matching)
         return np.sort(self.rows.positions(addresses))
 
     def _addresses_matching(self, where: str) -> Addresses:
         table = self.dataset.scanner(columns=["_rowaddr"], filter=where, use_scalar_index=True).to_table()
         addresses: Addresses = table["_rowaddr"].to_numpy()
         return addresses
-
-    def _explain(self, error: ValueError, where: str) -> str:
-        """Explains the condition's own error where it has one; else only what follows it is wrong."""
-        try:
-            self._addresses_matching(where)
-        except ValueError as own:
-            return f"{explain_filter_error(own, self.filter_columns)} in {where!r}"
-        return explain_rest(error, where)
 
     def check_columns(self, columns: Sequence[str], argument: str) -> None:
         unknown = [c for c in columns if c not in self.schema.names]
