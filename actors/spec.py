@@ -115,8 +115,13 @@ class PoolSpec:
     accelerator_type: str | None = None
 
 
+Boundaries = Literal["words", "sentences"]
+
+
 class Window(NamedTuple):
     """How long texts are cut: at most `size` tokens, special tokens not counted; neighbours share `overlap` of them."""
 
     size: int
     overlap: int
+    boundaries: Boundaries = "words"
+    """Where windows end and begin if one is near: at words alone, or at paragraphs, headings and sentences first."""

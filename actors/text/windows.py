@@ -1,10 +1,11 @@
-"""Where a long text is cut for a model: windows of tokens with overlap, that end at word boundaries where one is near.
+"""Cuts a long text for a model into windows of tokens with overlap, that end at a good place where one is near.
 
 A window is an exact substring, given by its characters, so a hit can be shown in its document. Texts are counted
 first, which is cheap, and only those that do not fit are tokenised again with the place of every token. A long one is
 tokenised in segments of 100,000 characters cut at whitespace: one call over 50 MB would hold gigabytes of token
-objects. That changes a token only where a segment holds no whitespace at all. Snapping to words costs up to a quarter
-of a window and keeps a window's own tokens equal to those of the document.
+objects. That changes a token only where a segment holds no whitespace at all. Snapping, to paragraphs, sentences, lines
+and words in this order, costs up to a quarter of a window and keeps a window's own tokens equal to those of the
+document.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from actors.arrow.blocks import TOKENIZER_CALL_BYTES, split_by_size
 from actors.outputs import IntArray
 from actors.spec import Window
+from actors.text.boundaries import text_boundaries, tokens_at
 
 SEGMENT_CHARS = 100_000
 
@@ -53,27 +55,32 @@ def windows(text: str, tokenizer: Offsets, window: Window) -> IntArray:
     starts, ends, words = _tokens(text, tokenizer)
     if len(starts) <= window.size:
         return np.array([[0, len(text)]], dtype=np.int64)
-    cuts = np.array(list(_cuts(words, len(starts), window)), dtype=np.int64)
+    better = [] if window.boundaries == "words" else text_boundaries(text)
+    levels = [*(tokens_at(text, characters, starts, ends) for characters in better), words]
+    cuts = np.array(list(_cuts(levels, len(starts), window)), dtype=np.int64)
     spans = np.stack([starts[cuts[:, 0]], ends[cuts[:, 1] - 1]], axis=1)
     spans[0, 0], spans[-1, 1] = 0, len(text)
     return spans
 
 
-def _cuts(words: IntArray, n_tokens: int, window: Window) -> Iterator[tuple[int, int]]:
-    """(first, one after the last) token of each window; `words` are the tokens that begin a word, ascending."""
+def _cuts(levels: Sequence[IntArray], n_tokens: int, window: Window) -> Iterator[tuple[int, int]]:
+    """(first, one after the last) token of each window; `levels` are tokens that it may begin at, the best first."""
     slack = (window.size - window.overlap) // 4
     first = 0
     while first + window.size < n_tokens:
-        last = _snap(words, first + window.size, slack)
+        last = _snap(levels, first + window.size, slack)
         yield first, last
-        first = _snap(words, last - window.overlap, slack) if window.overlap else last
+        first = _snap(levels, last - window.overlap, slack) if window.overlap else last
     yield first, n_tokens
 
 
-def _snap(words: IntArray, token: int, slack: int) -> int:
-    """The last word begin at or up to `slack` tokens before `token`; `token` itself if there is none."""
-    i = int(np.searchsorted(words, token, side="right")) - 1
-    return int(words[i]) if i >= 0 and words[i] >= token - slack else token
+def _snap(levels: Sequence[IntArray], token: int, slack: int) -> int:
+    """The last token at or up to `slack` tokens before `token` of the best level that has one there; else `token`."""
+    for level in levels:
+        i = int(np.searchsorted(level, token, side="right")) - 1
+        if i >= 0 and level[i] >= token - slack:
+            return int(level[i])
+    return token
 
 
 def _tokens(text: str, tokenizer: Offsets) -> tuple[IntArray, IntArray, IntArray]:

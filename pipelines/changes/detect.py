@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from pipelines.changes.diff import (
 from pipelines.changes.selection import ReadUnit, UnitPlan, join_updates
 from pipelines.changes.tasks import OnRay, Tasks
 from pipelines.store.ids import Keys, as_keys, hash_ids
+from pipelines.store.skipped import misfit_names
 from pipelines.store.writer import DUPLICATE
 
 SCANNED = ("doc_id", "content_hash", "metadata_hash", "chunk_count")
@@ -58,6 +60,8 @@ class UnitSize:
     unreadable: tuple[str, ...]
     sources: tuple[tuple[int, str], ...]
     """(first row, source) of each file in the unit, in order."""
+    misfits: Mapping[str, int] = field(default_factory=dict)
+    """Metadata columns to the number of their values that did not fit the column's type."""
 
     def source(self, row: int) -> str:
         return self.sources[bisect_right([first for first, _ in self.sources], row) - 1][1]
@@ -90,6 +94,7 @@ def scan_unit(number: int, unit: Any, read: ReadUnit) -> tuple[UnitSize, InputRo
     rows = bad = 0
     sources: dict[str, int] = {}
     unreadable: dict[str, None] = {}
+    misfits: Counter[str] = Counter()
     for table in read(unit):
         parts.append(to_input_rows(table, number, rows))
         for source in table.column("source").unique().to_pylist():
@@ -97,8 +102,9 @@ def scan_unit(number: int, unit: Any, read: ReadUnit) -> tuple[UnitSize, InputRo
         unreadable |= dict.fromkeys(table.filter(table.column("doc_id").is_null()).column("source").to_pylist())
         rows += table.num_rows
         bad += table.num_rows - table.column("error").null_count
+        misfits.update(misfit_names(table))
     first_rows = tuple((first, source) for source, first in sources.items())
-    return UnitSize(rows, bad, tuple(unreadable), first_rows), concat_rows(parts)
+    return UnitSize(rows, bad, tuple(unreadable), first_rows, misfits), concat_rows(parts)
 
 
 def to_table_rows(tables: Iterable[pa.RecordBatch]) -> TableRows:
@@ -135,6 +141,8 @@ class Changes:
     """Addresses of table rows whose document is gone from the input."""
     unreadable: tuple[str, ...]
     """Files with rows whose id cannot be read, or that break off: what these rows held may look as if it were gone."""
+    misfits: Mapping[str, int] = field(default_factory=dict)
+    """Metadata columns to the number of their values that did not fit the column's type, and are null."""
 
     @property
     def empty(self) -> bool:
@@ -207,6 +215,7 @@ class DiffAccumulator:
             bad=sum(s.bad for s in self._sizes),
             prune=np.concatenate(self._gone),
             unreadable=tuple(source for s in self._sizes for source in s.unreadable),
+            misfits=sum((Counter(s.misfits) for s in self._sizes), Counter[str]()),
         )
 
 

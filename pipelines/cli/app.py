@@ -15,17 +15,19 @@ import typer
 from typer.core import TyperGroup
 
 from actors.output_paths import OutputExists
+from pipelines.cli.failures import describe_failure, is_closed_pipe
 from pipelines.config import BuildConfig, ConfigError, WorkFailed, load_config
 from pipelines.config.plain_json import plain_json
 
+CONFIG_SUFFIXES = (".yaml", ".yml")
 INTERRUPTED = 130
 """Exit status of a command that Ctrl-C or SIGTERM ended: what shells expect of SIGINT."""
 
 
 class _Group(TyperGroup):
-    """Turns a wrong request into one message and exit status 2, a failure that explains itself into one and status 1.
+    """Turns a wrong request into one message and exit status 2, a failure of the user's machine into one and status 1.
 
-    Any other failure keeps its traceback."""
+    What only a mistake of ours can be keeps its traceback (`failures`)."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -39,6 +41,12 @@ class _Group(TyperGroup):
         except KeyboardInterrupt:
             typer.echo("tridex: stopped; run the same command again to go on", err=True)
             raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            line = None if is_closed_pipe(error) else describe_failure(error)
+            if line is None:
+                raise
+            typer.echo(f"tridex: {line}", err=True)
+            raise typer.Exit(1) from error
 
 
 app = typer.Typer(
@@ -68,7 +76,10 @@ def _root(
     """Takes the options that come before a command."""
 
 
-ConfigFile = Annotated[Path | None, typer.Argument(help="YAML file; without one the defaults are used.")]
+ConfigFile = Annotated[
+    list[Path] | None,
+    typer.Argument(help="YAML file; without one the defaults. After --input: more inputs."),
+]
 Input = Annotated[list[str] | None, typer.Option("--input", help="File, folder, glob or URI; may be repeated.")]
 IndexUri = Annotated[str | None, typer.Option("--index", help="Folder or URI of the index.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="KEY.PATH=VALUE over the config; may be repeated.")]
@@ -85,12 +96,24 @@ def print_json(value: Any) -> None:
 
 
 def build_config(
-    path: Path | None, inputs: list[str] | None, index: str | None, overrides: list[str] | None
+    arguments: list[Path] | None, inputs: list[str] | None, index: str | None, overrides: list[str] | None
 ) -> BuildConfig:
-    """Options over the file over the defaults."""
+    """Options over the file over the defaults; what a shell made of `--input *.jsonl` is input."""
+    path, inputs = split_arguments(arguments or [], inputs or [])
     sections = [f"input.paths={json.dumps(inputs)}"] if inputs else []
     sections += [f"index.uri={json.dumps(index)}"] if index else []
     return load_config(path, [*sections, *(overrides or [])])
+
+
+def split_arguments(arguments: list[Path], inputs: list[str]) -> tuple[Path | None, list[str]]:
+    """Returns the config file among the arguments, and the inputs with the rest: all that follow an `--input`."""
+    files = [path for path in arguments if path.suffix.lower() in CONFIG_SUFFIXES] if inputs else arguments
+    if len(files) > 1:
+        named = ", ".join(str(path) for path in files)
+        raise ConfigError(f"expected one config file, got {named}; name inputs with --input")
+    if files and (files[0].is_dir() or files[0].suffix.lower() not in CONFIG_SUFFIXES):
+        raise ConfigError(f"{files[0]}: is no config file (.yaml); name inputs with --input")
+    return (files[0] if files else None), [*inputs, *(str(path) for path in arguments if path not in files)]
 
 
 def required(value: str | None, option: str) -> str:

@@ -19,6 +19,7 @@ import ray
 from ray.util.debug import log_once
 
 from actors.spec import EmbedderSpec
+from pipelines.cluster.preflight import check_address, give_token_without_home, local_folder
 from pipelines.config import ConfigError, EmbedderConfig, RayConfig
 
 LOOPBACK = "127.0.0.1"
@@ -43,17 +44,39 @@ def running(config: RayConfig) -> Iterator[None]:
 
 def _connect(config: RayConfig) -> None:
     address = config.address or os.environ.get("RAY_ADDRESS")
+    setting = "ray.address" if config.address else "RAY_ADDRESS"
     # Ray's core warns on stderr, as an error, that actors have arguments in the object store. Ray Data holds them.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     silent: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with warnings.catch_warnings(), _without(b"Set ray log level from environment variable"):
         # Lance warns of every fork; Ray forks only to execute another program at once, which is safe.
         warnings.filterwarnings("ignore", message="lance")
-        if address:
-            ray.init(address=address, **silent)
+        if address and address != "local":
+            check_address(address, setting)
+            with _told(f"{setting} {address}: no connection to a Ray cluster"):
+                ray.init(address=address, **silent)
             return
         cpus = config.num_cpus or (os.cpu_count() or 1) + 1
-        ray.init(num_cpus=cpus, include_dashboard=False, _node_ip_address=LOOPBACK, **silent)
+        give_token_without_home()
+        where = {"_temp_dir": local_folder(), "_node_ip_address": LOOPBACK}
+        with _told("Ray could not be started on this machine"):
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **where, **silent)
+
+
+@contextmanager
+def _told(problem: str) -> Iterator[None]:
+    """Turns what Ray raises while it connects or starts into one line."""
+    from ray.exceptions import AuthenticationError, RayError
+
+    try:
+        yield
+    except AuthenticationError as error:
+        raise ConfigError(
+            f"{problem}: it asks for a token that is missing or wrong; `ray get-auth-token` on its head prints it, "
+            "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH gives it to this command"
+        ) from error
+    except (RayError, OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"{problem}: {' '.join(str(error).split())[:300]}") from error
 
 
 @contextmanager

@@ -15,8 +15,7 @@ from typing import Any
 import yaml
 from pydantic import SecretStr
 
-from pipelines.config import BuildConfig, ConfigError, plain_options
-from pipelines.reading.files import scheme_of
+from pipelines.config import BuildConfig, ConfigError, plain_options, resolve_paths
 
 PACKAGES = ("actors", "pipelines", "tridex")
 EXCLUDES = ("__pycache__", "*.pyc", ".*")
@@ -35,15 +34,11 @@ def write_package(folder: Path, config: BuildConfig, job_id: str) -> None:
 
 def shippable(config: BuildConfig, job_id: str) -> dict[str, Any]:
     """The config as a tree that means the same on another machine: absolute paths, its own Ray, no secrets."""
+    config = resolve_paths(config)
     tree = config.model_dump(mode="json", exclude_defaults=True)
     for section, options in (("input", config.input.storage_options), ("index", config.index.storage_options)):
         if options:
             tree[section]["storage_options"] = _public(section, options)
-    tree["input"]["paths"] = [_absolute(path) for path in config.input.paths]
-    tree["index"]["uri"] = _absolute(config.index.uri)
-    for embedder in tree.get("embedders", []):
-        if "model" in embedder and Path(embedder["model"]).expanduser().is_dir():
-            embedder["model"] = _absolute(embedder["model"])
     tree["job"] = {**tree.get("job", {}), "id": job_id}
     tree.pop("ray", None)
     return tree
@@ -57,7 +52,3 @@ def _public(section: str, options: Mapping[str, SecretStr]) -> dict[str, str]:
             "put them into the environment of the cluster's machines"
         )
     return plain_options(options)
-
-
-def _absolute(path: str) -> str:
-    return path if scheme_of(path) else str(Path(path).expanduser().absolute())

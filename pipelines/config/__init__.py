@@ -13,6 +13,7 @@ from pipelines.config.load import (
     validate,
     validated,
 )
+from pipelines.config.paths import absolute_model, absolute_uri, printable_uri, resolve_paths, scheme_of
 from pipelines.config.search import Fusion, Reranker, SearchConfig, SearchKeywords, SearchOptions, search_options
 from pipelines.config.settings import (
     DEFAULT_MODEL,
@@ -23,6 +24,7 @@ from pipelines.config.settings import (
     Columns,
     ComputeConfig,
     ConfigError,
+    CsvConfig,
     EmbedderConfig,
     IndexConfig,
     InputConfig,
@@ -50,6 +52,7 @@ __all__ = [
     "Columns",
     "ComputeConfig",
     "ConfigError",
+    "CsvConfig",
     "EmbedderConfig",
     "Fusion",
     "IndexConfig",
@@ -68,12 +71,17 @@ __all__ = [
     "SparseWeighting",
     "TokenPooling",
     "WorkFailed",
+    "absolute_model",
+    "absolute_uri",
     "apply_override",
     "load_config",
     "parse_override",
     "plain_options",
+    "printable_uri",
     "read_search_config",
     "read_yaml",
+    "resolve_paths",
+    "scheme_of",
     "search_options",
     "validate",
     "validated",

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: Any, known: Iterable[str]) -> str:
     """Returns "; did you mean 'mode'?" for the known name that is nearest to a misspelt one, "" where none is near.
 
     >>> did_you_mean("mod", ["mode", "where"])
@@ -22,15 +24,26 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def describe_errors(error: ValidationError, model: type[BaseModel]) -> str:
-    """Describes every fault of a config on a line of its own, `key.path: what is wrong`."""
-    return "\n".join(_line(e["loc"], e["type"], e["msg"], model) for e in error.errors())
+    """Describes every fault of a config on a line of its own, `key.path: what is wrong`; last what is missing."""
+    lines = [_line(e, model) for e in error.errors()]
+    missing = [OPTIONS[str(e["loc"][0])] for e in error.errors() if e["type"] == "missing" and e["loc"][0] in OPTIONS]
+    return "\n".join([*lines, *missing])
 
 
-def _line(path: Sequence[int | str], kind: str, message: str, model: type[BaseModel]) -> str:
+OPTIONS = {
+    "input": "name files, folders or globs with --input, or as `input: {paths: ...}` in a YAML file",
+    "index": "name the folder or URI of the index with --index, or as `index: {uri: ...}` in a YAML file",
+}
+"""What to give where a section of a build's config is missing."""
+
+
+def _line(fault: ErrorDetails, model: type[BaseModel]) -> str:
+    path, kind, message = fault["loc"], fault["type"], fault["msg"]
     where = ".".join(map(str, path)) or "config"
     if kind == "extra_forbidden":
-        return f"{where}: is not a key here{did_you_mean(str(path[-1]), _fields_at(path[:-1], model))}"
-    return f"{where}: {message.removeprefix('Value error, ')}"
+        return f"{where}: {message}{did_you_mean(str(path[-1]), _fields_at(path[:-1], model))}"
+    known = re.findall(r"'([^']*)'", str(fault.get("ctx", {}).get("expected"))) if kind == "literal_error" else []
+    return f"{where}: {message.removeprefix('Value error, ')}{did_you_mean(fault['input'], known)}"
 
 
 def _fields_at(path: Sequence[int | str], model: type[BaseModel]) -> list[str]:

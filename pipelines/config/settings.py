@@ -6,7 +6,10 @@ mistypes one error message; leniency would cost him a night.
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
+import difflib
+import os
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
@@ -26,7 +29,7 @@ from pydantic import (
 from actors.codecs.pooling import TokenPooling
 from actors.codecs.sparse_weighting import SparseWeighting
 from actors.codecs.table import CodecName
-from actors.spec import ComputeSpec, DType, EmbedderSpec, Output, PoolSpec, Window
+from actors.spec import Boundaries, ComputeSpec, DType, EmbedderSpec, Output, PoolSpec, Window
 from pipelines.config.describe import attribute_docstrings
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
@@ -63,7 +66,56 @@ class Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+TYPE_NAMES = {
+    "string": "string", "str": "string", "text": "string",
+    "int": "int64", "integer": "int64", "int8": "int8", "int16": "int16", "int32": "int32", "int64": "int64",
+    "uint8": "uint8", "uint16": "uint16", "uint32": "uint32", "uint64": "uint64",
+    "float": "float64", "double": "float64", "float32": "float32", "float64": "float64",
+    "bool": "bool", "boolean": "bool", "binary": "binary", "date": "date32[day]", "timestamp": "timestamp[us]",
+}  # fmt: skip
+"""Names of types that a config may state, to pyarrow's aliases; `list<T>` is a list of one of them."""
+
+
+def _split_metadata(tree: Any) -> Any:
+    """`metadata: {price: float64, lang: {column: meta.lang}}` as names, types and source columns."""
+    if not isinstance(tree, dict):
+        return tree
+    given = tree.get("metadata", ())
+    given = [given] if isinstance(given, (str, dict)) else given
+    if not isinstance(given, (list, tuple)) or all(isinstance(item, str) for item in given):
+        return {**tree, "metadata": tuple(given)} if isinstance(given, (list, tuple)) else tree
+    names: list[Any] = []
+    types, sources = dict(tree.get("metadata_types", {})), dict(tree.get("metadata_sources", {}))
+    for name, wanted in (pair for item in given for pair in _metadata_pairs(item)):
+        names.append(name)
+        stated = {"type": wanted} if isinstance(wanted, str) else wanted or {}
+        if not isinstance(stated, dict) or set(stated) - {"type", "column"}:
+            raise ValueError(f"metadata.{name}: expected a type, or a mapping with `type` and `column`, got {wanted!r}")
+        types |= {name: stated["type"]} if stated.get("type") else {}
+        sources |= {name: stated["column"]} if stated.get("column") else {}
+    return {**tree, "metadata": tuple(names), "metadata_types": types, "metadata_sources": sources}
+
+
+def _metadata_pairs(item: Any) -> list[tuple[Any, Any]]:
+    return list(item.items()) if isinstance(item, dict) else [(item, None)]
+
+
+def type_alias(name: str) -> str:
+    """Returns pyarrow's alias of a type's name, `list<T>` included; ValueError names the nearest known one."""
+    text = name.strip().lower()
+    inner = re.fullmatch(r"list\s*[<\[](.*)[>\]]", text)
+    if inner is not None:
+        return f"list<{type_alias(inner[1])}>"
+    if text in TYPE_NAMES:
+        return TYPE_NAMES[text]
+    near = difflib.get_close_matches(text, TYPE_NAMES, 1)
+    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(dict.fromkeys(TYPE_NAMES))} and list<T>"
+    raise ValueError(f"no type is called {name!r}; {hint}")
+
+
 class Columns(Model):
+    """Columns may be paths into nested ones: `content.text`."""
+
     id: str | None = None
     """Column of the document id; None takes the first of `id`, `_id`, `doc_id`, and makes ids where there is none."""
     text: str = "text"
@@ -71,7 +123,51 @@ class Columns(Model):
     title: str | None = None
     """None takes `title` where it exists."""
     metadata: tuple[str, ...] = ()
-    """Further columns to keep in the table, with their own types."""
+    """Further columns to keep in the table. A mapping states types, `{price: float64}`, or takes a column under another
+    name, `{lang: {column: meta.lang, type: string}}`; without a type it is the files' own, or guessed from a sample."""
+    metadata_types: dict[str, str] = {}
+    """What a mapping in `metadata` says of types; a value that does not fit becomes null and is counted."""
+    metadata_sources: dict[str, str] = {}
+    """What a mapping in `metadata` says of source columns."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _metadata_has_types(cls, tree: Any) -> Any:
+        return _split_metadata(tree)
+
+    @field_validator("metadata_types")
+    @classmethod
+    def _types_are_known(cls, types: dict[str, str]) -> dict[str, str]:
+        return {name: type_alias(given) for name, given in types.items()}
+
+    def source_of(self, name: str) -> str:
+        """Returns the input's column that a metadata column is read from."""
+        return self.metadata_sources.get(name, name)
+
+
+class CsvConfig(Model):
+    """How CSV and TSV files are written, where their names and first lines do not say."""
+
+    delimiter: str | None = Field(None, min_length=1, max_length=1)
+    """None: a tab in `.tsv`; else the first of comma, semicolon, tab, bar that splits the header so that the text
+    column is in it."""
+    names: tuple[str, ...] | None = None
+    """Columns of files without a header line, as MS MARCO's `collection.tsv`: `[id, text]`."""
+    quote: str | None = Field("auto", min_length=1)
+    """One character, `auto` or null (values are never quoted). auto: `"`, and in TSV files, where most programs do not
+    quote at all, only around whole values."""
+
+    @field_validator("delimiter", mode="before")
+    @classmethod
+    def _delimiter_has_a_name(cls, value: Any) -> Any:
+        return {"\\t": "\t", "tab": "\t"}.get(value, value) if isinstance(value, str) else value
+
+    @field_validator("quote")
+    @classmethod
+    def _quote_is_a_character(cls, value: str | None) -> str | None:
+        if value is not None and value != "auto" and len(value) != 1:
+            raise ValueError(f"must be one character, auto or null, got {value!r}")
+        return value
 
 
 class PictureConfig(Model):
@@ -87,11 +183,21 @@ class PictureConfig(Model):
     """So does one whose file is longer."""
 
 
+def _one_or_more(value: Any) -> Any:
+    """One text stands for a list of one."""
+    return (os.fspath(value),) if isinstance(value, (str, os.PathLike)) else value
+
+
 class InputConfig(Model):
-    paths: tuple[str, ...] = Field(min_length=1)
-    """Files, folders, globs or URIs (s3://, gs://, az://, any that fsspec or pyarrow opens)."""
-    format: Literal["auto", "parquet", "jsonl", "csv", "text", "lance"] = "auto"
-    """Of all files; auto: each by its name."""
+    paths: Annotated[tuple[str, ...], BeforeValidator(_one_or_more)] = Field(min_length=1)
+    """Files, folders, globs or URIs (s3://, gs://, az://, any that fsspec or pyarrow opens); one or a list."""
+    format: Literal["auto", "parquet", "jsonl", "csv", "tsv", "arrow", "orc", "avro", "text", "document", "lance"] = (
+        "auto"
+    )
+    """auto: what the files' names say. jsonl reads arrays and objects over several lines, too."""
+    encoding: str = "auto"
+    """Of JSON, CSV and text files. auto: UTF-8, or UTF-16 or UTF-32 where the first bytes say so."""
+    csv: CsvConfig = CsvConfig()
     columns: Columns = Columns()
     """Which columns hold id, text and title, and which others are kept."""
     template: str = "{title} {text}"
@@ -102,6 +208,17 @@ class InputConfig(Model):
     """Pictures beside the texts."""
     storage_options: dict[str, SecretStr] = {}
     """Credentials, endpoint and region of the object store, as its client names them; never shown or stored."""
+    label: str | None = None
+    """What the index calls the files, instead of their paths: rows that were handed over in memory lie in a file that
+    is gone afterwards."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_is_known(cls, name: str) -> str:
+        try:
+            return name if name == "auto" else codecs.lookup(name).name
+        except LookupError:
+            raise ValueError(f"no encoding is called {name!r}") from None
 
     @model_validator(mode="before")
     @classmethod
@@ -110,7 +227,10 @@ class InputConfig(Model):
         if not isinstance(tree, dict) or not isinstance(tree.get("pictures"), dict):
             return tree
         columns, column = tree.get("columns") or {}, tree["pictures"].get("column")
-        if not isinstance(columns, dict) or column in columns.get("metadata", ()):
+        if not isinstance(columns, dict):
+            return tree
+        columns = _split_metadata(columns)
+        if column in columns.get("metadata", ()):
             return tree
         return {**tree, "columns": {**columns, "metadata": [*columns.get("metadata", ()), column]}}
 
@@ -129,6 +249,9 @@ class ChunkConfig(Model):
     """Tokens of a window, special tokens not counted. auto: what the first embedder takes."""
     overlap: AutoInt = "auto"
     """Tokens that neighbouring windows share. auto: an eighth of `size`."""
+    boundaries: Boundaries | Literal["auto"] = "auto"
+    """Where windows end and begin if there is such a place near: at paragraphs, headings and sentences, or at words
+    alone. auto: sentences for a new index, and for one that exists what it was built with."""
 
     @field_validator("size", "overlap")
     @classmethod
@@ -149,7 +272,8 @@ class ChunkConfig(Model):
         if self.mode == "whole":
             return None
         size = room if self.size == "auto" else self.size
-        return Window(size, min(size - 1, size // 8 if self.overlap == "auto" else self.overlap))
+        overlap = min(size - 1, size // 8 if self.overlap == "auto" else self.overlap)
+        return Window(size, overlap, "words" if self.boundaries == "auto" else self.boundaries)
 
 
 class ComputeConfig(Model):
@@ -283,7 +407,7 @@ class EmbedderConfig(_SpecFields):
 
 
 class IndexConfig(Model):
-    uri: str
+    uri: str = Field(min_length=1)
     """Folder or URI of the index."""
     table: str = "documents"
     """Name of the LanceDB table."""

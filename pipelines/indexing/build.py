@@ -7,9 +7,10 @@ first document is embedded (`pipelines.changes.detect`), and the work since the 
 
 from __future__ import annotations
 
+import os
 import pickle
 import uuid
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -21,7 +22,7 @@ import ray
 from pipelines.changes.detect import QUICK_LOOK_BYTES, SCAN_BATCH_ROWS, Changes, detect_changes
 from pipelines.changes.selection import RowFilter
 from pipelines.cluster.connect import run_on_worker
-from pipelines.config import BuildConfig, plain_options
+from pipelines.config import BuildConfig, ConfigError, load_config, plain_options, resolve_paths
 from pipelines.indexing.backfill import backfill_outputs, missing_outputs
 from pipelines.indexing.codec_training import load_or_train_codecs
 from pipelines.indexing.driver import JobFailed, commit_records, iterate_records, prune_documents, quarantine_units
@@ -38,8 +39,13 @@ from pipelines.indexing.sizing import (
 from pipelines.indexing.stages import chunk, read_sample, select_documents, tokenise
 from pipelines.monitor.runlog import RunLog
 from pipelines.monitor.summary import Summary
+from pipelines.reading.columns import PLACES
+from pipelines.reading.documents import dropped_values
+from pipelines.reading.formats import READERS
 from pipelines.reading.images import check_pillow, stored_fields, with_pictures
-from pipelines.reading.units import Unit, metadata_fields, plan_units, read_unit
+from pipelines.reading.listing import count_by_kind
+from pipelines.reading.memory import LABEL, Rows, spooled
+from pipelines.reading.units import Unit, metadata_fields, plan_input, read_unit
 from pipelines.store.commit import Committer, Totals, create_or_open
 from pipelines.store.datasets import open_dataset, open_version
 from pipelines.store.evolve import check_columns, evolve_table
@@ -47,13 +53,27 @@ from pipelines.store.interrupt import interruptible
 from pipelines.store.lease import Lease, acquire
 from pipelines.store.quarantine import drop_old_quarantine, failed_rows
 from pipelines.store.schema import Target, documents_schema, identity_of, table_uri
+from pipelines.store.skipped import write_skipped
+from pipelines.store.table import with_index_boundaries
 from pipelines.store.writer import write_block
 
 __all__ = ["JobFailed", "build_index"]
 
 
-def build_index(config: BuildConfig, only: RowFilter | None = None) -> Summary:
-    """Builds the index that `config` describes, or brings it up to date; returns what was done.
+def build_index(
+    source: BuildConfig | Rows | str | os.PathLike[str],
+    only: RowFilter | None = None,
+    *,
+    index: str | os.PathLike[str] | None = None,
+    columns: Mapping[str, Any] | None = None,
+    **sections: Any,
+) -> Summary:
+    """Builds the index that a config describes, or brings it up to date; returns what was done.
+
+    `build_index(frame, index="./idx", columns={"text": "body", "metadata": ["lang"]})` takes data instead of a config:
+    a pandas or polars frame, a pyarrow table or reader, rows as mappings (a list or any iterable), a Hugging Face or
+    Ray dataset; or the path of files. `columns` is a config's `input.columns`, and `sections` are its other sections
+    (`embedders=[...]`, `job={...}`).
 
     `only` limits the work to those rows (None: all); see `retry`.
 
@@ -61,15 +81,42 @@ def build_index(config: BuildConfig, only: RowFilter | None = None) -> Summary:
     metadata column that the index has and the job lacks, another driver alive), JobFailed where too much went to
     quarantine, CommitError where the store gave up.
     """
+    if isinstance(source, BuildConfig):
+        if index is not None or columns or sections:
+            raise TypeError("build_index: a config says all there is to say; give data, or change the config")
+        return _build(resolve_paths(source), only)
+    is_path = isinstance(source, (str, os.PathLike))
+    config = resolve_paths(config_for_data(source if is_path else None, index, columns, sections))
+    if is_path:
+        return _build(config, only)
+    with spooled(source, config.input, config.index) as spool:
+        return _build(config.model_copy(update={"input": spool}), only)
+
+
+def config_for_data(
+    path: Any, index: str | os.PathLike[str] | None, columns: Mapping[str, Any] | None, sections: Mapping[str, Any]
+) -> BuildConfig:
+    """Returns the config of a build whose data is handed over, or named by a path."""
+    if index is None:
+        raise ConfigError("build_index: index is needed beside the data, the folder or URI of the index")
+    given = dict(sections)
+    paths = LABEL if path is None else os.fspath(path)
+    reading = {"paths": [paths], **({"columns": dict(columns)} if columns else {}), **given.pop("input", {})}
+    return load_config(input=reading, index={"uri": os.fspath(index), **given.pop("index", {})}, **given)
+
+
+def _build(config: BuildConfig, only: RowFilter | None) -> Summary:
+    config = with_index_boundaries(config)
     log = RunLog(config)
     with closing(log.status), interruptible():
         with log.phase("listing files"):
             check_pillow(config.input)
-            units = plan_units(config.input)
-            fields = metadata_fields(config.input, units)
+            planned = plan_input(config.input)
+            units, skipped = planned.units, count_by_kind(planned.skipped)
+            fields = with_places_of_index(config, units, metadata_fields(config.input, units))
         with RaySession(config.ray, log, start=not quick_look_pays(config, units)) as session:
             with log.phase("reading the models' settings"):
-                job = Job(config, units, fields, make_target(config, units, fields, session), only)
+                job = Job(config, units, fields, make_target(config, units, fields, session), only, skipped)
                 check_columns(job.target, config.job.drop_columns)
             with acquire_lease(job.target, config) as lease, log.reported(job.target):
                 summary = run(job, lease, log, session)
@@ -98,6 +145,8 @@ def run(job: Job, lease: Lease, log: RunLog, session: RaySession) -> Summary:
     committer = Committer(job.target, lease, config.index.commit_fragments, config.index.commit_seconds)
     with log.phase("comparing the input with the index"):
         changes = detect(job, version, session)
+    skipped = (*job.skipped, *dropped_values(changes.misfits, job.fields))
+    write_skipped(job.target, skipped)
     updated = 0
     if changes.metadata_only and job.only is None:
         with log.phase("writing metadata"):
@@ -127,8 +176,19 @@ def run(job: Job, lease: Lease, log: RunLog, session: RaySession) -> Summary:
             seconds=log.seconds,
             embed_seconds=log.phases.get("embedding", 0.0),
             rows_in_index=create_or_open(job.target).count_rows(),
+            skipped=skipped,
         )
     )
+
+
+def with_places_of_index(config: BuildConfig, units: Sequence[Unit], fields: list[pa.Field]) -> list[pa.Field]:
+    """Adds `heading` and `page` where the index has them of documents that are in the input no more, or not now."""
+    if not any(READERS[unit.format].is_document for unit in units):
+        return fields
+    uri, options = table_uri(config.index.uri, config.index.table), plain_options(config.index.storage_options)
+    dataset = open_dataset(uri, options)
+    there = set() if dataset is None else {*dataset.schema.names} - {field.name for field in fields}
+    return [*fields, *(field for name, field in PLACES.items() if name in there)]
 
 
 def quick_look_pays(config: BuildConfig, units: Sequence[Unit]) -> bool:

@@ -18,6 +18,7 @@ from pipelines.changes.selection import select_updates
 from pipelines.changes.tasks import Tasks
 from pipelines.config import InputConfig
 from pipelines.indexing.operators import Job
+from pipelines.reading.columns import is_filled_by_chunks
 from pipelines.reading.units import read_unit
 from pipelines.store.lease import Lease
 from pipelines.store.updates import commit_updates, split_by_fragment, update_metadata
@@ -62,5 +63,6 @@ def read_updates(pair: bytes, config: InputConfig, fields: Sequence[pa.Field]) -
     """Reads the metadata-only rows of a pickled (Unit, UnitPlan), without their texts; None where there are none."""
     unit, plan = pickle.loads(pair)  # noqa: S301  # made by the driver of this job
     read = partial(read_unit, config=config, batch_rows=READ_ROWS, fields=fields)
-    tables = [table.drop_columns(["text"]) for table in select_updates(unit, plan, read)]
+    left = ["text", *(field.name for field in fields if is_filled_by_chunks(field))]
+    tables = [table.drop_columns(left) for table in select_updates(unit, plan, read)]
     return pa.concat_tables(tables) if tables else None

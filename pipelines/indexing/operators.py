@@ -18,6 +18,7 @@ from pipelines.indexing.stages import EncodeOutputs
 from pipelines.monitor.metrics import actor_class_for
 from pipelines.reading.units import Unit
 from pipelines.store.schema import Target, output_field
+from pipelines.store.skipped import Skipped
 
 IO_STAGE_RESOURCES: dict[str, Any] = {"num_cpus": 0.25, "batch_format": "pyarrow"}
 """Stages that wait for disks and networks more than they compute."""
@@ -34,6 +35,8 @@ class Job:
     target: Target
     only: RowFilter | None = None
     """Rows that the job is limited to; None: all. The census looks at all of them in any case."""
+    skipped: tuple[Skipped, ...] = ()
+    """Files that are not read."""
 
     def wants(self, unit: Unit) -> bool:
         """Whether the unit can hold a wanted row; a piece of a JSON Lines file is named FILE@BYTE."""

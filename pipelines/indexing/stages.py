@@ -29,6 +29,7 @@ from pipelines.changes.selection import RowFilter, select_rows
 from pipelines.config import BuildConfig, EmbedderConfig
 from pipelines.reading.chunk import chunk_table
 from pipelines.reading.units import Unit, read_schema, read_unit
+from pipelines.store.skipped import MISFITS
 
 BLOCK_ROWS = 1024
 SAMPLE_ROWS = 256
@@ -80,7 +81,8 @@ def select_documents(
     read = partial(read_unit, config=config.input, batch_rows=BLOCK_ROWS, fields=fields)
     for pair in work.column("work").to_pylist():
         unit, plan = pickle.loads(pair)  # noqa: S301  # made by the driver of this job
-        yield from select_rows(unit, plan, read, only, read_schema(fields))
+        for rows in select_rows(unit, plan, read, only, read_schema(fields)):
+            yield rows.drop_columns([MISFITS])
 
 
 def chunk(table: pa.Table, config: BuildConfig) -> pa.Table:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipelines.monitor.progress import format_duration, format_size
 from pipelines.store.commit import Totals
+from pipelines.store.skipped import Skipped, skipped_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,8 @@ class Summary:
     """Documents of the index that are not in the input; they stay unless pruned."""
     report: str | None = None
     """Where the report of the run is."""
+    skipped: tuple[Skipped, ...] = ()
+    """Files and values that were left out."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"tokens_per_second": round(self.tokens_per_second, 1)}
@@ -66,6 +69,7 @@ class Summary:
             lines.insert(
                 2, f"backfilled  {self.backfilled:,} rows got new outputs, from {self.backfilled_tokens:,} tokens"
             )
+        lines += skipped_lines(self.skipped)
         if self.pruned:
             lines.insert(3, f"pruned      {self.pruned:,} rows whose documents are gone")
         if self.report:

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import torch
 
-from pipelines.config import BuildConfig
+from pipelines.config import BuildConfig, scheme_of
 from pipelines.monitor.progress import format_duration, format_size
 from pipelines.plan.figures import Plan
-from pipelines.reading.files import scheme_of
 
 BLOCKS_PER_ACTOR = 6
 """Blocks in Ray's object store for each actor: two waiting, one in work, two done, one being written."""

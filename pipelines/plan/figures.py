@@ -8,6 +8,7 @@ from typing import Any
 
 from pipelines.monitor.progress import format_duration, format_size
 from pipelines.plan.changes import PlannedChanges
+from pipelines.store.skipped import Skipped, skipped_lines
 
 BAR = 40
 """Characters of the histogram's longest bar."""
@@ -63,6 +64,8 @@ class Plan:
     cost: float | None
     redo_seconds: float | None = None
     """Work that a crash may cost: filling a fragment, the least that is committed, and waiting for the commit."""
+    skipped: tuple[Skipped, ...] = ()
+    """Files that will not be read."""
     warnings: tuple[str, ...] = ()
     changes: PlannedChanges | None = None
     """What a build would do with the documents; None where there is no index yet."""
@@ -78,9 +81,8 @@ class Plan:
 
     def text(self) -> str:
         """One screen: figures in columns, warnings last."""
-        return "\n".join(
-            [*_input(self), *_changes(self), *_bars(self.histogram), *_outputs(self), *_time(self), *_warnings(self)]
-        )
+        amounts = [*_input(self), *_changes(self), *_bars(self.histogram), *_outputs(self), *_time(self)]
+        return "\n".join([*amounts, *skipped_lines(self.skipped), *_warnings(self)])
 
 
 def _input(plan: Plan) -> Iterator[str]:

@@ -20,15 +20,17 @@ from actors.compute.resolve import resolve_compute
 from actors.models.identity import available_outputs, describe
 from actors.models.preparation import Preparation, load_preparation
 from actors.pool import pool_size
-from pipelines.config import BuildConfig, ConfigError, EmbedderConfig, RayConfig
+from pipelines.config import BuildConfig, ConfigError, EmbedderConfig, RayConfig, resolve_paths
 from pipelines.indexing.sizing import choose_block_rows, choose_fragment_rows, estimate_output_bytes, estimate_row_bytes
 from pipelines.monitor.lengths import histogram
 from pipelines.plan.changes import PlannedChanges, plan_changes
 from pipelines.plan.checks import warnings_of
 from pipelines.plan.figures import EmbedderPlan, Plan
 from pipelines.plan.sample import Sample, measure_throughput, model_config, take_sample
-from pipelines.reading.units import plan_units
+from pipelines.reading.listing import count_by_kind
+from pipelines.reading.units import plan_input
 from pipelines.store.schema import identity_of
+from pipelines.store.table import with_index_boundaries
 
 SAMPLE_ROWS = 2048
 STARTUP_SECONDS = 25.0
@@ -56,7 +58,9 @@ def make_plan(config: BuildConfig, pool: Pool = Pool(), sample_rows: int = SAMPL
 
     ConfigError for a wrong request: no such file, column or model, lengths that the model has no positions for.
     """
-    units = plan_units(config.input)
+    config = with_index_boundaries(resolve_paths(config))
+    planned = plan_input(config.input)
+    units = planned.units
     prepared = {e.name: _prepare(i, e) for i, e in enumerate(config.embedders)}
     described = {name: {**describe(p), "outputs": available_outputs(p)} for name, p in prepared.items()}
     sample = take_sample(units, config, sample_rows)
@@ -86,6 +90,7 @@ def make_plan(config: BuildConfig, pool: Pool = Pool(), sample_rows: int = SAMPL
         redo_seconds=_redo(config, per_row, sample.chunks_in_all, hours),
         changes=changes,
         seconds=_seconds(embedders, sample, config, changes),
+        skipped=count_by_kind(planned.skipped),
     )
     return replace(plan, warnings=warnings_of(plan, config))
 

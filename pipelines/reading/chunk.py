@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,6 +13,9 @@ from actors.arrow.isolate import isolate_failures
 from actors.outputs import IntArray
 from actors.spec import Window
 from actors.text.windows import Offsets, cut_all_into_windows
+from pipelines.reading.columns import PLACES
+from pipelines.reading.formats import is_document
+from pipelines.reading.outline import Outline
 
 CHUNK_FIELDS: tuple[pa.Field, ...] = (
     pa.field("chunk_id", pa.string()),
@@ -29,7 +34,7 @@ def chunk_table(table: pa.Table, tokenizer: Offsets, window: Window | None) -> p
     tokenizer cannot take.
     """
     if window is None:
-        return _whole(table)
+        return fill_places(_whole(table), table)
     texts = table["text"].to_pylist()
     good = np.array([i for i, text in enumerate(texts) if text is not None], np.int64)
     found = isolate_failures(lambda part: cut_all_into_windows([texts[i] for i in part], tokenizer, window), good)
@@ -37,7 +42,33 @@ def chunk_table(table: pa.Table, tokenizer: Offsets, window: Window | None) -> p
     for rows, cut in found.parts:
         for i, span in zip(rows.tolist(), cut, strict=True):
             spans[i] = span
-    return _cut(set_row_errors(table, {failure.row: str(failure) for failure in found.failures}), texts, spans)
+    return fill_places(
+        _cut(set_row_errors(table, {failure.row: str(failure) for failure in found.failures}), texts, spans), table
+    )
+
+
+def fill_places(chunks: pa.Table, documents: pa.Table) -> pa.Table:
+    """Fills `heading` and `page` of chunks, where the table has these columns and the chunk's source is a document."""
+    names = [name for name in PLACES if name in chunks.column_names]
+    if not names:
+        return chunks
+    texts = dict(zip(documents["doc_id"].to_pylist(), documents["text"].to_pylist(), strict=True))
+    wanted = {source: is_document(source) for source in chunks["source"].unique().to_pylist()}
+    outlines: dict[str, Outline] = {}
+    found: dict[str, list[Any]] = {name: chunks[name].to_pylist() for name in names}
+    rows = zip(chunks["doc_id"].to_pylist(), chunks["source"].to_pylist(), chunks["start"].to_pylist(), strict=True)
+    for i, (document, source, start) in enumerate(rows):
+        if start is None or not wanted[source]:
+            continue
+        if document not in outlines:
+            outlines[document] = Outline.of(texts[document] or "")
+        place = outlines[document].place(start)
+        for name in names:
+            found[name][i] = place[name]
+    for name in names:
+        field = chunks.schema.field(name)
+        chunks = chunks.set_column(chunks.schema.get_field_index(name), field, pa.array(found[name], field.type))
+    return chunks
 
 
 def _whole(table: pa.Table) -> pa.Table:

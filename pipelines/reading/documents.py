@@ -6,8 +6,9 @@ one by one, about a microsecond each. Nothing here raises for a bad row.
 
 from __future__ import annotations
 
+import json
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.config import Columns, InputConfig
+from pipelines.reading.columns import is_filled_by_chunks, stored_type
 from pipelines.reading.formats.base import Column, RawRows, to_storable
 from pipelines.store.hashes import HASH, hash_content, hash_metadata
+from pipelines.store.skipped import MISFIT_NAMES, MISFITS, Skipped
 
 Errors = dict[int, str]
 
@@ -25,7 +28,7 @@ def read_schema(fields: Sequence[pa.Field]) -> pa.Schema:
     """Schema of a block of documents; `fields` are the kept metadata columns."""
     names: list[pa.Field] = [pa.field("doc_id", pa.string()), pa.field("text", pa.string()), *fields]
     ends = [("source", pa.string()), ("position", pa.int64()), ("content_hash", HASH), ("metadata_hash", HASH)]
-    ends.append(("error", pa.string()))
+    ends += [("error", pa.string()), (MISFITS, MISFIT_NAMES)]
     return pa.schema([*names, *(pa.field(name, type_) for name, type_ in ends)])
 
 
@@ -42,11 +45,12 @@ def to_documents(
     errors: Errors = {i: message for i, message in enumerate(raw.errors) if message is not None}
     n = len(raw)
     text = _strings(_column(raw, columns.text), "text", errors)
-    title = None if columns.title is None else _strings(_column(raw, columns.title), "title", {})
+    title = None if columns.title is None else _titles(_column(raw, columns.title), errors)
     text = join_titles(text, title, config.template)
     text = text if config.pictures is None else pc.fill_null(text, "")
     _check_texts(text, config.max_text_bytes, errors, optional=config.pictures is not None)
-    kept = {field.name: _typed(_column(raw, field.name), field, errors) for field in fields}
+    misfits: dict[int, list[str]] = {}
+    kept = {f.name: _typed(_column(raw, columns.source_of(f.name)), f, misfits) for f in fields}
     content = text if config.pictures is None else _with_picture(text, kept[config.pictures.column])
     ids = _ids(_column(raw, columns.id), errors) if columns.id is not None else _content_ids(content)
     bad = np.zeros(n, dtype=bool)
@@ -54,9 +58,11 @@ def to_documents(
     text = pc.if_else(pa.array(bad), pa.scalar(None, pa.string()), text)
     values = [ids, text, *kept.values(), pa.repeat(pa.scalar(source), n), pa.array(raw.positions, pa.int64())]
     hashed = pc.if_else(pa.array(bad), pa.scalar(None, content.type), content)
-    described = {name: v for name, v in kept.items() if config.pictures is None or name != config.pictures.column}
+    picture = None if config.pictures is None else config.pictures.column
+    described = {f.name: kept[f.name] for f in fields if f.name != picture and not is_filled_by_chunks(f)}
     values += [hash_content(hashed), hash_metadata(described, n)]
     values += [pa.array([errors.get(i) for i in range(n)], pa.string())]
+    values.append(pa.array([misfits.get(i) for i in range(n)], MISFIT_NAMES) if misfits else pa.nulls(n, MISFIT_NAMES))
     return pa.Table.from_arrays(values, schema=read_schema(fields))
 
 
@@ -108,6 +114,16 @@ def _strings(column: Column, what: str, errors: Errors) -> pa.Array:
             values.append(None)
             errors.setdefault(i, f"{what} {error}")
     return pa.array(values, pa.string())
+
+
+def _titles(column: Column, errors: Errors) -> pa.Array:
+    """Titles as texts; numbers in decimal. What is neither is noted in `errors`."""
+    column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
+    if not isinstance(column, list) and (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        return column.cast(pa.string())
+    if isinstance(column, list):
+        column = [str(v) if isinstance(v, (int, float)) and not isinstance(v, bool) else v for v in column]
+    return _strings(column, "title", errors)
 
 
 def _string(value: Any) -> str | None:
@@ -192,29 +208,63 @@ def _id(value: Any, row: int, errors: Errors) -> str | None:
         return None
 
 
-def _typed(column: Column, field: pa.Field, errors: Errors) -> pa.Array:
-    """The column in the type that all files agree on; a value that does not fit becomes null and an error."""
-    if isinstance(column, list):
-        column = [to_storable(value) for value in column]
+def dropped_values(misfits: Mapping[str, int], fields: Sequence[pa.Field]) -> list[Skipped]:
+    """Returns what a summary says of values that did not fit their column's type."""
+    types = {field.name: field.type for field in fields}
+    reason = "not {0}, stored as null; `input.columns.metadata: {{{1}: TYPE}}` states another type"
+    return [Skipped("values", name, reason.format(types[name], name), n) for name, n in sorted(misfits.items())]
+
+
+def _typed(column: Column, field: pa.Field, misfits: dict[int, list[str]]) -> pa.Array:
+    """The column in the type that all files agree on; a value that does not fit becomes null and is noted."""
+    values = _castable(column, field)
     try:
-        values = pa.array(column) if isinstance(column, list) else column
-        if _is_text(values.type):
-            values.validate(full=True)
-        return values.cast(field.type)
+        return _cast(values, field.type)
     except (pa.ArrowException, UnicodeError, OverflowError):
-        if len(column) == 1:
-            errors.setdefault(
-                0, f"metadata column {field.name!r} does not fit {field.type}: {_short(_values(column)[0])}"
-            )
-            return pa.nulls(1, field.type)
-    return pa.concat_arrays([_typed_row(column, i, field, errors) for i in range(len(column))])
+        if len(values) > 1:
+            return pa.concat_arrays([_typed_row(values, i, field, misfits) for i in range(len(values))])
+    misfits.setdefault(0, []).append(field.name)
+    return pa.nulls(1, field.type)
 
 
-def _typed_row(column: Column, row: int, field: pa.Field, errors: Errors) -> pa.Array:
-    found: Errors = {}
+def _castable(column: Column, field: pa.Field) -> Column:
+    """Python values as Arrow takes them; what has no type in an index as JSON text."""
+    if isinstance(column, list):
+        return [_as_text(value) for value in column] if pa.types.is_string(field.type) else [*map(to_storable, column)]
+    column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
+    if stored_type(column.type) == pa.string() and not _is_text(column.type) and not _holds_text(column.type):
+        return [_as_text(value) for value in column.to_pylist(maps_as_pydicts="lossy")]
+    return column
+
+
+def _holds_text(type_: pa.DataType) -> bool:
+    """Whether a type is a dictionary or a run-end encoding of texts."""
+    encoded = pa.types.is_dictionary(type_) or pa.types.is_run_end_encoded(type_)
+    return bool(encoded and _is_text(type_.value_type))
+
+
+def _as_text(value: Any) -> Any:
+    """Texts as they are, numbers in decimal, and all else as JSON."""
+    if value is None or isinstance(value, (str, bytes)):
+        return value
+    value = to_storable(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _cast(column: Column, type_: pa.DataType) -> pa.Array:
+    values = pa.array(column) if isinstance(column, list) else column
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if _is_text(values.type):
+        values.validate(full=True)
+    return values.cast(type_)
+
+
+def _typed_row(column: Column, row: int, field: pa.Field, misfits: dict[int, list[str]]) -> pa.Array:
+    found: dict[int, list[str]] = {}
     value = _typed(column[row : row + 1], field, found)
-    for message in found.values():
-        errors.setdefault(row, message)
+    for names in found.values():
+        misfits.setdefault(row, []).extend(names)
     return value
 
 

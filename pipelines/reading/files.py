@@ -1,4 +1,4 @@
-"""Finds and opens input files through one interface, `pyarrow.fs`, wherever they lie.
+"""Opens input files through one interface, `pyarrow.fs`, wherever they lie; `listing` finds them.
 
 s3, gs, az and local paths go to Arrow's own C++ clients, every other scheme to fsspec. The price is a small
 translation of option names: a user writes the names that LanceDB takes (`aws_access_key_id`, ...), so that one set
@@ -8,16 +8,14 @@ redacted.
 
 from __future__ import annotations
 
-import fnmatch
 import functools
 import hashlib
 import io
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 from urllib.parse import urlsplit
 
 import fsspec
@@ -25,13 +23,11 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 from pydantic import SecretStr
 
-from pipelines.config import ConfigError, plain_options
+from pipelines.config import ConfigError, absolute_uri, plain_options, scheme_of
+from pipelines.reading.compression import DECOMPRESSION_ERRORS, buffered, decompress
 
-READ_ERRORS = (OSError, EOFError, pa.ArrowException, UnicodeError)
+READ_ERRORS = (OSError, EOFError, pa.ArrowException, UnicodeError, *DECOMPRESSION_ERRORS)
 """What a damaged, missing or forbidden file raises while it is read."""
-
-# A larger buffer is no faster (Arrow reads ahead itself), and all of it is lost when a compressed stream breaks off.
-STREAM_BUFFER = 4096
 
 _S3_NAMES = {
     "access_key_id": "access_key",
@@ -67,23 +63,30 @@ class File:
         """Whether it was there when its version was taken."""
         return self.version != ""
 
-    def stream(self) -> BinaryIO:
-        """From the beginning, decompressed where the name ends in .gz, .zst or .bz2."""
-        return _buffered(self.filesystem.open_input_stream(self.path))
+    def stream(self) -> io.BufferedReader:
+        """Opens it from the beginning, decompressed where the name says that it is compressed."""
+        return decompress(self.open_sequential(), self.name)
 
     def open(self) -> pa.NativeFile:
-        """With random access, as it is."""
+        """Opens it with random access, as it is."""
+        if _is_odd(self.path):
+            return pa.OSFile(os.fsencode(self.path))
         return self.filesystem.open_input_file(self.path)
 
-    def stream_from(self, start: int) -> BinaryIO:
-        """From a byte on, as it is."""
+    def open_sequential(self) -> pa.NativeFile:
+        """Opens it for one pass, as it is: an object store then sends it in one request."""
+        return self.open() if _is_odd(self.path) else self.filesystem.open_input_stream(self.path, compression=None)
+
+    def stream_from(self, start: int) -> io.BufferedReader:
+        """Opens it from a byte on, as it is."""
         file = self.open()
         file.seek(start)
-        return _buffered(file)
+        return buffered(file)
 
 
-def _buffered(file: pa.NativeFile) -> BinaryIO:
-    return cast(BinaryIO, io.BufferedReader(file, STREAM_BUFFER))
+def _is_odd(path: str) -> bool:
+    """Whether a path holds bytes that are not UTF-8, which Arrow's file systems refuse."""
+    return any("\udc80" <= character <= "\udcff" for character in path)
 
 
 def redact(message: str, options: Mapping[str, SecretStr]) -> str:
@@ -92,11 +95,6 @@ def redact(message: str, options: Mapping[str, SecretStr]) -> str:
         if len(value) > 5:
             message = message.replace(value, "***")
     return message
-
-
-def scheme_of(uri: str) -> str:
-    """`s3` of `s3://...`; empty for a plain path."""
-    return uri.split("://", 1)[0].lower() if "://" in uri else ""
 
 
 def filesystem(uri: str, options: Mapping[str, SecretStr]) -> tuple[pafs.FileSystem, str]:
@@ -111,7 +109,7 @@ def filesystem(uri: str, options: Mapping[str, SecretStr]) -> tuple[pafs.FileSys
 
 def _client_path(client: pafs.FileSystem, uri: str) -> str:
     if isinstance(client, pafs.LocalFileSystem):
-        return str(Path(uri.removeprefix("file://")).absolute())
+        return absolute_uri(uri)
     if isinstance(client, pafs.PyFileSystem):
         return str(client.handler.fs._strip_protocol(uri))
     return uri.split("://", 1)[1].rstrip("/")
@@ -157,98 +155,23 @@ def _azure_arguments(options: Mapping[str, str]) -> dict[str, str]:
     return arguments if arguments else {"account_name": os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")}
 
 
-def version_of(info: pafs.FileInfo) -> str:
-    """Changes with the file's size and time of last change; empty where there is no file, and for a folder.
+def version_of(size: int, mtime_ns: int | None) -> str:
+    """Returns what changes with a file's size and time of last change.
 
     Object stores count that time in whole seconds: two files of one size and second look the same.
     """
-    if info.type != pafs.FileType.File:
-        return ""
-    return hashlib.blake2b(f"{info.size} {info.mtime_ns}".encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(f"{size} {mtime_ns}".encode(), digest_size=8).hexdigest()
 
 
-def _prefix(uri: str, path: str) -> str:
-    """What `uri` has before its client path: `s3://`, or nothing."""
-    return "" if scheme_of(uri) in ("", "file") or "://" in path else f"{scheme_of(uri)}://"
-
-
-def _file(fs: pafs.FileSystem, info: pafs.FileInfo, prefix: str) -> File:
-    return File(fs, info.path, prefix + info.path, info.size or 0, version_of(info))
-
-
-def is_hidden(relative: str) -> bool:
-    """Markers and unfinished files of Spark, Hadoop and editors: `_SUCCESS`, `.part.crc`."""
-    return any(part.startswith((".", "_")) for part in relative.split("/"))
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """The files that one input path names. `root` is the folder that ids of text files are relative to."""
-
-    root: str
-    files: tuple[File, ...]
-    exact: bool
-    """The path named one file, or one Lance table, and no folder or glob."""
-
-
-def list_files(uri: str, options: Mapping[str, SecretStr]) -> Listing:
-    """Everything that a path, folder or glob names, sorted; a Lance table is one file. OSError if it cannot."""
-    fs, path = filesystem(uri, options)
-    prefix = _prefix(uri, path)
-    info = fs.get_file_info(path)
-    if info.type == pafs.FileType.File:
-        return Listing(path.rpartition("/")[0], (_file(fs, info, prefix),), exact=True)
-    if info.type == pafs.FileType.Directory:
-        if _is_lance(fs, path):
-            return Listing(path, (File(fs, path, prefix + path, options=options),), exact=True)
-        return Listing(path, _in_folder(fs, path, prefix, options), exact=False)
-    if not _has_glob(path):
-        return Listing(path, (), exact=True)
-    return _matching(fs, path, prefix, options)
-
-
-def _has_glob(path: str) -> bool:
-    return any(c in path for c in "*?[")
-
-
-def _is_lance(fs: pafs.FileSystem, path: str) -> bool:
-    return bool(fs.get_file_info(f"{path}/_versions").type == pafs.FileType.Directory)
-
-
-def _in_folder(fs: pafs.FileSystem, folder: str, prefix: str, options: Mapping[str, SecretStr]) -> tuple[File, ...]:
-    infos = fs.get_file_info(pafs.FileSelector(folder, recursive=True))
-    visible = [i for i in infos if not is_hidden(i.path[len(folder) :].lstrip("/"))]
-    tables = sorted(i.path for i in visible if i.type == pafs.FileType.Directory and i.path.endswith(".lance"))
-    plain_files = [i for i in visible if i.type == pafs.FileType.File and not _inside(i.path, tables)]
-    found = [File(fs, t, prefix + t, options=options) for t in tables] + [_file(fs, i, prefix) for i in plain_files]
-    return tuple(sorted(found, key=lambda f: f.path))
-
-
-def _inside(path: str, folders: Iterable[str]) -> bool:
-    return any(path.startswith(f"{folder}/") for folder in folders)
-
-
-def _matching(fs: pafs.FileSystem, pattern: str, prefix: str, options: Mapping[str, SecretStr]) -> Listing:
-    fixed = []
-    for part in pattern.split("/")[:-1]:
-        if _has_glob(part):
-            break
-        fixed.append(part)
-    root = "/".join(fixed) or "/"
-    if fs.get_file_info(root).type != pafs.FileType.Directory:
-        return Listing(root, (), exact=False)
-    wanted = glob_pattern(pattern)
-    found = _in_folder(fs, root, prefix, options)
-    return Listing(root, tuple(f for f in found if wanted.fullmatch(f.path)), exact=False)
-
-
-def glob_pattern(pattern: str) -> re.Pattern[str]:
-    """A shell glob as a regular expression over whole paths: `*` stays within a folder, `**` crosses folders."""
-    parts = []
-    for part in pattern.split("/"):
-        if part == "**":
-            parts.append("(?:[^/]+/)*")
-        else:
-            body = fnmatch.translate(part).removeprefix("(?s:").removesuffix(r")\Z").removesuffix(r")\z")
-            parts.append(body.replace(".*", "[^/]*") + "/")
-    return re.compile("".join(parts).removesuffix("/"))
+def file_at(uri: str, options: Mapping[str, SecretStr]) -> File:
+    """Returns the file at a URI as it is now; one that is not there has no version."""
+    client, path = filesystem(uri, options)
+    if _is_odd(path):
+        try:
+            facts = os.stat(path)  # noqa: PTH116  # the path as it is
+        except FileNotFoundError:
+            return File(client, path, uri, options=options)
+        return File(client, path, uri, facts.st_size, version_of(facts.st_size, facts.st_mtime_ns), options=options)
+    info = client.get_file_info(path)
+    version = version_of(info.size, info.mtime_ns) if info.type == pafs.FileType.File else ""
+    return File(client, path, uri, info.size or 0, version, options=options)

@@ -11,19 +11,30 @@ import string
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from pipelines.config import Columns, ConfigError, InputConfig
+from pipelines.reading.columns import (
+    PLACES,
+    Found,
+    check_column_names,
+    fill_partitions,
+    metadata_field,
+    partition_values,
+    with_partition_columns,
+)
 from pipelines.reading.documents import error_table, read_schema, to_documents
-from pipelines.reading.files import READ_ERRORS, File, Listing, filesystem, list_files, redact, version_of
-from pipelines.reading.formats import READERS, format_of
-from pipelines.reading.formats.base import UNREADABLE, Inspection, Part, single_part
+from pipelines.reading.files import READ_ERRORS, File, file_at, redact
+from pipelines.reading.formats import NUMBERED_PARTS, READERS
+from pipelines.reading.formats.base import UNREADABLE, Part, ReadOptions, field_at, single_part
+from pipelines.reading.layouts import choose_formats
+from pipelines.reading.listing import SkippedFile, count_by_kind, list_files
 from pipelines.store.schema import SYSTEM_COLUMNS
 
-__all__ = ["Unit", "metadata_fields", "plan_units", "read_schema", "read_unit"]
+__all__ = ["InputPlan", "Unit", "metadata_fields", "plan_input", "plan_units", "read_schema", "read_unit"]
 
 UNIT_BYTES = 16 * 2**20
 MIN_BYTES = 2**16
@@ -36,6 +47,8 @@ SAMPLE_FILES = 16
 
 ID_NAMES = ("id", "_id", "doc_id")
 RESERVED = {*SYSTEM_COLUMNS, "position", "error"}
+_Listed: TypeAlias = tuple[File, str, str]
+"""A file, its format, and the folder that it was found in."""
 
 REWRITTEN = "the file was rewritten while the job ran"
 """How the error of such a file begins; the next run takes it as it is then."""
@@ -74,29 +87,40 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """A file with its format, and what inspecting it gave."""
+class InputPlan:
+    """What an input comes to: the pieces that are read, and the files that are left out, each with its reason."""
 
-    file: File
-    format: str
-    root: str
-    seen: Inspection
+    units: list[Unit]
+    skipped: tuple[SkippedFile, ...]
 
 
 def plan_units(config: InputConfig) -> list[Unit]:
-    """The units of all input paths, in a fixed order: same files, same units.
+    """Returns `plan_input(config).units`."""
+    return plan_input(config).units
+
+
+def plan_input(config: InputConfig) -> InputPlan:
+    """Finds the units of all input paths, in a fixed order: same files, same units.
 
     Reads footers, headers and the first rows. ConfigError if a path matches no file, a format cannot be told, or a
     column does not exist. A file that cannot be opened becomes a unit all the same, and `read_unit` reports it.
     """
     _check_request(config)
-    files = [found for i, path in enumerate(config.paths) for found in _files_of(config, i, path)]
-    total = sum(file.size for file, _, _ in files)
+    files: dict[str, _Listed] = {}
+    skipped: list[SkippedFile] = []
+    for i, path in enumerate(config.paths):
+        listed, left_out = _files_of(config, i, path)
+        skipped += left_out
+        for entry in listed:  # a file that two paths name is read once
+            files.setdefault(entry[0].uri, entry)
+    total = sum(file.size for file, _, _ in files.values())
     part_bytes = max(min(UNIT_BYTES, total // MIN_UNITS), MIN_BYTES)
-    found = _in_threads(lambda f: _inspect(*f, part_bytes), files)
+    options = ReadOptions.of(config)
+    found = _in_threads(lambda f: _inspect(*f, part_bytes, options), list(files.values()))
+    found = with_partition_columns(found, config.columns)
     _check_columns(config.columns, found)
     units = _split(config.columns, found)
-    return _grouped(units, part_bytes)
+    return InputPlan(_grouped(units, part_bytes), tuple(s for s in skipped if s.uri not in files))
 
 
 def _in_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
@@ -110,6 +134,7 @@ def _check_request(config: InputConfig) -> None:
     taken = sorted(set(config.columns.metadata) & RESERVED)
     if taken:
         raise ConfigError(f"input.columns.metadata: {taken} are names of columns that tridex writes itself")
+    check_column_names(config.columns)
     try:
         names = {name for _, name, _, _ in string.Formatter().parse(config.template) if name is not None}
     except ValueError as error:
@@ -120,8 +145,8 @@ def _check_request(config: InputConfig) -> None:
         )
 
 
-def _files_of(config: InputConfig, index: int, path: str) -> list[tuple[File, str, str]]:
-    """(file, format, root) for one of the input paths."""
+def _files_of(config: InputConfig, index: int, path: str) -> tuple[list[_Listed], list[SkippedFile]]:
+    """(file, format, root) for what one of the input paths names, and what is left out of it."""
     where = f"input.paths.{index}"
     try:
         listing = list_files(path, config.storage_options)
@@ -129,44 +154,39 @@ def _files_of(config: InputConfig, index: int, path: str) -> list[tuple[File, st
         message = redact(str(error), config.storage_options)
         raise ConfigError(f"{where}: cannot list {path!r}: {message}") from error
     if not listing.files:
-        raise ConfigError(f"{where}: no file matches {path!r}")
-    return [(file, format_, listing.root) for file, format_ in _with_formats(config, where, path, listing)]
+        kinds = "; ".join(str(kind) for kind in count_by_kind(listing.skipped)[:5])
+        raise ConfigError(f"{where}: no file matches {path!r}{f'; left out: {kinds}' if kinds else ''}")
+    files, skipped = choose_formats(config, where, path, listing)
+    return [(file, format_, listing.root) for file, format_ in files], [*listing.skipped, *skipped]
 
 
-def _with_formats(config: InputConfig, where: str, path: str, listing: Listing) -> list[tuple[File, str]]:
-    told = [(file, format_of(file.name)) for file in listing.files]
-    if config.format != "auto":
-        named = [file for file, format_ in told if format_ == config.format]
-        return [(file, str(config.format)) for file in named or listing.files]
-    known = [(file, format_) for file, format_ in told if format_ is not None]
-    # Data sets come with a README beside their shards.
-    data = known if listing.exact else [(f, format_) for f, format_ in known if format_ != "text"] or known
-    formats = sorted({format_ for _, format_ in data})
-    if len(formats) == 1:
-        return data
-    problem = f"it holds {' and '.join(formats)}" if formats else "its name does not tell the format"
-    raise ConfigError(f"{where}: {path!r}: {problem}; set input.format to one of {', '.join(READERS)}")
-
-
-def _inspect(file: File, format_: str, root: str, part_bytes: int) -> _Found:
+def _inspect(file: File, format_: str, root: str, part_bytes: int, options: ReadOptions) -> Found:
     try:
-        return _Found(file, format_, root, READERS[format_].inspect(file, part_bytes))
+        seen = READERS[format_].inspect(file, part_bytes, options)
     except READ_ERRORS:
-        return _Found(file, format_, root, single_part(file))
+        seen = single_part(file)
+    if seen.schema is not None and options.paths:
+        nested = [field_at(seen.schema, path) for path in options.paths if path not in seen.schema.names]
+        seen = replace(seen, schema=pa.schema([*seen.schema, *(f for f in nested if f is not None)]))
+    return Found(file, format_, root, seen)
 
 
-def _check_columns(columns: Columns, found: Sequence[_Found]) -> None:
+def _check_columns(columns: Columns, found: Sequence[Found]) -> None:
     """Of JSON Lines only the text must be in every file's first rows; the rest may be sparse."""
     required = [("id", columns.id), ("text", columns.text), ("title", columns.title)]
-    required += [("metadata", name) for name in columns.metadata]
+    required += [("metadata", columns.source_of(name)) for name in columns.metadata]
     seen = [(f, f.seen.schema.names) for f in found if f.seen.schema is not None]
     loose = {name for f, names in seen if not READERS[f.format].strict for name in names}
     for f, names in seen:
         for key, name in required:
             present = names if READERS[f.format].strict or key == "text" else loose
+            if READERS[f.format].is_document and key == "metadata":
+                present = [*names, *PLACES]
             if name is not None and name not in present:
                 has = ", ".join(names)
                 raise ConfigError(f"input.columns.{key}: {f.file.uri} has no column {name!r}; it has {has}")
+            if name is not None and names.count(name) > 1:
+                raise ConfigError(f"input.columns.{key}: {f.file.uri} has {names.count(name)} columns {name!r}")
 
 
 def _resolved(columns: Columns, schema: pa.Schema) -> Columns:
@@ -176,7 +196,7 @@ def _resolved(columns: Columns, schema: pa.Schema) -> Columns:
     return columns.model_copy(update={"id": id_, "title": title})
 
 
-def _split(columns: Columns, found: Sequence[_Found]) -> list[Unit]:
+def _split(columns: Columns, found: Sequence[Found]) -> list[Unit]:
     """A file of which no column could be seen is taken to be like the last one before it, or else the first."""
     schemas = [f.seen.schema for f in found if f.seen.schema is not None]
     last = schemas[0] if schemas else pa.schema([])
@@ -185,7 +205,7 @@ def _split(columns: Columns, found: Sequence[_Found]) -> list[Unit]:
         last = f.seen.schema if f.seen.schema is not None else last
         mapping = _resolved(columns, last)
         version = f.seen.version or f.file.version
-        root = f.root if f.format == "text" else ""
+        root = f.root if READERS[f.format].is_document else ""
         units += [Unit((f.file.uri,), f.format, mapping, root, part, (version,)) for part in f.seen.parts]
     return units
 
@@ -218,59 +238,26 @@ def _merged(a: Unit, b: Unit) -> Unit:
 
 
 def metadata_fields(config: InputConfig, units: Sequence[Unit]) -> list[pa.Field]:
-    """Names and types of the kept metadata columns, from up to 16 files pick_evenly over the units.
+    """Returns names and types of the kept metadata columns, from up to 16 files spread over the units.
 
-    Integers widen to what holds all files' values, nulls give way. ConfigError if two files disagree otherwise.
+    A type that the config states is taken as it is. Of guessed ones integers widen to what holds all files' values and
+    nulls give way. ConfigError if two files disagree otherwise. Converted documents have two columns more, `heading`
+    and `page`, which chunks fill.
     """
     names = config.columns.metadata
+    places = [PLACES[name] for name in PLACES if name not in names and any(u.format == "document" for u in units)]
     if not names:
-        return []
+        return places
     files = list(dict.fromkeys((path, unit.format) for unit in units for path in unit.paths))
     sample = files[:: max(1, len(files) // SAMPLE_FILES)]
-    schemas = _in_threads(lambda f: _schema_of(config, *f), sample)
-    return [_common_field(name, [(path, s) for (path, _), s in zip(sample, schemas, strict=True)]) for name in names]
+    found = _in_threads(lambda f: _inspect_again(config, *f), sample)
+    found = with_partition_columns(found, config.columns, [path for path, _ in files])
+    schemas = [(f.file.uri, f.seen.schema or pa.schema([])) for f in found]
+    return [metadata_field(name, config.columns, schemas) for name in names] + places
 
 
-def _schema_of(config: InputConfig, path: str, format_: str) -> pa.Schema:
-    try:
-        return READERS[format_].inspect(_file(path, config), UNIT_BYTES).schema or pa.schema([])
-    except READ_ERRORS:
-        return pa.schema([])
-
-
-def _common_field(name: str, schemas: Sequence[tuple[str, pa.Schema]]) -> pa.Field:
-    common: tuple[str, pa.DataType] | None = None
-    for path, schema in schemas:
-        if name not in schema.names:
-            continue
-        type_ = _plain_type(schema.field(name).type)
-        common = (path, type_) if common is None else (common[0], _wider(name, common, (path, type_)))
-    found = pa.null() if common is None else common[1]
-    return pa.field(name, pa.string() if pa.types.is_null(found) else found)
-
-
-def _plain_type(type_: pa.DataType) -> pa.DataType:
-    """The type without its encoding."""
-    if pa.types.is_dictionary(type_):
-        return _plain_type(type_.value_type)
-    if isinstance(type_, pa.BaseExtensionType):
-        return _plain_type(type_.storage_type)
-    return pa.string() if pa.types.is_large_string(type_) or pa.types.is_string_view(type_) else type_
-
-
-def _wider(name: str, a: tuple[str, pa.DataType], b: tuple[str, pa.DataType]) -> pa.DataType:
-    try:
-        schemas = [pa.schema([(name, type_)]) for _, type_ in (a, b)]
-        return pa.unify_schemas(schemas, promote_options="permissive").field(name).type
-    except pa.ArrowException as error:
-        message = f"{name!r} is {a[1]} in {a[0]}, {b[1]} in {b[0]}"
-        raise ConfigError(f"input.columns.metadata: shards disagree: {message}") from error
-
-
-def _file(uri: str, config: InputConfig) -> File:
-    fs, path = filesystem(uri, config.storage_options)
-    info = fs.get_file_info(path)
-    return File(fs, path, uri, info.size or 0, version_of(info), options=config.storage_options)
+def _inspect_again(config: InputConfig, path: str, format_: str) -> Found:
+    return _inspect(file_at(path, config.storage_options), format_, "", UNIT_BYTES, ReadOptions.of(config))
 
 
 def pick_evenly(units: Sequence[Unit], most: int) -> list[Unit]:
@@ -291,12 +278,18 @@ def read_unit(
     """
     fields = metadata_fields(config, [unit]) if fields is None else fields
     for path, version in zip(unit.paths, unit.versions, strict=True):
-        source = f"{path}@{unit.part.start}" if unit.format == "jsonl" and unit.part.start else path
+        numbered = unit.format in NUMBERED_PARTS and unit.part.start
+        source = source_name(f"{path}@{unit.part.start}" if numbered else path, config)
         try:
             yield from _read_file(unit, path, version, source, config, batch_rows, fields)
         except READ_ERRORS as error:
             message = redact(f"{type(error).__name__}: {error}", config.storage_options)
             yield error_table(source, UNREADABLE, f"cannot be read: {message}", fields)
+
+
+def source_name(path: str, config: InputConfig) -> str:
+    """Returns what the index calls a file: its path, or for spooled data what `input.label` says."""
+    return path if config.label is None else f"{config.label}/{path.rpartition('/')[2]}"
 
 
 def _read_file(
@@ -308,19 +301,21 @@ def _read_file(
     batch_rows: int,
     fields: Sequence[pa.Field],
 ) -> Iterator[pa.Table]:
-    wanted = [unit.columns.text, unit.columns.id, unit.columns.title, *(field.name for field in fields)]
+    columns = unit.columns
+    wanted = [columns.text, columns.id, columns.title, *(columns.source_of(field.name) for field in fields)]
     names = list(dict.fromkeys(name for name in wanted if name is not None))
     if _rewritten(unit, path, version, config):
         yield error_table(source, UNREADABLE, f"{REWRITTEN}: nothing of it was read", fields)
         return
-    file = replace(_file(path, config), version=version, root=unit.root)
-    for raw in READERS[unit.format].rows(file, unit.part, names, batch_rows, config.max_text_bytes):
-        yield to_documents(raw, source, unit.columns, config, fields)
+    file = replace(file_at(path, config.storage_options), version=version, root=unit.root)
+    partitions = partition_values(file.path, names)
+    for raw in READERS[unit.format].rows(file, unit.part, names, batch_rows, ReadOptions.of(config)):
+        yield to_documents(fill_partitions(raw, partitions), source, columns, config, fields)
     if _rewritten(unit, path, version, config):
         yield error_table(source, UNREADABLE, f"{REWRITTEN}, and while it was read", fields)
 
 
 def _rewritten(unit: Unit, path: str, version: str, config: InputConfig) -> bool:
     """Whether there is another file of that name now. A Lance table is read at its version, whatever came after."""
-    file = _file(path, config)
+    file = file_at(path, config.storage_options)
     return unit.format != "lance" and file.version != version and file.exists

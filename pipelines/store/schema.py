@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from actors.codecs import parameters as codec_parameters
 from actors.codecs.parameters import ParametersByEmbedder
-from pipelines.config import BuildConfig, ConfigError
+from pipelines.config import BuildConfig, ConfigError, absolute_model, absolute_uri
 
 FORMAT_VERSION = 2
 """2: two hashes, `content_hash` over what is embedded and `metadata_hash` over the rest; 1 had one over both."""
@@ -25,6 +25,7 @@ FILLING_KEY = b"tridex.filling"
 """Schema metadata: JSON list of columns that a job is adding and has not filled yet."""
 QUARANTINE = "quarantine"
 LEASES = "leases"
+SKIPPED = "skipped"
 FLOAT_CODECS = {"float16": pa.float16(), "float32": pa.float32()}
 
 _HEAD = (
@@ -48,7 +49,7 @@ SYSTEM_COLUMNS = tuple(f.name for f in (*_HEAD, *_TAIL))
 
 def table_uri(uri: str, table: str) -> str:
     """Where LanceDB keeps a table of the database at `uri`."""
-    return f"{uri.rstrip('/')}/{table}.lance"
+    return f"{absolute_uri(uri).rstrip('/')}/{table}.lance"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,7 @@ def _leaves(identity: Identity) -> Iterator[tuple[str, Any]]:
     yield "text", identity.text
     for name, embedder in identity.embedders.items():
         for key, value in embedder.items():
+            value = absolute_model(value) if key == "model" else value  # it may have been named by a relative path
             yield f"embedders.{name}.{key}", sorted(value) if isinstance(value, (list, tuple)) else value
 
 
@@ -142,6 +144,8 @@ def identity_of(
     config, or the identity's own `outputs` where the config leaves them open.
     """
     chunk = config.chunking.model_dump(include={"mode"} if config.chunking.mode == "whole" else None)
+    if chunk.get("boundaries") != "sentences":  # indexes of before there was a choice were cut at words
+        chunk.pop("boundaries", None)
     described = {
         e.name: {
             **embedders[e.name],

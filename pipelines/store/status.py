@@ -12,6 +12,7 @@ from pipelines.store import lease
 from pipelines.store.datasets import open_dataset
 from pipelines.store.quarantine import count_reasons
 from pipelines.store.schema import QUARANTINE, table_uri
+from pipelines.store.skipped import Skipped, read_skipped, skipped_lines
 from pipelines.store.table import Snapshot, open_table
 from pipelines.store.writer import describe_place
 
@@ -46,6 +47,8 @@ class Status:
     indexes: tuple[Coverage, ...]
     quarantine: int
     quarantine_reasons: tuple[dict[str, Any], ...]
+    skipped: tuple[Skipped, ...]
+    """Files and values that the last job left out."""
     writer: str | None
     """Who holds the lease, or held it when it died; None where no driver is at work."""
 
@@ -70,6 +73,7 @@ class Status:
                 f"            {r['rows']:,} x {r['error']} ({describe_place(r['source'], r['position'])})"
                 for r in self.quarantine_reasons
             ),
+            *skipped_lines(self.skipped),
             f"writer      {self.writer or 'none'}",
         ]
         return "\n".join(lines)
@@ -101,6 +105,7 @@ def read_status(uri: str, table: str = "documents", storage_options: Mapping[str
         indexes=tuple(_coverage(snapshot)),
         quarantine=_count(table_uri(uri, QUARANTINE), options),
         quarantine_reasons=tuple(count_reasons(uri, options)),
+        skipped=read_skipped(uri, options),
         writer=None if held is None or held.released else str(held),
     )
 

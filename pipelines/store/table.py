@@ -21,10 +21,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from actors.outputs import IntArray, offsets_of
-from pipelines.config import ConfigError, InvalidRequest
+from pipelines.config import BuildConfig, ConfigError, InvalidRequest, absolute_uri, plain_options
 from pipelines.config.describe import did_you_mean
 from pipelines.store.conditions import evaluate_condition
-from pipelines.store.schema import FORMAT_VERSION, Identity, metadata_columns, table_uri
+from pipelines.store.datasets import open_dataset
+from pipelines.store.schema import FORMAT_VERSION, SYSTEM_COLUMNS, Identity, metadata_columns, table_uri
 
 Addresses = npt.NDArray[np.uint64]
 
@@ -205,13 +206,23 @@ def open_table(
     version: int | None = None,
 ) -> Snapshot:
     """The table at its newest version, or at `version`; ConfigError says whether it is missing or no index of ours."""
-    uri, options = str(uri), dict(storage_options or {})
+    shown, uri, options = str(uri), absolute_uri(uri), dict(storage_options or {})
     try:
         dataset = lance.dataset(table_uri(uri, table), version=version, storage_options=options or None)
     except (ValueError, OSError) as error:
-        raise ConfigError(_why_not_opened(uri, table, version, error)) from error
+        raise ConfigError(_why_not_opened(shown, table, version, error)) from error
     identity = _identity(dataset, uri, table)
     return Snapshot(uri, dataset, identity, options, table)
+
+
+def with_index_boundaries(config: BuildConfig) -> BuildConfig:
+    """Returns the config with `chunk.boundaries` decided: those of an index that exists, sentences for a new one."""
+    if config.chunk.boundaries != "auto":
+        return config
+    dataset = open_dataset(table_uri(config.index.uri, config.index.table), plain_options(config.index.storage_options))
+    identity = None if dataset is None else Identity.from_metadata(dataset.schema.metadata)
+    boundaries = "sentences" if identity is None else identity.chunk.get("boundaries", "words")
+    return config.model_copy(update={"chunk": config.chunk.model_copy(update={"boundaries": boundaries})})
 
 
 def _why_not_opened(uri: str, table: str, version: int | None, error: Exception) -> str:

@@ -34,7 +34,7 @@ def test_the_least_config_is_enough() -> None:
             "index.commit_fragments: Input should be a valid integer",
         ),
         (_with(index={"uri": "x", "commit_fragments": 0}), "index.commit_fragments: Input should be greater than 0"),
-        (_with(input={"paths": ["a"], "format": "orc"}), "input.format: Input should be 'auto', 'parquet'"),
+        (_with(input={"paths": ["a"], "format": "dbf"}), "input.format: Input should be 'auto', 'parquet'"),
         (_with(embedders=[]), "embedders: at least one embedder is needed"),
         (_with(embedders=[{"name": "a"}, {"name": "a"}]), "embedders: embedder names must differ, got ['a', 'a']"),
         (_with(embedders=[{"name": "A-b"}]), "embedders.0.name: name must match [a-z][a-z0-9_]*, got 'A-b'"),

@@ -18,7 +18,7 @@ from moto.server import ThreadedMotoServer
 
 from pipelines.config import ConfigError, InputConfig, plain_options, validate
 from pipelines.monitor.report import Facts, write_report
-from pipelines.reading.files import list_files
+from pipelines.reading.listing import list_files
 from pipelines.reading.units import metadata_fields, plan_units, read_unit
 
 KEY, SECRET = "AKIATESTTESTTEST", "sesame-open-sesame-open"

@@ -4,20 +4,44 @@ from __future__ import annotations
 
 import re
 
-from pipelines.reading.formats import csv, jsonl, lance, parquet, text
+from pipelines.reading.compression import PACKED
+from pipelines.reading.formats import arrow, avro, csv, document, jsonl, lance, orc, parquet, text
 from pipelines.reading.formats.base import Reader
 
-_PACKED = r"(\.gz|\.zst|\.bz2)?$"
+_DOCUMENTS = "|".join(suffix.removeprefix(".") for suffix in document.CONVERTERS)
 
 READERS: dict[str, Reader] = {
-    "parquet": Reader(re.compile(r"\.(parquet|pq)$"), parquet.inspect, parquet.rows, strict=True),
-    "jsonl": Reader(re.compile(rf"\.(jsonl|ndjson|json){_PACKED}"), jsonl.inspect, jsonl.rows, strict=False),
-    "csv": Reader(re.compile(rf"\.csv{_PACKED}"), csv.inspect, csv.rows, strict=True),
-    "text": Reader(re.compile(rf"\.(txt|md|markdown){_PACKED}"), text.inspect, text.rows, strict=True),
+    "parquet": Reader(re.compile(r"\.(parquet|parq|pq)$"), parquet.inspect, parquet.rows, strict=True),
+    "jsonl": Reader(re.compile(rf"\.(jsonl|ndjson|json){PACKED}"), jsonl.inspect, jsonl.rows, strict=False),
+    "csv": Reader(re.compile(rf"\.csv{PACKED}"), csv.inspect, csv.rows, strict=True),
+    "tsv": Reader(re.compile(rf"\.(tsv|tab){PACKED}"), csv.inspect_tsv, csv.rows_tsv, strict=True),
+    "arrow": Reader(re.compile(r"\.(arrow|arrows|feather|ipc)$"), arrow.inspect, arrow.rows, strict=True),
+    "orc": Reader(re.compile(r"\.orc$"), orc.inspect, orc.rows, strict=True),
+    "avro": Reader(re.compile(r"\.avro$"), avro.inspect, avro.rows, strict=False, needs="fastavro:avro"),
+    "text": Reader(
+        re.compile(rf"\.(txt|text|md|markdown|rst){PACKED}"), text.inspect, text.rows, strict=True, is_document=True
+    ),
+    "document": Reader(
+        re.compile(rf"\.({_DOCUMENTS})$"),
+        document.inspect,
+        document.rows,
+        strict=True,
+        is_document=True,
+        needs="markitdown:documents",
+    ),
     "lance": Reader(re.compile(r"\.lance$"), lance.inspect, lance.rows, strict=True),
 }
 
+NUMBERED_PARTS = ("jsonl", "arrow", "orc")
+"""Formats whose files do not say which row a part begins with: rows are counted from the part's start."""
+
+
+def is_document(name: str) -> bool:
+    """Tells whether a file of that name is one document: text, Markdown, HTML, PDF and the like."""
+    known = format_of(name)
+    return known is not None and READERS[known].is_document
+
 
 def format_of(name: str) -> str | None:
-    """The format that a file's name tells, if any."""
+    """Returns the format that a file's name tells, if any."""
     return next((known for known, reader in READERS.items() if reader.suffix.search(name.lower())), None)

@@ -6,6 +6,7 @@ format treats a null text or a float id alike.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,9 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from pipelines.config import CsvConfig, InputConfig
 from pipelines.reading.files import File
 
 Column: TypeAlias = "pa.Array | list[Any]"
@@ -65,17 +68,46 @@ class RawRows:
         return len(self.positions)
 
 
-class Reader(NamedTuple):
-    """A format: `inspect(file, part_bytes)` and `rows(file, part, columns, batch_rows, limit)`.
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """What a reader may need to know beside the file."""
 
-    `limit`: no value longer than this many bytes is of use, so a reader may stop short of keeping one.
-    """
+    max_bytes: int
+    """No value longer than this is of use, so a reader may stop short of keeping one."""
+    text: str = "text"
+    """Column of the text: the delimiter of a CSV file is the one that finds it in the header."""
+    paths: tuple[str, ...] = ()
+    """Wanted columns with a dot in their names, which may be paths into nested ones."""
+    encoding: str = "auto"
+    csv: CsvConfig = field(default_factory=CsvConfig)
+
+    @classmethod
+    def of(cls, config: InputConfig) -> ReadOptions:
+        """Takes from a config what readers need."""
+        columns = config.columns
+        wanted = (columns.id, columns.text, columns.title, *map(columns.source_of, columns.metadata))
+        paths = tuple(dict.fromkeys(name for name in wanted if name is not None and "." in name))
+        return cls(config.max_text_bytes, columns.text, paths, config.encoding, config.csv)
+
+
+class Reader(NamedTuple):
+    """A format: `inspect(file, part_bytes, options)` and `rows(file, part, columns, batch_rows, options)`."""
 
     suffix: re.Pattern[str]
-    inspect: Callable[[File, int], Inspection]
-    rows: Callable[[File, Part, Sequence[str], int, int], Iterator[RawRows]]
+    inspect: Callable[[File, int, ReadOptions], Inspection]
+    rows: Callable[[File, Part, Sequence[str], int, ReadOptions], Iterator[RawRows]]
     strict: bool
     """Every row has every column of the schema."""
+    is_document: bool = False
+    """A file is one document, and its path is its id."""
+    needs: str = ""
+    """Module that the format needs and the extra that brings it, `MODULE:EXTRA`; empty: none."""
+
+    @property
+    def missing_extra(self) -> str | None:
+        """Returns the extra to install where the format's module is not there."""
+        module, _, extra = self.needs.partition(":")
+        return extra if module and importlib.util.find_spec(module) is None else None
 
 
 def single_part(file: File) -> Inspection:
@@ -102,10 +134,77 @@ def group_into_batches(
 def _as_raw_rows(rows: Sequence[tuple[int, Mapping[str, Any] | str]], columns: Sequence[str]) -> RawRows:
     values = [{} if isinstance(row, str) else row for _, row in rows]
     return RawRows(
-        {name: [row.get(name) for row in values] for name in columns},
+        {
+            name: [look_up(row, name) for row in values] if "." in name else [row.get(name) for row in values]
+            for name in columns
+        },
         np.array([position for position, _ in rows], dtype=np.int64),
         [row if isinstance(row, str) else None for _, row in rows],
     )
+
+
+def look_up(row: Mapping[str, Any], path: str) -> Any:
+    """Returns the value of a key, or of a path into nested objects, `content.text`; None where there is none."""
+    if path in row:
+        return row[path]
+    first, dot, rest = path.partition(".")
+    inner = row.get(first) if dot else None
+    return look_up(inner, rest) if isinstance(inner, Mapping) else None
+
+
+def pick(columns: pa.RecordBatch | pa.Table, path: str) -> pa.Array | pa.ChunkedArray | None:
+    """Returns a column, or the field of a struct column that a path names; None where there is none."""
+    at = columns.schema.get_all_field_indices(path)
+    if at:
+        return columns.column(at[0])
+    for first, rest in _splits(path):
+        at = columns.schema.get_all_field_indices(first)
+        if at and pa.types.is_struct(columns.schema.field(at[0]).type):
+            try:
+                return pc.struct_field(columns.column(at[0]), rest.split("."))
+            except pa.ArrowException:
+                continue
+    return None
+
+
+def field_at(schema: pa.Schema, path: str) -> pa.Field | None:
+    """Returns the type of what `pick` returns, as a field that is named by the path."""
+    found = pick(schema.empty_table(), path)
+    return None if found is None else pa.field(path, found.type)
+
+
+def top_level(schema: pa.Schema, paths: Sequence[str]) -> list[str]:
+    """Returns the columns of a file that hold these paths, for readers that select whole columns."""
+    firsts = [next((p for p in (path, *(f for f, _ in _splits(path))) if p in schema.names), None) for path in paths]
+    return list(dict.fromkeys(name for name in firsts if name is not None))
+
+
+def _splits(path: str) -> Iterator[tuple[str, str]]:
+    """`("a", "b.c")` and `("a.b", "c")` of `a.b.c`."""
+    parts = path.split(".")
+    for i in range(1, len(parts)):
+        yield ".".join(parts[:i]), ".".join(parts[i:])
+
+
+def raw_batch(batch: pa.RecordBatch, columns: Sequence[str], position: int) -> RawRows:
+    """Returns an Arrow batch, the first row of which has a position in its file, with these columns alone."""
+    found = {name: pick(batch, name) for name in columns}
+    values = {name: column for name, column in found.items() if column is not None}
+    return RawRows(values, np.arange(position, position + len(batch)), [None] * len(batch))
+
+
+def in_pieces(batch: pa.RecordBatch, batch_rows: int) -> Iterator[pa.RecordBatch]:
+    """Cuts a batch into pieces that keep to the bounds on rows and bytes."""
+    row_bytes = batch.nbytes / max(1, len(batch))
+    step = max(1, min(batch_rows, int(BATCH_BYTES / max(row_bytes, 1))))
+    for start in range(0, len(batch), step):
+        yield batch.slice(start, step)
+
+
+def to_values(column: Column) -> list[Any]:
+    """Returns a column's values as Python objects."""
+    values: list[Any] = column if isinstance(column, list) else column.to_pylist()
+    return values
 
 
 def to_storable(value: Any) -> Any:

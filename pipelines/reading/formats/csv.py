@@ -1,7 +1,9 @@
-"""CSV with a header line, plain or compressed, quoted values with line ends in them included.
+"""CSV and TSV with a header line or given names, plain or compressed.
 
 Python's parser in strict mode, because it goes on after a bad row; Arrow's is ten times faster, stops at an overlong
-value and cannot say which row was at fault. A file is never split: a line end may lie within quotes.
+value and cannot say which row was at fault. A file is never split: a line end may lie within quotes. Most programs that
+write TSV quote nothing, so a TSV line is cut at its tabs, and quotes are only taken off a value that they are around;
+where the first rows make sense only with line ends within quotes, the file is read as CSV is.
 """
 
 from __future__ import annotations
@@ -10,40 +12,124 @@ import contextlib
 import csv
 import io
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
 
+from pipelines.reading.compression import as_utf8
 from pipelines.reading.files import READ_ERRORS, File
-from pipelines.reading.formats.base import Inspection, Part, RawRows, group_into_batches, raise_after_good_rows
+from pipelines.reading.formats.base import (
+    Inspection,
+    Part,
+    RawRows,
+    ReadOptions,
+    group_into_batches,
+    raise_after_good_rows,
+)
 from pipelines.reading.formats.jsonl import SAMPLE_BYTES, SAMPLE_ROWS, Row
 
 _TYPES = (pa.int64(), pa.float64(), pa.bool_())
+DELIMITERS = (",", ";", "\t", "|")
+
+Records = Iterator[list[str]]
 
 
-def inspect(file: File, part_bytes: int) -> Inspection:
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How one file is written."""
+
+    delimiter: str
+    names: tuple[str, ...] | None
+    """None: the first row has them."""
+    quote: str | None
+    """None: values are not quoted."""
+    by_line: bool = False
+    """Every line is a row, and quotes count only around whole values."""
+
+    def records(self, lines: io.TextIOWrapper) -> Records:
+        """Returns the rows of a file as lists of values; csv.Error for one that cannot be parsed."""
+        if self.by_line:
+            return _split_lines(lines, self.delimiter, self.quote or '"')
+        if self.quote is None:
+            return csv.reader(lines, delimiter=self.delimiter, quoting=csv.QUOTE_NONE, strict=True)
+        return csv.reader(lines, delimiter=self.delimiter, quotechar=self.quote, strict=True)
+
+
+def _split_lines(lines: io.TextIOWrapper, delimiter: str, quote: str) -> Records:
+    longest = csv.field_size_limit()
+    while line := lines.readline(longest):
+        if len(line) >= longest and not line.endswith(("\n", "\r")):
+            raise csv.Error(f"field larger than field limit ({longest})")
+        line = line.rstrip("\r\n")
+        yield [_unquoted(value, quote) for value in line.split(delimiter)] if line else []
+
+
+def _unquoted(value: str, quote: str) -> str:
+    """The value without the quotes around it, where those within it are doubled."""
+    if len(value) < 2 or not value.startswith(quote) or not value.endswith(quote):
+        return value
+    inner = value[1:-1].replace(quote * 2, "")
+    return value[1:-1].replace(quote * 2, quote) if quote not in inner else value
+
+
+def inspect(file: File, part_bytes: int, options: ReadOptions, delimiter: str = ",") -> Inspection:
     """Columns from the header; types are the narrowest of int64, float64, bool and string that hold 1,000 rows."""
     if not file.size:
         return Inspection(())
-    return Inspection((Part(size=file.size),), _schema(file))
-
-
-def _schema(file: File) -> pa.Schema | None:
-    """Of the rows up to the first that cannot be parsed."""
     csv.field_size_limit(SAMPLE_BYTES)
+    return Inspection((Part(size=file.size),), _schema(file, options, delimiter))
+
+
+def _schema(file: File, options: ReadOptions, delimiter: str) -> pa.Schema | None:
+    """Of the rows up to the first that cannot be parsed."""
+    dialect = choose_dialect(file, options, delimiter)
+    sample = _sample(file, options, dialect)
+    if not sample:
+        return None
+    header, rest = (sample[0], sample[1:]) if dialect.names is None else (dialect.names, sample)
+    return pa.schema([(name, _type_of([row[i] for row in rest if i < len(row)])) for i, name in enumerate(header)])
+
+
+def _sample(file: File, options: ReadOptions, dialect: Dialect) -> list[list[str]]:
     sample: list[list[str]] = []
     size = 0
-    with contextlib.suppress(*READ_ERRORS, csv.Error), _text(file) as lines:
-        for row in itertools.islice(csv.reader(lines, strict=True), SAMPLE_ROWS):
+    with contextlib.suppress(*READ_ERRORS, csv.Error), _text(file, options) as lines:
+        for row in itertools.islice(dialect.records(lines), SAMPLE_ROWS):
             sample.append(row)
             size += sum(map(len, row))
             if size > SAMPLE_BYTES:
                 break
-    if not sample:
-        return None
-    header, *rest = sample
-    columns = {name: [row[i] for row in rest if i < len(row)] for i, name in enumerate(header)}
-    return pa.schema([(name, _type_of(values)) for name, values in columns.items()])
+    return sample
+
+
+def choose_dialect(file: File, options: ReadOptions, delimiter: str = ",") -> Dialect:
+    """Returns what the config says, and for what it leaves open what the first rows show."""
+    names, quote = options.csv.names, options.csv.quote
+    mark = '"' if quote == "auto" else quote
+    if options.csv.delimiter is not None or names is not None or delimiter != ",":
+        delimiter = options.csv.delimiter or delimiter
+    else:
+        headers = {d: _sample_header(file, options, Dialect(d, names, mark)) for d in DELIMITERS}
+        delimiter = next((d for d, header in headers.items() if options.text in header), delimiter)
+    if quote != "auto" or delimiter != "\t":
+        return Dialect(delimiter, names, mark)
+    by_line, quoted = Dialect(delimiter, names, mark, by_line=True), Dialect(delimiter, names, mark)
+    return quoted if not _is_even(file, options, by_line) and _is_even(file, options, quoted) else by_line
+
+
+def _sample_header(file: File, options: ReadOptions, dialect: Dialect) -> list[str]:
+    with contextlib.suppress(*READ_ERRORS, csv.Error), _text(file, options) as lines:
+        return next(dialect.records(lines), [])
+    return []
+
+
+def _is_even(file: File, options: ReadOptions, dialect: Dialect) -> bool:
+    """Whether all rows of the sample have as many values as there are columns."""
+    sample = [row for row in _sample(file, options, dialect) if row]
+    width = len(dialect.names or (sample[0] if sample else ()))
+    return all(len(row) == width for row in sample)
 
 
 def _type_of(values: Sequence[str]) -> pa.DataType:
@@ -57,22 +143,32 @@ def _type_of(values: Sequence[str]) -> pa.DataType:
     return pa.string()
 
 
-def _text(file: File) -> io.TextIOWrapper:
+def _text(file: File, options: ReadOptions) -> io.TextIOWrapper:
     """Bytes that are not UTF-8 come through as surrogates, which `_row` finds."""
-    return io.TextIOWrapper(file.stream(), encoding="utf-8-sig", errors="surrogateescape", newline="")
+    stream = as_utf8(file.stream(), options.encoding)
+    return io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
-def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, limit: int) -> Iterator[RawRows]:
+def rows(
+    file: File,
+    part: Part,
+    columns: Sequence[str],
+    batch_rows: int,
+    options: ReadOptions,
+    delimiter: str = ",",
+) -> Iterator[RawRows]:
+    """Reads a file in batches."""
     # An open quote swallows the rest of a damaged file: beyond this, parsing stops. The parser's limit is global.
-    csv.field_size_limit(4 * limit)
-    with _text(file) as lines:
-        parsed = _parse(csv.reader(lines, strict=True))
+    csv.field_size_limit(4 * options.max_bytes)
+    dialect = choose_dialect(file, options, delimiter)
+    with _text(file, options) as lines:
+        parsed = _parse(dialect.records(lines), dialect.names)
         yield from raise_after_good_rows(parsed, lambda good: group_into_batches(good, columns, batch_rows))
 
 
-def _parse(reader: Iterator[list[str]]) -> Iterator[Row]:
+def _parse(reader: Records, names: Sequence[str] | None) -> Iterator[Row]:
     try:
-        header = next(reader, [])
+        header = list(names) if names is not None else next(reader, [])
     except csv.Error as error:
         raise OSError(f"header is not CSV: {error}") from error
     for position in itertools.count():
@@ -97,3 +193,7 @@ def _row(values: Sequence[str], header: Sequence[str]) -> dict[str, str | None] 
     except UnicodeEncodeError:
         return "row is not valid UTF-8"
     return {name: value or None for name, value in zip(header, values, strict=True)}
+
+
+inspect_tsv: Callable[[File, int, ReadOptions], Inspection] = partial(inspect, delimiter="\t")
+rows_tsv: Callable[[File, Part, Sequence[str], int, ReadOptions], Iterator[RawRows]] = partial(rows, delimiter="\t")

@@ -1,24 +1,31 @@
 """JSON Lines, plain or compressed: each line is parsed on its own, so that a bad line costs that line.
 
-Arrow's JSON reader is several times faster but fails a whole block for one malformed line or one mixed column; an
-embedder is a hundred times slower than either. A large plain file is split at line ends; a compressed one cannot be.
+Files that hold arrays, or objects over several lines, are read value by value by the same parser; damage there costs
+the rest of the file. Arrow's JSON reader is several times faster but fails a whole block for one malformed line or one
+mixed column; an embedder is a hundred times slower than either. A large plain file of lines is split at line ends; a
+compressed one cannot be, nor one in UTF-16.
 """
 
 from __future__ import annotations
 
+import codecs
+import io
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 
+from pipelines.reading.compression import as_utf8, codec_of, sniff_encoding
 from pipelines.reading.files import READ_ERRORS, File
 from pipelines.reading.formats.base import (
     Inspection,
     Part,
     RawRows,
+    ReadOptions,
     group_into_batches,
+    look_up,
     raise_after_good_rows,
     to_storable,
 )
@@ -28,24 +35,28 @@ SAMPLE_BYTES = 2**20
 SEEK_BYTES = 2**16
 MIN_PART_BYTES = 8 * 2**20
 """A file that is not split keeps its plain line numbers, and reading 8 MiB takes a fraction of a second."""
+HEAD_BYTES = 2**16
+"""What is looked at to tell lines from arrays and objects over several lines."""
+READ_CHARS = 2**18
 
 Row = tuple[int, int, "Mapping[str, Any] | str"]
 
 
-def inspect(file: File, part_bytes: int) -> Inspection:
+def inspect(file: File, part_bytes: int, options: ReadOptions) -> Inspection:
     """Splits at line ends; columns and their types are those of the first 1,000 rows or 1 MiB."""
-    return Inspection(_parts(file, part_bytes), sample_schema(_sample(file)))
+    parts = _parts(file, part_bytes, options.encoding)
+    return Inspection(parts, sample_schema(_sample(file, options), options.paths))
 
 
-def is_compressed(file: File) -> bool:
-    return file.name.endswith((".gz", ".zst", ".bz2"))
-
-
-def _parts(file: File, part_bytes: int) -> tuple[Part, ...]:
+def _parts(file: File, part_bytes: int, encoding: str) -> tuple[Part, ...]:
     part_bytes = max(part_bytes, MIN_PART_BYTES)
-    if is_compressed(file) or file.size < 2 * part_bytes:
+    if codec_of(file.name) is not None or file.size < 2 * part_bytes:
         return (Part(size=file.size),) if file.size else ()
     with file.open() as handle:
+        head = handle.read(HEAD_BYTES)
+        encoding = sniff_encoding(head) if encoding == "auto" else encoding
+        if encoding != "utf-8" or not is_lines(head):
+            return (Part(size=file.size),)
         cuts = [_line_start(handle, at, file.size) for at in range(part_bytes, file.size, part_bytes)]
     bounds = sorted({0, *cuts, file.size})
     return tuple(Part(start, stop, size=stop - start) for start, stop in itertools.pairwise(bounds))
@@ -64,12 +75,48 @@ def _line_start(handle: pa.NativeFile, at: int, size: int) -> int:
     return size
 
 
-def _sample(file: File) -> list[Mapping[str, Any]]:
+def is_lines(head: bytes) -> bool:
+    """Tells whether a file that begins so holds a value on each line, and not arrays or objects over several."""
+    text = head.decode("utf-8-sig", "replace").lstrip()
+    line, newline, _ = text.partition("\n")
+    if line.startswith("["):
+        value = _first_value(line)
+        return bool(newline and value is not None and not _holds_objects(value))
+    if not line.startswith("{") or not newline or _first_value(line) is not None:
+        return True
+    return line.rstrip() != "{" and _first_value(text) is None and not _breaks_off(text)
+
+
+def _first_value(text: str) -> Any:
+    """The JSON value that a text begins with; None where it is not whole."""
+    try:
+        return json.JSONDecoder().raw_decode(text)[0]
+    except (ValueError, RecursionError):
+        return None
+
+
+def _breaks_off(text: str) -> bool:
+    """Whether a text is the beginning of a JSON value, as far as the parser can tell, and no more."""
+    try:
+        json.JSONDecoder().raw_decode(text)
+    except json.JSONDecodeError as error:
+        in_string = error.msg.startswith("Unterminated") and "\n" not in text[error.pos :]
+        return in_string or error.pos >= len(text.rstrip())
+    except RecursionError:
+        return False
+    return False
+
+
+def _holds_objects(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+
+
+def _sample(file: File, options: ReadOptions) -> list[Mapping[str, Any]]:
     """The rows at the beginning that can be parsed; none of a file that cannot be opened."""
     found: list[Mapping[str, Any]] = []
     seen = 0
     try:
-        with file.stream() as stream:
+        with as_utf8(file.stream(), options.encoding) as stream:
             for _, n_bytes, row in itertools.islice(_parse(stream, None, SAMPLE_BYTES), SAMPLE_ROWS):
                 seen += n_bytes
                 if not isinstance(row, str):
@@ -81,9 +128,11 @@ def _sample(file: File) -> list[Mapping[str, Any]]:
     return found
 
 
-def sample_schema(rows: Sequence[Mapping[str, Any]]) -> pa.Schema | None:
+def sample_schema(rows: Sequence[Mapping[str, Any]], paths: Sequence[str] = ()) -> pa.Schema | None:
+    """Guesses the columns of some rows and their types; `paths` into nested objects come after the columns."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    fields = [pa.field(name, _type_of([to_storable(row.get(name)) for row in rows])) for name in names]
+    names += [path for path in paths if path not in names and any(look_up(row, path) is not None for row in rows)]
+    fields = [pa.field(name, _type_of([to_storable(look_up(row, name)) for row in rows])) for name in names]
     return pa.schema(fields) if fields else None
 
 
@@ -95,16 +144,26 @@ def _type_of(values: Sequence[Any]) -> pa.DataType:
         return pa.string()
 
 
-def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, limit: int) -> Iterator[RawRows]:
-    with file.stream() if part.stop < 0 else file.stream_from(part.start) as stream:
-        length = None if part.stop < 0 else part.stop - part.start
-        # A text of `limit` bytes can be twice as long with its quotes and backslashes escaped.
-        parsed = _parse(stream, length, 2 * limit + 2**20)
+def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, options: ReadOptions) -> Iterator[RawRows]:
+    """Reads a part in batches."""
+    whole = part.stop < 0
+    with as_utf8(file.stream(), options.encoding) if whole else file.stream_from(part.start) as stream:
+        length = None if whole else part.stop - part.start
+        # A text of `max_bytes` bytes can be twice as long with its quotes and backslashes escaped.
+        parsed = _parse(stream, length, 2 * options.max_bytes + 2**20)
         yield from raise_after_good_rows(parsed, lambda good: group_into_batches(good, columns, batch_rows))
 
 
-def _parse(stream: BinaryIO, length: int | None, longest: int) -> Iterator[Row]:
-    """(row, bytes, object or error) of each line that is not blank; blank lines count as rows."""
+def _parse(stream: io.BufferedReader, length: int | None, longest: int) -> Iterator[Row]:
+    """(row, bytes, object or error) of each row of a file or, where `length` is given, of so many bytes of lines."""
+    if length is not None:
+        return _parse_lines(stream, length, longest)
+    lines = is_lines(stream.peek(HEAD_BYTES))
+    return _parse_lines(stream, None, longest) if lines else _parse_values(stream, longest)
+
+
+def _parse_lines(stream: io.BufferedReader, length: int | None, longest: int) -> Iterator[Row]:
+    """Each line that is not blank; blank lines count as rows."""
     at = position = 0
     while length is None or at < length:
         line, n_bytes = _read_line(stream, longest)
@@ -112,13 +171,13 @@ def _parse(stream: BinaryIO, length: int | None, longest: int) -> Iterator[Row]:
             return
         if line is None:
             yield position, 0, f"line has {n_bytes:,} bytes, more than {longest:,} are not read"
-        elif not line.isspace():
+        elif not _is_blank(line, first=position == 0):
             yield position, n_bytes, _parse_line(line, first=position == 0)
         at += n_bytes
         position += 1
 
 
-def _read_line(stream: BinaryIO, longest: int) -> tuple[bytes | None, int]:
+def _read_line(stream: io.BufferedReader, longest: int) -> tuple[bytes | None, int]:
     """The next line and its bytes; the rest of a line that is too long is skipped and the line is None."""
     line = stream.readline(longest)
     if len(line) < longest or line.endswith(b"\n"):
@@ -131,6 +190,10 @@ def _read_line(stream: BinaryIO, longest: int) -> tuple[bytes | None, int]:
     return None, n_bytes
 
 
+def _is_blank(line: bytes, first: bool) -> bool:
+    return not (line.removeprefix(codecs.BOM_UTF8) if first else line).strip()
+
+
 def _parse_line(line: bytes, first: bool) -> Mapping[str, Any] | str:
     try:
         row = json.loads(line.decode("utf-8-sig" if first else "utf-8"))
@@ -139,3 +202,74 @@ def _parse_line(line: bytes, first: bool) -> Mapping[str, Any] | str:
     except (ValueError, RecursionError) as error:
         return f"line is not JSON: {error}"
     return row if isinstance(row, dict) else f"line is a JSON {type(row).__name__}, an object is needed"
+
+
+def _parse_values(stream: io.BufferedReader, longest: int) -> Iterator[Row]:
+    """Each object of a sequence of objects and arrays of objects; OSError where the rest cannot be parsed."""
+    for position, (value, n_bytes) in enumerate(_values(stream, longest)):
+        if isinstance(value, dict):
+            yield position, n_bytes, value
+        else:
+            yield position, n_bytes, f"value is a JSON {type(value).__name__}, an object is needed"
+
+
+def _values(stream: io.BufferedReader, longest: int) -> Iterator[tuple[Any, int]]:
+    """Top-level values and the items of top-level arrays, with their lengths."""
+    text, at, in_array = _Text(stream), 0, False
+    decoder = json.JSONDecoder()
+    while True:
+        at = text.skip_blanks(at, ", \t\r\n" if in_array else " \t\r\n")
+        head = text.buffer[at : at + 1]
+        if not head:
+            if in_array:
+                raise OSError("the JSON array has no end")
+            return
+        if head in "[]" and in_array != (head == "["):
+            in_array, at = head == "[", at + 1
+            continue
+        value, end = text.decode(decoder, at, longest)
+        yield value, end - at
+        at = text.drop(end)
+
+
+class _Text:
+    """Decoded text of a stream, read on as it is needed."""
+
+    def __init__(self, stream: io.BufferedReader) -> None:
+        self._stream, self._ended = stream, False
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self.buffer = ""
+
+    def _read_on(self, size: int = READ_CHARS) -> bool:
+        data = b"" if self._ended else self._stream.read1(size)
+        self._ended = not data
+        self.buffer += self._decoder.decode(data, final=self._ended)
+        return not self._ended
+
+    def skip_blanks(self, at: int, blanks: str) -> int:
+        """Returns the place of the next character that is not one of these."""
+        while True:
+            while at < len(self.buffer) and self.buffer[at] in blanks:
+                at += 1
+            if at < len(self.buffer) or not self._read_on():
+                return at
+
+    def decode(self, decoder: json.JSONDecoder, at: int, longest: int) -> tuple[Any, int]:
+        """Parses the value that begins there, reading on until it is whole."""
+        size = READ_CHARS
+        while True:
+            try:
+                value, end = decoder.raw_decode(self.buffer, at)
+                if end < len(self.buffer) or isinstance(value, (dict, list, str)) or not self._read_on():
+                    return value, end
+            except (ValueError, RecursionError) as error:
+                if len(self.buffer) - at > longest or not self._read_on(size):
+                    raise OSError(f"not JSON after character {at}: {error}") from error
+                size *= 2  # a long value is parsed again a logarithmic number of times
+
+    def drop(self, end: int) -> int:
+        """Forgets what is parsed once it is much; returns the new place of `end`."""
+        if end < READ_CHARS:
+            return end
+        self.buffer = self.buffer[end:]
+        return 0

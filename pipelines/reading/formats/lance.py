@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import pyarrow as pa
 
-from pipelines.config import plain_options
-from pipelines.reading.files import File, scheme_of
-from pipelines.reading.formats.base import BATCH_BYTES, Inspection, Part, RawRows
+from pipelines.config import plain_options, scheme_of
+from pipelines.reading.files import File
+from pipelines.reading.formats.base import BATCH_BYTES, Inspection, Part, RawRows, ReadOptions, raw_batch, top_level
 
 
 @contextlib.contextmanager
@@ -33,7 +32,8 @@ def _open(file: File) -> pa.dataset.Dataset:
     )
 
 
-def inspect(file: File, part_bytes: int) -> Inspection:
+def inspect(file: File, part_bytes: int, options: ReadOptions) -> Inspection:
+    """Asks the table; a part is a fragment."""
     with _errors_of(file):
         table = _open(file)
         parts = []
@@ -46,7 +46,8 @@ def inspect(file: File, part_bytes: int) -> Inspection:
         return Inspection(tuple(parts), table.schema, version=str(table.version))
 
 
-def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, limit: int) -> Iterator[RawRows]:
+def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, options: ReadOptions) -> Iterator[RawRows]:
+    """Reads the fragments of a part in batches."""
     position = part.first_row
     row_bytes = part.size / max(part.rows or 1, 1)
     n_rows = max(1, min(batch_rows, int(BATCH_BYTES / max(row_bytes, 1))))
@@ -55,8 +56,8 @@ def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, limit:
         fragments = (
             [table.get_fragment(i) for i in range(part.start, part.stop)] if part.stop >= 0 else table.get_fragments()
         )
+        whole = top_level(table.schema, columns)
         for fragment in fragments:
-            for batch in fragment.to_batches(columns=list(columns), batch_size=n_rows, batch_readahead=1):
-                values = {name: batch.column(name) for name in columns if name in batch.schema.names}
-                yield RawRows(values, np.arange(position, position + len(batch)), [None] * len(batch))
+            for batch in fragment.to_batches(columns=whole, batch_size=n_rows, batch_readahead=1):
+                yield raw_batch(batch, columns, position)
                 position += len(batch)

@@ -5,17 +5,31 @@ A damaged row group costs only itself: the others are independent, so they are s
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.reading.files import READ_ERRORS, File
-from pipelines.reading.formats.base import BATCH_BYTES, UNREADABLE, Inspection, Part, RawRows
+from pipelines.reading.formats.base import (
+    BATCH_BYTES,
+    UNREADABLE,
+    Inspection,
+    Part,
+    RawRows,
+    ReadOptions,
+    raw_batch,
+    to_values,
+)
+
+JSON_KEY = b"tridex.json"
+"""Metadata of a field whose values are JSON: a column of mixed Python values that was handed over in memory."""
 
 
-def inspect(file: File, part_bytes: int) -> Inspection:
+def inspect(file: File, part_bytes: int, options: ReadOptions) -> Inspection:
     """Reads the footer only."""
     with file.open() as handle:
         footer = pq.ParquetFile(handle)
@@ -36,7 +50,8 @@ def _parts(metadata: pq.FileMetaData, part_bytes: int) -> tuple[Part, ...]:
     return tuple(parts) if len(parts) != 1 else (replace(parts[0], stop=-1),)
 
 
-def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, limit: int) -> Iterator[RawRows]:
+def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, options: ReadOptions) -> Iterator[RawRows]:
+    """Reads the row groups of a part in batches."""
     with file.open() as handle:
         footer = pq.ParquetFile(handle)
         position = part.first_row
@@ -53,12 +68,18 @@ def _row_group(
     size = _rows_that_fit(footer.metadata.row_group(group), batch_rows)
     try:
         for batch in footer.iter_batches(size, row_groups=[group], columns=list(columns)):
-            values = {name: batch.column(name) for name in columns if name in batch.schema.names}
-            yield RawRows(values, np.arange(position, position + len(batch)), [None] * len(batch))
+            yield _as_written(raw_batch(batch, columns, position), footer.schema_arrow)
             position += len(batch)
     except READ_ERRORS as error:
         message = f"row group {group} is damaged, its rows {position} to {last - 1} are lost: {error}"
         yield RawRows({}, np.array([UNREADABLE], dtype=np.int64), [message])
+
+
+def _as_written(raw: RawRows, schema: pa.Schema) -> RawRows:
+    """Rows that `memory.spool` wrote: columns of mixed values are JSON there."""
+    mixed = [f.name for f in schema if f.name in raw.columns and JSON_KEY in (f.metadata or {})]
+    decoded = {name: [None if v is None else json.loads(v) for v in to_values(raw.columns[name])] for name in mixed}
+    return replace(raw, columns={**raw.columns, **decoded}) if mixed else raw
 
 
 def _rows_that_fit(group: pq.RowGroupMetaData, batch_rows: int) -> int:

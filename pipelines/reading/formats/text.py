@@ -10,24 +10,34 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
+from pipelines.config import printable_uri
+from pipelines.reading.compression import as_utf8
 from pipelines.reading.files import File
-from pipelines.reading.formats.base import Inspection, Part, RawRows
+from pipelines.reading.formats.base import Inspection, Part, RawRows, ReadOptions
 
 SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string())])
 
 
-def inspect(file: File, part_bytes: int) -> Inspection:
-    """Without opening it. An empty file is still a document, and a bad one."""
+def inspect(file: File, part_bytes: int, options: ReadOptions) -> Inspection:
+    """Looks at nothing: an empty file is still a document, and a bad one."""
     return Inspection((Part(rows=1, size=file.size),), SCHEMA)
 
 
-def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, limit: int) -> Iterator[RawRows]:
-    """One row; at most `limit` bytes and one more are read, so that the row is found too long and costs no memory."""
-    with file.stream() as stream:
-        content = stream.read(limit + 1).removeprefix(b"\xef\xbb\xbf")
-    yield RawRows({"id": [_id(file)], "text": [content]}, np.zeros(1, dtype=np.int64), [None])
+def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, options: ReadOptions) -> Iterator[RawRows]:
+    """One row; at most the limit and one byte more are read, so that a text too long costs no memory."""
+    try:
+        content = _content(file, options.encoding, options.max_bytes)
+    except UnicodeError:  # `documents` says of the bytes as they are what is wrong with them
+        content = _content(file, "utf-8", options.max_bytes)
+    yield RawRows({"id": [path_id(file)], "text": [content]}, np.zeros(1, dtype=np.int64), [None])
 
 
-def _id(file: File) -> str:
-    """`docs/guide/a.md` for an input folder `docs`, wherever that folder lies."""
-    return f"{file.root.rpartition('/')[2]}/{file.path.removeprefix(file.root).lstrip('/')}".lstrip("/")
+def _content(file: File, encoding: str, max_bytes: int) -> bytes:
+    with as_utf8(file.stream(), encoding) as stream:
+        return stream.read(max_bytes + 1).removeprefix(b"\xef\xbb\xbf")
+
+
+def path_id(file: File) -> str:
+    """Returns `docs/guide/a.md` for an input folder `docs`, wherever that folder lies."""
+    relative = f"{file.root.rpartition('/')[2]}/{file.path.removeprefix(file.root).lstrip('/')}".lstrip("/")
+    return printable_uri(relative).removeprefix("file://")

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.ray
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
@@ -220,3 +221,43 @@ def test_a_second_embedder_computes_only_its_own_columns(ray_session: None, tmp_
     assert after.select(before.column_names).equals(before)
     assert after["short_dense"].null_count == after["minilm_colbert"].null_count == 0
     assert build_index(wider).backfilled == 0
+
+
+def test_data_in_memory_becomes_an_index_and_is_brought_up_to_date(ray_session: None, tmp_path: Path) -> None:
+    import pandas as pd
+    import ray
+
+    from pipelines.indexing.build import build_index
+
+    uri, options = str(tmp_path / "index"), {"columns": {"metadata": ["lang"]}, "ray": {"progress": False}}
+    frame = pd.DataFrame(documents(6))
+    assert build_index(frame, index=uri, **options).embedded.documents == 6
+    changed = [{**row, "text": "Another text."} if row["id"] == "d2" else row for row in documents(7)]
+    summary = build_index(iter(changed), index=uri, **options)
+    assert (summary.embedded.documents, summary.unchanged) == (2, 5)
+    last = [{**row, "text": None} if row["id"] == "d0" else row for row in changed]
+    summary = build_index(ray.data.from_items(last), index=uri, **options, job={"quarantine_limit": 1})
+    assert (summary.embedded.documents, summary.unchanged, summary.embedded.quarantined) == (0, 6, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+    assert table(tmp_path)["doc_id"].to_pylist().count("d2") == 1
+
+
+def test_skipped_files_and_dropped_values_are_on_the_screen_and_in_status(ray_session: None, tmp_path: Path) -> None:
+    from pipelines.indexing.build import build_index
+    from pipelines.plan import Pool, make_plan
+    from pipelines.store.status import read_status
+
+    rows = [{"id": str(i), "text": f"Text {i}.", "lang": 3 if i < 1000 else "many"} for i in range(1001)]
+    write_lines(tmp_path / "in" / "a.jsonl", rows)
+    for name in ("notes.pdf", "more.pdf", "x.bin"):
+        (tmp_path / "in" / name).write_bytes(b"%PDF")
+    config = configure(tmp_path, f"input.paths=[{tmp_path / 'in'}]")
+    planned = make_plan(config, Pool(tokens_per_second=1000))
+    summary = build_index(config)
+    status = read_status(str(tmp_path / "index"))
+    for text in (planned.text(), summary.text(), status.text()):
+        assert "2 .pdf: a document beside data files" in text
+        assert "1 .bin: no reader for such files" in text
+    for text in (summary.text(), status.text()):
+        assert "1 values of 'lang': not int64, stored as null" in text
+    assert summary.embedded.documents == 1001

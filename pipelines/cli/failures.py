@@ -1,0 +1,86 @@
+"""Says in one line what the user's machine, network or files did; mistakes of ours keep their traceback.
+
+Ray wraps what a worker raises, and Lance ends its messages with places in its own sources: both are taken off.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sys
+from collections.abc import Iterator
+
+SHOW_TRACEBACK = "TRIDEX_TRACEBACK"
+"""Environment variable: where it is set, every failure keeps its traceback."""
+
+RAY_FAILURES = {
+    "OutOfMemoryError": "a machine of the cluster ran out of memory",
+    "WorkerCrashedError": "a worker process died",
+    "ActorDiedError": "an actor died",
+    "ActorUnavailableError": "an actor cannot be reached",
+    "NodeDiedError": "a machine of the cluster went away",
+    "ObjectStoreFullError": "Ray's object store is full",
+    "OutOfDiskError": "the disk that Ray spills to is full",
+    "RaySystemError": "Ray failed",
+    "AuthenticationError": "the Ray cluster asks for a token that is missing or wrong",
+    "ObjectLostError": "a machine of the cluster went away",
+    "OwnerDiedError": "a process of the cluster went away",
+}
+"""Classes of Ray, by their names so that Ray is not imported, to what happened."""
+_NO_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def describe_failure(error: BaseException) -> str | None:
+    """Returns one line on an error that is no mistake of ours; None for one that is."""
+    if os.environ.get(SHOW_TRACEBACK):
+        return None
+    return next((line for cause in causes(error) if (line := _line(cause)) is not None), None)
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yields what an error wraps, the innermost first."""
+    chain: list[BaseException] = []
+    found: BaseException | None = error
+    while found is not None and found not in chain:
+        chain.append(found)
+        inner = getattr(found, "cause", None)
+        found = inner if isinstance(inner, BaseException) else found.__cause__
+    yield from reversed(chain)
+
+
+def _line(error: BaseException) -> str | None:
+    text = plain_message(error)
+    if isinstance(error, OSError):
+        return _os_line(error, text)
+    if isinstance(error, MemoryError):
+        return f"out of memory: {text}".rstrip(": ")
+    if type(error).__module__.startswith("ray."):
+        happened = next((RAY_FAILURES[c.__name__] for c in type(error).__mro__ if c.__name__ in RAY_FAILURES), None)
+        return None if happened is None else f"{happened}: {text}"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's
+        return f"out of memory on the device: {text}"
+    return _os_line(None, text) if "LanceError(IO)" in text or "Generic LocalFileSystem error" in text else None
+
+
+def _os_line(error: OSError | None, text: str) -> str:
+    code = None if error is None else error.errno
+    if code == errno.ENOSPC or "No space left on device" in text:
+        return f"the disk is full: {text}"
+    if code in _NO_WRITE or "Permission denied" in text or "Read-only file system" in text:
+        return f"no permission: {text}"
+    return text
+
+
+def plain_message(error: BaseException) -> str:
+    """Returns an error's first line without places in other programs' sources."""
+    text = str(error).strip() or type(error).__name__
+    if type(error).__module__.startswith("ray.") and "Traceback" in text:
+        text = text.rstrip().rpartition("\n")[2]
+    text = re.sub(r",? ?(at )?/?[\w./~-]+\.rs:\d+(:\d+)?", "", " ".join(text.split()))
+    return text if len(text) <= 500 else f"{text[:497]}..."
+
+
+def is_closed_pipe(error: BaseException) -> bool:
+    """Tells whether the reader of our output has gone, as after `tridex ... | head`."""
+    return isinstance(error, BrokenPipeError) and not sys.stdout.closed

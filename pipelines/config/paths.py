@@ -1,0 +1,82 @@
+"""Turns every path and URI of a config into one absolute spelling, on the driver, before anything is sent.
+
+A worker of a cluster that runs already was started in another folder, Lance unquotes `file://` URIs and pyarrow does
+not, and only a shell expands `~`: a spelling that is left as it came would name two folders.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from pipelines.config.settings import DEFAULT_MODEL, BuildConfig, EmbedderConfig
+
+FILE_SCHEME = "file:"
+
+
+def scheme_of(uri: str) -> str:
+    """Returns `s3` of `s3://...`; empty for a plain path."""
+    return uri.split("://", 1)[0].lower() if "://" in uri else ""
+
+
+def absolute_uri(uri: str | os.PathLike[str]) -> str:
+    """Returns a local path or `file:` URI as an absolute path, without `~`, `.`, `..` and %-escapes.
+
+    URIs of other schemes come back unchanged. `..` is resolved after symbolic links, as the kernel does.
+    """
+    text = os.fspath(uri)
+    if text.lower().startswith(FILE_SCHEME):
+        text = _path_of_file_uri(text)
+    elif scheme_of(text):
+        return text
+    if not text:
+        return text
+    path = Path(text).expanduser()
+    parent = path.parts and ".." in path.parts
+    return os.path.realpath(path) if parent else os.path.abspath(path)  # noqa: PTH100  # Path keeps `a/./b`
+
+
+def _path_of_file_uri(uri: str) -> str:
+    """`/a b` of `file:///a%20b`, `file:/a%20b` and `file://localhost/a%20b`; bytes that are not UTF-8 as surrogates."""
+    rest = uri[len(FILE_SCHEME) :]
+    rest = rest.removeprefix("//").removeprefix("localhost/") if rest.startswith("//") else rest
+    rest = f"/{rest}" if uri.lower().startswith("file://localhost/") else rest
+    return unquote(rest, errors="surrogateescape")
+
+
+def printable_uri(path: str) -> str:
+    """Returns a local path as it is shown and stored: one that is not UTF-8 becomes a %-quoted `file://` URI.
+
+    `absolute_uri` turns it back into the path.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return f"file://{quote(os.fsencode(path))}"
+    return path
+
+
+def absolute_model(model: str) -> str:
+    """Returns a model folder that is here as an absolute path; a name, or what may lie on workers alone, as it is."""
+    if model == DEFAULT_MODEL:
+        return model
+    local = model.lower().startswith(FILE_SCHEME) or Path(model).expanduser().exists()
+    return absolute_uri(model) if local else model
+
+
+def resolve_paths(config: BuildConfig) -> BuildConfig:
+    """Returns the config with every path in it absolute: input, index, model folders, picture weights."""
+    inputs = config.input.model_copy(update={"paths": tuple(absolute_uri(path) for path in config.input.paths)})
+    index = config.index.model_copy(update={"uri": absolute_uri(config.index.uri)})
+    embedders = tuple(_resolve_embedder(embedder) for embedder in config.embedders)
+    return config.model_copy(update={"input": inputs, "index": index, "embedders": embedders})
+
+
+def _resolve_embedder(embedder: EmbedderConfig) -> EmbedderConfig:
+    weights = embedder.picture_weights
+    paths = {
+        "model": absolute_model(embedder.model),
+        "picture_weights": None if weights is None else absolute_model(weights),
+    }
+    return embedder.model_copy(update=paths)

@@ -1,0 +1,192 @@
+"""Names and types of the metadata columns: which may be stored, what files agree on, what folders add.
+
+A column that Lance, or the index's own search columns, cannot hold under its name is refused before any work; a type
+that Lance cannot hold is stored as text or as JSON. Hive's `year=2020/` is a column of every file below it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+
+from pipelines.config import Columns, ConfigError
+from pipelines.reading.files import File
+from pipelines.reading.formats.base import Inspection, RawRows
+
+_BY_CHUNKS = {b"tridex.filled_by": b"chunks"}
+PLACES = {
+    "heading": pa.field("heading", pa.string(), metadata=_BY_CHUNKS),
+    "page": pa.field("page", pa.int32(), metadata=_BY_CHUNKS),
+}
+"""Columns that chunks of documents fill: the nearest headings above, and the page or slide that it begins on."""
+
+TAKEN_BY_LANCE = ("_rowid", "_rowaddr", "_rowoffset", "_row_created_at_version", "_row_last_updated_at_version")
+TAKEN_BY_SEARCH = ("_score", "_distance", "_relevance_score")
+NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file with its format, the folder that it was found in, and what inspecting it gave."""
+
+    file: File
+    format: str
+    root: str
+    seen: Inspection
+
+
+def is_filled_by_chunks(field: pa.Field) -> bool:
+    """Tells the columns of PLACES from columns of the same names that files have."""
+    return bool((field.metadata or {}).items() >= _BY_CHUNKS.items())
+
+
+def check_column_names(columns: Columns) -> None:
+    """ConfigError for a metadata column that cannot be stored under its name, or that is there twice."""
+    for i, name in enumerate(columns.metadata):
+        problem = _name_problem(name)
+        if problem is not None:
+            raise ConfigError(
+                f"input.columns.metadata: {name!r} {problem}; keep it under another name: "
+                f"`metadata: {{NAME: {{column: {name!r}}}}}`"
+            )
+        if name in columns.metadata[:i]:
+            raise ConfigError(f"input.columns.metadata: {name!r} is there twice")
+
+
+def _name_problem(name: str) -> str | None:
+    if not name.strip():
+        return "is an empty name"
+    if "." in name or "`" in name:
+        return "has a dot or a backtick in its name, which no column of an index may have"
+    if name.lower() in TAKEN_BY_LANCE:
+        return "is a name that Lance keeps for itself"
+    return "is a name that searches give to columns of their own" if name.lower() in TAKEN_BY_SEARCH else None
+
+
+def metadata_field(name: str, columns: Columns, schemas: Sequence[tuple[str, pa.Schema]]) -> pa.Field:
+    """Returns the type of a metadata column: the stated one, or one that holds the values of all these files."""
+    stated = columns.metadata_types.get(name)
+    if stated is not None:
+        return pa.field(name, _stated_type(stated))
+    source = columns.source_of(name)
+    common: tuple[str, pa.DataType] | None = None
+    for path, schema in schemas:
+        if source not in schema.names:
+            continue
+        type_ = stored_type(schema.field(source).type)
+        common = (path, type_) if common is None else (common[0], _wider(name, common, (path, type_)))
+    if common is None and name in PLACES:
+        return PLACES[name]
+    found = pa.null() if common is None else common[1]
+    return pa.field(name, _without_nulls(found))
+
+
+def _stated_type(alias: str) -> pa.DataType:
+    if alias.startswith("list<"):
+        return pa.list_(_stated_type(alias[5:-1]))
+    return pa.type_for_alias(alias)
+
+
+def stored_type(type_: pa.DataType) -> pa.DataType:
+    """Returns the type without its encoding; string for maps, unions and what else Lance cannot hold."""
+    t = pa.types
+    if t.is_dictionary(type_):
+        return stored_type(type_.value_type)
+    if isinstance(type_, pa.BaseExtensionType):
+        return stored_type(type_.storage_type)
+    if t.is_large_string(type_) or t.is_string_view(type_):
+        return pa.string()
+    if t.is_binary_view(type_):
+        return pa.binary()
+    if t.is_run_end_encoded(type_):
+        return stored_type(type_.value_type)
+    if t.is_map(type_) or t.is_union(type_) or t.is_interval(type_) or (t.is_struct(type_) and not type_.num_fields):
+        return pa.string()
+    if t.is_list(type_) or t.is_large_list(type_) or t.is_list_view(type_) or t.is_large_list_view(type_):
+        return pa.list_(stored_type(type_.value_type))
+    if t.is_struct(type_):
+        return pa.struct([pa.field(f.name, stored_type(f.type)) for f in type_])
+    return type_
+
+
+def _without_nulls(type_: pa.DataType) -> pa.DataType:
+    """Text where only nulls, or only empty lists, were seen."""
+    if pa.types.is_null(type_):
+        return pa.string()
+    if pa.types.is_list(type_):
+        return pa.list_(_without_nulls(type_.value_type))
+    if pa.types.is_struct(type_):
+        return pa.struct([pa.field(f.name, _without_nulls(f.type)) for f in type_])
+    return type_
+
+
+def _wider(name: str, a: tuple[str, pa.DataType], b: tuple[str, pa.DataType]) -> pa.DataType:
+    try:
+        schemas = [pa.schema([(name, type_)]) for _, type_ in (a, b)]
+        return pa.unify_schemas(schemas, promote_options="permissive").field(name).type
+    except pa.ArrowException as error:
+        message = f"{name!r} is {a[1]} in {a[0]}, {b[1]} in {b[0]}"
+        hint = f"state the type to keep, `metadata: {{{name}: string}}`"
+        raise ConfigError(f"input.columns.metadata: shards disagree: {message}; {hint}") from error
+
+
+def with_partition_columns(found: Sequence[Found], columns: Columns, paths: Sequence[str] | None = None) -> list[Found]:
+    """Adds to the schemas the wanted columns that folders like `year=2020` give, typed by the values of all `paths`."""
+    named = (columns.id, columns.text, columns.title, *map(columns.source_of, columns.metadata))
+    wanted = {name for name in named if name is not None}
+    fields = list(_partition_schema([f.file.path for f in found] if paths is None else paths, wanted))
+    return [_with_fields(f, [x for x in fields if f"/{x.name}=" in f.file.path]) for f in found] if fields else [*found]
+
+
+def _with_fields(found: Found, fields: Sequence[pa.Field]) -> Found:
+    schema = found.seen.schema
+    if schema is None or not fields:
+        return found
+    added = pa.schema([*schema, *(f for f in fields if f.name not in schema.names)])
+    return replace(found, seen=replace(found.seen, schema=added))
+
+
+def _partition_schema(paths: Sequence[str], names: set[str]) -> pa.Schema:
+    """Names and types of the wanted Hive partitions in some paths: int64 where all values are integers, else text."""
+    folders = list(dict.fromkeys(path.rpartition("/")[0] for path in paths if "=" in path))
+    found = [partition_values(f"{folder}/x", sorted(names)) for folder in folders]
+    values = {name: [given[name] for given in found if given.get(name) is not None] for name in names}
+    seen = {name for given in found for name in given}
+    return pa.schema([(name, _partition_type(values[name])) for name in sorted(seen)])
+
+
+def _partition_type(values: Sequence[str | None]) -> pa.DataType:
+    try:
+        pa.array(values, pa.string()).cast(pa.int64())
+    except pa.ArrowException:
+        return pa.string()
+    return pa.int64() if values else pa.string()
+
+
+def _is_utf8(path: str) -> bool:
+    return not any("\udc80" <= character <= "\udcff" for character in path)
+
+
+def partition_values(path: str, names: Sequence[str]) -> dict[str, str | None]:
+    """Returns the values, as text, that a file's folders give to these columns."""
+    given = [name for name in names if f"/{name}=" in path]
+    if not given or not _is_utf8(path):
+        return {}
+    partitioning = pads.HivePartitioning(pa.schema([(name, pa.string()) for name in given]), null_fallback=NO_PARTITION)
+    values: Mapping[str, Any] = pads.get_partition_keys(partitioning.parse(path))
+    return {name: values.get(name) for name in given}
+
+
+def fill_partitions(raw: RawRows, partitions: Mapping[str, str | None]) -> RawRows:
+    """Adds columns that a file's folders give and the file itself does not have."""
+    added = {name: [value] * len(raw) for name, value in partitions.items() if _is_absent(raw, name)}
+    return replace(raw, columns={**raw.columns, **added}) if added else raw
+
+
+def _is_absent(raw: RawRows, name: str) -> bool:
+    column = raw.columns.get(name)
+    return column is None or (isinstance(column, list) and all(value is None for value in column))

@@ -1,0 +1,55 @@
+"""Avro object container files, through fastavro. Read from the beginning to the end: a file is one part."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pipelines.reading.files import File
+from pipelines.reading.formats.base import (
+    Inspection,
+    Part,
+    RawRows,
+    ReadOptions,
+    group_into_batches,
+    raise_after_good_rows,
+)
+from pipelines.reading.formats.jsonl import SAMPLE_ROWS, sample_schema
+
+ROW_BYTES = 2**12
+"""A guess at a row's size, to bound batches by bytes as well."""
+
+
+@contextlib.contextmanager
+def _errors_of(file: File) -> Iterator[None]:
+    """fastavro raises ValueError, KeyError, IndexError and others where a file is damaged."""
+    try:
+        yield
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError) as error:
+        raise OSError(f"not Avro, or damaged: {type(error).__name__}: {error}") from error
+
+
+def inspect(file: File, part_bytes: int, options: ReadOptions) -> Inspection:
+    """Columns and types are those of the first 1,000 rows."""
+    import fastavro
+
+    if not file.size:
+        return Inspection(())
+    with _errors_of(file), file.stream() as stream:
+        sample = [row for row in itertools.islice(fastavro.reader(stream), SAMPLE_ROWS) if isinstance(row, dict)]
+        return Inspection((Part(size=file.size),), sample_schema(sample, options.paths))
+
+
+def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, options: ReadOptions) -> Iterator[RawRows]:
+    """Reads a file in batches."""
+    yield from raise_after_good_rows(_records(file), lambda good: group_into_batches(good, columns, batch_rows))
+
+
+def _records(file: File) -> Iterator[tuple[int, int, Any]]:
+    import fastavro
+
+    with _errors_of(file), file.stream() as stream:
+        for position, row in enumerate(fastavro.reader(stream)):
+            yield position, ROW_BYTES, row if isinstance(row, dict) else f"row is a {type(row).__name__}, not a record"

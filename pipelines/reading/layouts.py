@@ -1,0 +1,98 @@
+"""Chooses which files of a folder are its data, and how each is read.
+
+Data sets come with a README, a schema, queries or state files beside their shards, and sites with pictures: what is not
+chosen is named as skipped, with the reason.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from pipelines.config import ConfigError, InputConfig
+from pipelines.reading.compression import codec_of
+from pipelines.reading.files import File
+from pipelines.reading.formats import READERS, format_of
+from pipelines.reading.listing import Listing, SkippedFile
+
+BESIDE_DATA = "a document beside data files; name it by itself to index it"
+NO_READER = "no reader for such files"
+OTHER_FORMAT = "not of input.format"
+
+
+def choose_formats(
+    config: InputConfig, where: str, path: str, listing: Listing
+) -> tuple[list[tuple[File, str]], list[SkippedFile]]:
+    """Returns the files to read with their formats, and the rest; ConfigError where the formats cannot be told."""
+    if config.format != "auto":
+        return _of_format(str(config.format), where, listing)
+    files, skipped = (list(listing.files), []) if listing.exact else set_layouts_aside(listing.files)
+    told = [(file, format_of(file.name)) for file in files]
+    known = [(file, format_) for file, format_ in told if format_ is not None]
+    skipped += [SkippedFile(file.uri, NO_READER) for file, format_ in told if format_ is None]
+    data = [(file, format_) for file, format_ in known if not READERS[format_].is_document]
+    if data and len(data) < len(known):
+        skipped += [SkippedFile(file.uri, BESIDE_DATA) for file, format_ in known if READERS[format_].is_document]
+    chosen, without = _with_extras(data or known)
+    if without and not chosen:
+        raise ConfigError(f"{where}: {path!r}: {without[0].reason}")
+    formats = sorted({format_ for _, format_ in data or chosen})
+    if not chosen or (data and len(formats) > 1):
+        problem = f"it holds {' and '.join(formats)}" if formats else "its name does not tell the format"
+        raise ConfigError(f"{where}: {path!r}: {problem}; set input.format to one of {', '.join(READERS)}")
+    return chosen, [*skipped, *without]
+
+
+def _of_format(format_: str, where: str, listing: Listing) -> tuple[list[tuple[File, str]], list[SkippedFile]]:
+    """Files whose names say that they are of the stated format; all of them where none does."""
+    if (extra := READERS[format_].missing_extra) is not None:
+        raise ConfigError(f"{where}: {_needs(format_, extra)}")
+    named = [file for file in listing.files if format_of(file.name) == format_] or list(listing.files)
+    rest = {file.uri for file in listing.files} - {file.uri for file in named}
+    return [(file, format_) for file in named], [SkippedFile(uri, OTHER_FORMAT) for uri in sorted(rest)]
+
+
+def _with_extras(files: Sequence[tuple[File, str]]) -> tuple[list[tuple[File, str]], list[SkippedFile]]:
+    """Files whose readers are installed, and the others."""
+    missing = {format_: READERS[format_].missing_extra for format_ in {format_ for _, format_ in files}}
+    chosen = [(file, format_) for file, format_ in files if missing[format_] is None]
+    lacking = [(file, format_, missing[format_]) for file, format_ in files if missing[format_] is not None]
+    return chosen, [SkippedFile(file.uri, _needs(format_, str(extra))) for file, format_, extra in lacking]
+
+
+def _needs(format_: str, extra: str) -> str:
+    return f"reading {format_} files needs the extra {extra!r}: pip install 'tridex[{extra}]'"
+
+
+BEIR = "queries or judgements beside BEIR's corpus.jsonl"
+SAVED = "what `datasets` keeps beside its Arrow files"
+_CORPUS = re.compile(r"corpus\.jsonl")
+_QUERIES = re.compile(r"queries.*\.(jsonl|tsv)|qrels.*\.(tsv|txt)")
+_SAVED = re.compile(r"state\.json|dataset_info\.json|dataset_dict\.json|cache-.*\.arrow")
+
+
+def set_layouts_aside(files: Sequence[File]) -> tuple[list[File], list[SkippedFile]]:
+    """Leaves out what known layouts keep beside their data: BEIR's queries and judgements, `datasets`' state."""
+    beir = {_folder(f) for f in files if _CORPUS.fullmatch(_unpacked(f.name))}
+    judged = {_folder(f) for f in files if _QUERIES.fullmatch(_unpacked(f.name))}
+    beir &= judged | {folder.removesuffix("/qrels") for folder in map(_folder, files) if folder.endswith("/qrels")}
+    saved = {_folder(f) for f in files if f.name in ("dataset_info.json", "dataset_dict.json")}
+    reasons = {f.path: reason for f in files if (reason := _layout_reason(f, beir, saved)) is not None}
+    kept = [f for f in files if f.path not in reasons]
+    return kept, [SkippedFile(f.uri, reasons[f.path]) for f in files if f.path in reasons]
+
+
+def _layout_reason(file: File, beir: set[str], saved: set[str]) -> str | None:
+    folder = _folder(file)
+    in_qrels = folder.endswith("/qrels") and folder.removesuffix("/qrels") in beir
+    if in_qrels or (folder in beir and _QUERIES.fullmatch(_unpacked(file.name))):
+        return BEIR
+    return SAVED if folder in saved and _SAVED.fullmatch(file.name) else None
+
+
+def _folder(file: File) -> str:
+    return file.path.rpartition("/")[0]
+
+
+def _unpacked(name: str) -> str:
+    return name if codec_of(name) is None else name.rpartition(".")[0]

@@ -1,0 +1,77 @@
+"""The table of what an index leaves out beside the rows in quarantine: files without a reader, values of another type.
+
+Counts by kind with an example each, written over by every complete look at the input, so it speaks of the last one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import lance
+import pyarrow as pa
+
+from pipelines.store.datasets import open_dataset
+from pipelines.store.schema import SKIPPED, Target, table_uri
+
+SKIPPED_SCHEMA = pa.schema(
+    [
+        ("what", pa.string()),
+        ("kind", pa.string()),
+        ("reason", pa.string()),
+        ("count", pa.int64()),
+        ("example", pa.string()),
+    ]
+)
+
+
+MISFITS = "_misfits"
+"""Column of a block of documents: names of the metadata columns whose value did not fit the column's type."""
+MISFIT_NAMES = pa.list_(pa.string())
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Files of one suffix, or values of one metadata column, that are not in the index."""
+
+    what: Literal["files", "values"]
+    kind: str
+    """A suffix, or the name of a column."""
+    reason: str
+    count: int
+    example: str = ""
+
+    def __str__(self) -> str:
+        name = f"{self.count:,} {self.kind}" if self.what == "files" else f"{self.count:,} values of {self.kind!r}"
+        return f"{name}: {self.reason}{f' ({self.example})' if self.example else ''}"
+
+
+def skipped_lines(skipped: Sequence[Skipped]) -> list[str]:
+    """Returns a line for each, under a heading as the summaries have them."""
+    return [f"{'skipped' if i == 0 else '':<11} {entry}" for i, entry in enumerate(skipped)]
+
+
+def write_skipped(target: Target, skipped: Sequence[Skipped]) -> None:
+    """Replaces what the index says it leaves out."""
+    uri, options = table_uri(target.uri, SKIPPED), dict(target.storage_options)
+    if not skipped and open_dataset(uri, options) is None:
+        return
+    rows: list[dict[str, Any]] = [asdict(entry) for entry in skipped]
+    lance.write_dataset(
+        pa.Table.from_pylist(rows, schema=SKIPPED_SCHEMA), uri, mode="overwrite", storage_options=options
+    )
+
+
+def read_skipped(uri: str, storage_options: Mapping[str, str] | None = None) -> tuple[Skipped, ...]:
+    """Returns what the index says it leaves out, the most frequent kind first."""
+    dataset = open_dataset(table_uri(uri, SKIPPED), storage_options or {})
+    return () if dataset is None else tuple(Skipped(**row) for row in dataset.to_table().to_pylist())
+
+
+def misfit_names(table: pa.Table) -> list[str]:
+    """Returns the metadata column of each value in a block of documents that did not fit."""
+    if MISFITS not in table.column_names or table[MISFITS].null_count == len(table):
+        return []
+    names: list[str] = table[MISFITS].combine_chunks().flatten().to_pylist()
+    return names
