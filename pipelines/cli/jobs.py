@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +30,8 @@ def build(
     extra = ["job.prune=true"] if prune else []
     extra += [f"job.drop_columns={json.dumps(drop_column)}"] if drop_column else []
     job = build_config(config, input_paths, index, [*(overrides or []), *extra])
+    if job.ray.progress and sys.stderr.isatty():
+        typer.echo("loading ...", nl=False, err=True)  # importing Ray takes seconds; the first phase takes the line
     from pipelines.indexing.build import build_index
 
     summary = build_index(job)
@@ -126,6 +129,17 @@ def status(index: Index, as_json: Json = False) -> None:
 
     facts = read_status(index)
     print_json(facts.to_dict()) if as_json else typer.echo(facts.text())
+
+
+@app.command()
+def check(index: Index, as_json: Json = False) -> None:
+    """Check every invariant of an index; exit status 1 if one is broken."""
+    from pipelines.store.check import check_index
+
+    report = check_index(index)
+    print_json(report.to_dict()) if as_json else typer.echo(report.text())
+    if not report.sound:
+        raise typer.Exit(1)
 
 
 @app.command()

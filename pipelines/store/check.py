@@ -1,0 +1,181 @@
+"""Checks what must hold of every index: `tridex check`, from its tables alone, without changing anything.
+
+Problems are what no job of ours leaves behind, whenever it dies; notes are what the next build or `tridex optimize`
+brings up to date. Ids, chunk numbers and hashes of all rows are read (about 100 bytes a row in memory); texts and
+metadata are hashed again and dense vectors looked at batch by batch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.store.hashes import hash_content, hash_metadata
+from pipelines.store.maintain import find_orphans
+from pipelines.store.schema import FILLING_KEY, FORMAT_VERSION, documents_schema, output_fields
+from pipelines.store.table import Snapshot, open_table
+
+PICTURES = "thumbnail"
+"""Where this column is, content hashes cover pictures that the table does not hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One invariant and what was found of it."""
+
+    name: str
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def text(self) -> str:
+        state = "PROBLEM" if self.problems else "note" if self.notes else "ok"
+        lines = [f"{state:<8} {self.name}", *(f"         {line}" for line in (*self.problems, *self.notes))]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """Every check of one version of an index."""
+
+    uri: str
+    version: int
+    checks: tuple[Check, ...]
+
+    @property
+    def sound(self) -> bool:
+        return not any(check.problems for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"sound": self.sound}
+
+    def text(self) -> str:
+        end = "sound" if self.sound else "NOT sound: restore an earlier version, or build the index again"
+        return "\n".join([*(check.text() for check in self.checks), f"{self.uri}, version {self.version}: {end}"])
+
+
+def check_index(uri: str, table: str = "documents", storage_options: Mapping[str, str] | None = None) -> CheckReport:
+    """Checks the newest version of an index; ConfigError where it cannot be opened."""
+    snapshot = open_table(uri, table, storage_options)
+    checks = tuple(check(snapshot) for check in CHECKS)
+    return CheckReport(uri, snapshot.version, checks)
+
+
+def _settings(snapshot: Snapshot) -> Check:
+    """The columns are those that the identity describes."""
+    identity, have = snapshot.identity, snapshot.schema
+    problems, notes = [], []
+    if identity.format_version < FORMAT_VERSION:
+        notes.append(
+            f"format {identity.format_version}: the next build brings it to {FORMAT_VERSION}, without embedding"
+        )
+    for field in documents_schema(identity):
+        old = field.name == "metadata_hash" and identity.format_version < FORMAT_VERSION
+        if field.name not in have.names and not old:
+            problems.append(f"column {field.name!r} is missing")
+        elif field.name in have.names and have.field(field.name).type != field.type:
+            problems.append(f"column {field.name!r} is {have.field(field.name).type}, {field.type} is described")
+    if filling := json.loads((have.metadata or {}).get(FILLING_KEY, b"[]")):
+        notes.append(f"columns {filling} are not filled yet: the next build with them goes on")
+    return Check("settings: the columns are those that the identity describes", tuple(problems), tuple(notes))
+
+
+def _documents(snapshot: Snapshot) -> Check:
+    """Chunk ids are distinct, and each document has all of its chunks once, with one hash."""
+    names = ["doc_id", "chunk_id", "chunk_index", "chunk_count", "content_hash"]
+    rows = snapshot.dataset.to_table(columns=names)
+    problems = []
+    twice = len(rows) - pc.count_distinct(rows["chunk_id"], mode="all").as_py()
+    if twice:
+        problems.append(f"{twice:,} rows repeat a chunk_id")
+    grouped = rows.group_by("doc_id").aggregate(
+        [("chunk_index", "count_distinct"), ("chunk_index", "max"), ("chunk_count", "max"), ("chunk_count", "min"),
+         ("chunk_count", "count"), ("content_hash", "count_distinct")]
+    )  # fmt: skip
+    count = grouped["chunk_count_max"]
+    whole = [
+        pc.equal(grouped[name], count)
+        for name in ("chunk_count_min", "chunk_count_count", "chunk_index_count_distinct")
+    ]
+    whole.append(pc.equal(pc.add(grouped["chunk_index_max"], 1), count))
+    whole.append(pc.less_equal(grouped["content_hash_count_distinct"], 1))
+    good = whole[0]
+    for condition in whole[1:]:
+        good = pc.and_(good, condition)
+    bad = grouped.filter(pc.invert(good))["doc_id"]
+    if len(bad):
+        problems.append(f"{len(bad):,} documents lack chunks or have some twice, such as {bad.slice(0, 3).to_pylist()}")
+    return Check(f"documents: {len(grouped):,} whole, in {len(rows):,} rows with distinct ids", tuple(problems))
+
+
+def _hashes(snapshot: Snapshot) -> Check:
+    """The hashes are those of the text and the metadata that are there."""
+    title = "hashes: those of the texts and the metadata that are there"
+    if snapshot.identity.format_version < FORMAT_VERSION:
+        return Check(title, notes=("an index of an earlier format has others",))
+    metadata = [name for name in snapshot.metadata_columns if name != PICTURES]
+    names = ["chunk_count", "text", "content_hash", "metadata_hash", *metadata]
+    texts = values = 0
+    for batch in snapshot.scan(names):
+        rows = pa.Table.from_batches([batch])
+        described = hash_metadata({name: rows[name] for name in metadata}, len(rows))
+        values += _differ(rows["metadata_hash"], described)
+        whole = rows.filter(pc.equal(rows["chunk_count"], 1))
+        texts += _differ(whole["content_hash"], hash_content(whole["text"].combine_chunks()))
+    if PICTURES in snapshot.schema.names:
+        return Check(title, notes=("not compared: pictures are not in the table",))
+    problems = [f"{texts:,} rows have another text than their content_hash says"] if texts else []
+    notes = [f"{values:,} rows have other metadata than their hash says: the next build writes it"] if values else []
+    return Check(title, tuple(problems), tuple(notes))
+
+
+def _differ(have: pa.ChunkedArray, want: pa.Array) -> int:
+    return len(want) - int(pc.sum(pc.fill_null(pc.equal(have, want), False)).as_py() or 0)
+
+
+def _vectors(snapshot: Snapshot) -> Check:
+    """Every row has every output, and dense vectors are finite."""
+    outputs = [field for field in output_fields(snapshot.identity) if field.name in snapshot.schema.names]
+    missing = dict.fromkeys((field.name for field in outputs), 0)
+    broken = dict.fromkeys(missing, 0)
+    for field in outputs:
+        for batch in snapshot.scan([field.name]):
+            column = batch.column(0)
+            missing[field.name] += column.null_count
+            if pa.types.is_fixed_size_list(field.type):
+                values = column.drop_null().flatten().to_numpy(zero_copy_only=False)
+                broken[field.name] += int((~np.isfinite(values)).sum())
+    problems = [f"{name} has {n:,} values that are not finite" for name, n in broken.items() if n]
+    notes = [f"{name} is null in {n:,} rows: a model could not take them" for name, n in missing.items() if n]
+    return Check(f"vectors: {', '.join(missing)} of every row", tuple(problems), tuple(notes))
+
+
+def _files(snapshot: Snapshot) -> Check:
+    """The files of every fragment are there; what nothing refers to is counted."""
+    dataset, problems = snapshot.dataset, []
+    present = set(dataset.all_files().read_all()["path"].to_pylist())
+    for fragment in dataset.get_fragments():
+        lost = [f.path for f in fragment.metadata.files if f"data/{f.path}" not in present]
+        problems += [f"fragment {fragment.fragment_id}: file {Path(path).name} is gone" for path in lost]
+    orphans = len(find_orphans(dataset))
+    notes = [f"{orphans:,} files that nothing refers to: `tridex optimize` removes them"] if orphans else []
+    return Check(f"files: all of {len(dataset.get_fragments()):,} fragments", tuple(problems[:10]), tuple(notes))
+
+
+def _coverage(snapshot: Snapshot) -> Check:
+    """Search indexes cover the rows; others are scanned, which is slower and no less right."""
+    notes = []
+    for column, index in snapshot.indexes().items():
+        rows = snapshot.index_statistics(index.name)["num_unindexed_rows"]
+        if rows:
+            notes.append(f"{index.index_type} on {column} does not cover {rows:,} rows: `tridex optimize` adds them")
+    return Check("search indexes: cover all rows", notes=tuple(notes))
+
+
+CHECKS: tuple[Callable[[Snapshot], Check], ...] = (_settings, _documents, _hashes, _vectors, _files, _coverage)
