@@ -138,6 +138,37 @@ def in_process(index: str, queries: list[str], seconds: float, options: dict[str
     return times
 
 
+def overhead(port: int, index: str, queries: list[str], options: dict[str, Any], count: int) -> dict[str, float]:
+    """Medians of `Index.search` here and of the same query over HTTP, in turn: what disturbs one disturbs the other."""
+    from pipelines.retrieval import open_index
+
+    opened = open_index(index)
+    for query in queries[:20]:
+        opened.search(query, **options)
+    here: list[float] = []
+    there: list[float] = []
+
+    async def run() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**24)
+        for i in range(count):
+            query = queries[i % len(queries)]
+            begun = time.perf_counter()
+            opened.search(query, **options).to_dict()
+            middle = time.perf_counter()
+            await exchange(reader, writer, request(query, options))
+            here.append(middle - begun)
+            there.append(time.perf_counter() - middle)
+        writer.close()
+
+    asyncio.run(run())
+    differences = [1000 * (t - h) for t, h in zip(there, here, strict=True)]
+    return {
+        "search_p50_ms": 1000 * statistics.median(here),
+        "http_p50_ms": 1000 * statistics.median(there),
+        "median_difference_ms": statistics.median(differences),
+    }
+
+
 def cpu_seconds(pid: int) -> float:
     """Processor time that a process has used, on all cores."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
@@ -182,6 +213,7 @@ def main() -> None:
             used = cpu_seconds(pid)
             times, errors = asyncio.run(load(port, messages, clients, given.seconds))
             report(f"{clients} clients", times, errors, given.seconds, cpu_seconds(pid) - used)
+        print(json.dumps({"what": "in turn", **overhead(port, given.index, queries, given.options, 300)}), flush=True)
         if given.soak:
             command = [str(BIN / "tridex"), "build", "--input", str(given.build), "--index", given.index]
             building = subprocess.Popen(command, stderr=subprocess.DEVNULL) if given.build else None
