@@ -176,12 +176,15 @@ def test_sliders_rank_by_the_formula_of_the_server(page: Page) -> None:
         wanted = sum(w * hit["normalised"][c] for c, w in weights.items()) / sum(weights.values())
         assert after[hit["chunk_id"]] == pytest.approx(wanted, abs=1e-12)
     assert list(after.values()) == sorted(after.values(), reverse=True)
+    page.one(".hit:first-child .why").click()
+    page.wait(lambda: page.all(".hit:first-child tfoot"))
+    assert float(page.all(".hit:first-child tfoot td")[3].text) == pytest.approx(next(iter(after.values())), abs=2e-3)
     page.one("#copy").click()
     text = page.wait(lambda: page.one("#yaml").get_attribute("value"))
     assert "weights: {sparse: 2, colbert: 0.5, bm25: 1.25}" in text
     page.one("#again").click()
     page.wait(lambda: re.match(r"\d+ hits?", page.status))
-    asked = {**body, "weights": {**weights, "dense": 0.0}}
+    asked = {**body, "fusion": result["fusion"], "weights": {**weights, "dense": 0.0}}
     (searched,) = httpx2.post(f"{page.url}/v1/search", json=asked).json()["results"]
     assert page.ids() == [hit["chunk_id"] for hit in searched["hits"]]
 
@@ -271,7 +274,11 @@ def test_axe_finds_no_violation(page: Page, scheme: str, width: int) -> None:
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 800}
     page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
+        page.driver.refresh()
+        page.wait(lambda: page.one("#index option"))
         page.search("the kernel writes dirty pages")
+        assert page.one("#copy").is_displayed() == (width > 800), "on a phone the hits come first"
+        page.driver.execute_script("document.getElementById('weights-box').open = true")
         page.one("#options summary").click()
         page.one(".hit:first-child .why").click()
         page.wait(lambda: page.all(".hit:first-child table"))
