@@ -3,7 +3,7 @@
 Builds an index of a corpus, then builds it again: as it is, with 1% of the documents edited, with 1% removed and
 `--prune`, with ColBERT added to an index that had dense vectors alone, and with a second embedder. Tokens are what the
 model saw for rows that are new or changed, so their share does not depend on how busy the machine is; seconds do.
-Every build is the whole job in a Ray that runs already: census, models and search indexes included.
+Every build is the whole job in a Ray that runs already: change detection, models and search indexes included.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Does a job cost as much for the millionth passage as for the first? `python benchmarks/scale.py`
 
 Builds indexes of growing size with a tiny random model, so that what is measured is the job around the model: reading,
-census, tokenising, moving blocks, writing, committing. Prints two tables: time by size (and by number of actors), and
-the most memory that any process of a kind ever held of its own (resident without shared pages), by size. Each build has
-a Ray of its own in a process of its own.
+change detection, tokenising, moving blocks, writing, committing. Prints two tables: time by size (and by number of
+actors), and the most
+memory that any process of a kind ever held of its own (resident without shared pages), by size. Each build has a Ray of
+its own in a process of its own.
 
 A worker process of Ray runs one kind of task after another; its memory counts for the kind that it runs when it is
 looked at, every 0.2 seconds. The object store is what of it was ever touched.
@@ -33,7 +34,7 @@ WORDS = [a + b + c for a in "bdgklmnprst" for b in "aeiou" for c in ("", "n", "r
 SHARD_ROWS = 5000
 FRAGMENT_BYTES = 1_500_000
 KINDS = (
-    ("census", re.compile(r"ray::census\.")),
+    ("change detection", re.compile(r"ray::changes\.")),
     ("embedding actor", re.compile(r"Embed_")),
     ("write task", re.compile(r"write_block")),
     ("read, chunk, tokenise", re.compile(r"select_documents|chunk|tokenise")),
@@ -139,10 +140,10 @@ def times(runs: Sequence[dict[str, Any]]) -> str:
         "passages",
         "actors",
         "whole job, s",
-        "models",
-        "census",
+        "reading the models' settings",
+        "comparing the input with the index",
         "embedding",
-        "search indexes",
+        "updating search indexes",
         "passages/s",
         "ms each",
     ]

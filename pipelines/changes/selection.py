@@ -67,8 +67,8 @@ class UnitPlan:
     def apply(self, table: pa.Table, start: int, stop: int | None = None) -> pa.Table:
         """Of a table whose first row is row `start` of the unit: the rows that the main pass handles.
 
-        Adds `replaces: list<uint64>`. Duplicates come out with an error. Rows from `stop` on, which the census did not
-        see, are kept where they carry an error and dropped otherwise; `select_rows` reports them.
+        Adds `replaces: list<uint64>`. Duplicates come out with an error. Rows from `stop` on, which were not
+        there then, are kept where they carry an error and dropped otherwise; `select_rows` reports them.
         """
         here = range(start, min(start + table.num_rows, self.rows if stop is None else stop))
         failed = table.column("error").is_valid().to_numpy(zero_copy_only=False)

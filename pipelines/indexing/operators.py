@@ -34,7 +34,7 @@ class Job:
     """Metadata columns that are kept."""
     target: Target
     only: RowFilter | None = None
-    """Rows that the job is limited to; None: all. The census looks at all of them in any case."""
+    """Rows that the job is limited to; None: all. Change detection looks at all of them."""
     skipped: tuple[Skipped, ...] = ()
     """Files that are not read."""
 

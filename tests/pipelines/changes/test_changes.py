@@ -1,4 +1,4 @@
-"""The census: every row is found new, changed, done or repeated, and the main pass keeps to that."""
+"""Change detection: every row is found new, changed, done or repeated, and the main pass keeps to that."""
 
 from __future__ import annotations
 
