@@ -3,9 +3,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 ADAPTERS := .venv-adapters
+DOCS := .venv-docs
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test test-portable test-slow test-clients test-adapters lint check bench format clean
+.PHONY: help install demo test test-portable test-slow test-clients test-adapters docs lint check bench format clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -31,18 +32,28 @@ test-slow: $(READY)  ## the slow tests: crash proofs, clusters, object storage
 test-clients: $(READY)  ## clients that nobody here wrote against a server: openai, cohere, MCP, schemathesis, axe
 	tests/clients/run.sh
 
-# What the adapters' frameworks need lies in an environment of its own over .venv: its packages go first, .venv's serve
-# for the rest, so that torch and Ray are not installed twice.
-$(ADAPTERS)/.ready: requirements-adapters.lock $(READY)
-	$(PYTHON) -m venv $(ADAPTERS)
+# What the adapters' frameworks and the documentation need lies in environments of their own over .venv: their packages go
+# first, .venv's serve for the rest, so that torch and Ray are not installed twice.
+define OVER_VENV
+	$(PYTHON) -m venv $(1)
 	$(BIN)/python -c "import sysconfig as s; print('import site; site.addsitedir(%r)' % s.get_path('purelib'))" \
-		> $(ADAPTERS)/tridex.pth
-	mv $(ADAPTERS)/tridex.pth $$($(ADAPTERS)/bin/python -c "import sysconfig as s; print(s.get_path('purelib'))")
-	$(ADAPTERS)/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements-adapters.lock
-	touch $@
+		> $(1)/tridex.pth
+	mv $(1)/tridex.pth $$($(1)/bin/python -c "import sysconfig as s; print(s.get_path('purelib'))")
+	$(1)/bin/pip install --quiet --disable-pip-version-check --no-deps -r $(2)
+	touch $(1)/.ready
+endef
+
+$(ADAPTERS)/.ready: requirements-adapters.lock $(READY)
+	$(call OVER_VENV,$(ADAPTERS),requirements-adapters.lock)
+
+$(DOCS)/.ready: requirements-docs.lock $(READY)
+	$(call OVER_VENV,$(DOCS),requirements-docs.lock)
+
+docs: $(DOCS)/.ready  ## the documentation into site/; a warning is an error
+	$(DOCS)/bin/mkdocs build --strict --quiet
 
 test-adapters: $(ADAPTERS)/.ready  ## the adapters by the test suites of their frameworks
-	$(ADAPTERS)/bin/python -m pytest tests/pipelines/integrations -p no:cacheprovider \
+	$(ADAPTERS)/bin/python -m pytest tests/pipelines/integrations tests/docs/test_frameworks.py -p no:cacheprovider \
 		-o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function
 
 test-portable: $(READY)  ## kernels and what uses them, with all code for single kinds of processors switched off
@@ -64,4 +75,4 @@ format: $(READY)  ## let ruff rewrite the sources
 	$(BIN)/ruff format .
 
 clean:  ## remove the environment and what demo wrote
-	rm -rf .venv .venv-adapters .venv-bench .venv-clients demo
+	rm -rf .venv .venv-adapters .venv-docs site .venv-bench .venv-clients demo

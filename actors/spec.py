@@ -1,7 +1,5 @@
-"""Defines what to run: the model and its settings, as frozen, picklable objects that travel to Ray workers.
-
-Defaults are FlagEmbedding's.
-"""
+"""The one object that says which model runs and how. It is frozen, picklable and small, so it travels to Ray workers
+as it is; defaults are FlagEmbedding's."""
 
 from __future__ import annotations
 
@@ -21,10 +19,7 @@ OUTPUTS: tuple[Output, ...] = ("dense", "sparse", "colbert")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComputeSpec:
-    """Says how the forward pass runs.
-
-    `auto` (None for numbers) decides from the hardware; see `actors.compute.resolve`.
-    """
+    """How the forward pass runs. `auto` (None for numbers) decides from the hardware; see `actors.compute.resolve`."""
 
     dtype: DType = "auto"
     """fp32 is exact; auto takes bf16 where the processor multiplies it in hardware, fp32 otherwise."""
@@ -49,7 +44,7 @@ POSITIVE = {"gt": 0}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedderSpec:
-    """Says which embedder runs and how its texts are prepared. None means: what the catalogue or the checkpoint says.
+    """Which embedder runs, and how its texts are prepared. None means: what the catalogue or the checkpoint says.
 
     This is the one list of an embedder's fields. A config's `embedders` entries, an index's identity, the catalogue's
     entries and the FlagEmbedding classes take theirs from it, with these types, defaults and metadata.
@@ -111,10 +106,7 @@ class EmbedderSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSpec:
-    """Says how large a pool of actors is and what each takes.
-
-    max_size None: as many actors as the cluster holds when the job starts.
-    """
+    """Size and resources of one pool. max_size None: as many actors as the cluster holds when the job starts."""
 
     num_cpus: float = 1
     num_gpus: float = 0
@@ -127,8 +119,7 @@ Boundaries = Literal["words", "sentences"]
 
 
 class Window(NamedTuple):
-    """Says how long texts are cut: at most `size` tokens, special tokens not counted; neighbours share `overlap` of
-    them."""
+    """How long texts are cut: at most `size` tokens, special tokens not counted; neighbours share `overlap` of them."""
 
     size: int
     overlap: int

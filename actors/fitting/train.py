@@ -1,4 +1,4 @@
-"""Trains a head: Adam with a linear decay, one source a step, and a stop at the first NaN.
+"""The training loop of both heads: Adam with a linear decay, one source a step, and a stop at the first NaN.
 
 Sources take turns at random with equal shares, so a large one does not drown a small one; the seed fixes the order.
 """
@@ -19,16 +19,13 @@ Loss = Callable[[nn.Linear, IntArray], Tensor]
 
 
 class TrainingError(ValueError):
-    """Raised where training cannot go on; the message names the step and the cause."""
+    """Training cannot go on; the message names the step and the cause."""
 
 
 def train(
     start: nn.Linear, losses: Sequence[tuple[str, int, Loss]], steps: int, batch: int, rate: float, seed: int
 ) -> nn.Linear:
-    """Trains a copy of `start` and returns it.
-
-    losses: (name of the source, its number of queries, loss of some of its rows).
-    """
+    """A copy of `start`, fitted. losses: (name of the source, its number of queries, loss of some of its rows)."""
     head = deepcopy(start).requires_grad_(True)
     optimizer = torch.optim.Adam(head.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (steps - step) / (0.6 * steps)))
@@ -46,7 +43,7 @@ def train(
 
 
 def mixed(start: nn.Linear, trained: nn.Linear, share: float) -> nn.Linear:
-    """Averages both layers' weights, `share` of it from the trained one."""
+    """The average of both layers' weights, `share` of it from the trained one."""
     head = deepcopy(start)
     with torch.no_grad():
         for ours, theirs in zip(head.parameters(), trained.parameters(), strict=True):
@@ -55,7 +52,7 @@ def mixed(start: nn.Linear, trained: nn.Linear, share: float) -> nn.Linear:
 
 
 def scaled(head: nn.Linear, factor: float) -> nn.Linear:
-    """Returns the layer with its output multiplied by `factor`."""
+    """The layer with its output multiplied by `factor`."""
     result = deepcopy(head)
     with torch.no_grad():
         for values in result.parameters():

@@ -1,4 +1,4 @@
-"""Merges fine-tuned models into one by a weighted sum of their parameters (LM-Cocktail)."""
+"""LM-Cocktail: one model out of several fine-tuned ones, by a weighted sum of their parameters."""
 
 from __future__ import annotations
 

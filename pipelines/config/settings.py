@@ -198,6 +198,7 @@ class InputConfig(Model):
     encoding: str = "auto"
     """Of JSON, CSV and text files. auto: UTF-8, or UTF-16 or UTF-32 where the first bytes say so."""
     csv: CsvConfig = CsvConfig()
+    """How CSV and TSV files are written."""
     columns: Columns = Columns()
     """Which columns hold id, text and title, and which others are kept."""
     template: str = "{title} {text}"
