@@ -12,7 +12,7 @@ class CheckpointError(ValueError):
 
 
 def read_json(path: Path) -> Any:
-    """The parsed file, or None where there is no such file."""
+    """Returns the parsed file, or None where there is no such file."""
     if not path.is_file():
         return None
     try:
@@ -22,7 +22,7 @@ def read_json(path: Path) -> Any:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the backbone's weights, safetensors first; all shards of a sharded checkpoint."""
+    """Returns the files that hold the backbone's weights, safetensors first; all shards of a sharded checkpoint."""
     for index, single in (
         ("model.safetensors.index.json", "model.safetensors"),
         ("pytorch_model.bin.index.json", "pytorch_model.bin"),

@@ -50,7 +50,8 @@ class Repository:
         return self._cached() or self._download()
 
     def _cached(self) -> Path | None:
-        """The cached snapshot, if it holds all that would be fetched; without a network, if it can be loaded."""
+        """Returns the cached snapshot, if it holds all that would be fetched; without a network, if
+        it can be loaded."""
         for weights in WEIGHTS:
             try:
                 folder = self._snapshot(weights, local_files_only=True)
@@ -95,7 +96,7 @@ class Repository:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether there is a config and every weight file that it needs."""
+    """Returns whether there is a config and every weight file that it needs."""
     try:
         return (folder / "config.json").exists() and all(path.exists() for path in weight_files(folder))
     except CheckpointError:
@@ -103,7 +104,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def _within(seconds: float, call: Callable[[], T]) -> T:
-    """The result of a call, or TimeoutError after so many seconds; the call is then left to a daemon thread.
+    """Returns the result of a call, or TimeoutError after so many seconds; the call is then left to a daemon thread.
 
     A name server that does not answer blocks for longer than any time limit that the HTTP client knows.
     """

@@ -52,7 +52,8 @@ class Linear:
 def resolve_folder(
     model: str, revision: str | None = None, cache_dir: str | None = None, trust_remote_code: bool = False
 ) -> Path:
-    """The folder that holds `model`: a packaged name, a local folder, or a hub id (downloaded if it must be)."""
+    """Returns the folder that holds `model`: a packaged name, a local folder, or a hub id
+    (downloaded if it must be)."""
     if model in PACKAGED:
         return _packaged_folder(model, cache_dir)
     folder = Path(model).expanduser()
@@ -69,7 +70,7 @@ def _looks_like_a_path(model: str) -> bool:
 
 @lru_cache
 def _packaged_folder(model: str, cache_dir: str | None) -> Path:
-    """The folder of a packaged model, its weights checked by hash: the package's own, else the hub's."""
+    """Returns the folder of a packaged model, its weights checked by hash: the package's own, else the hub's."""
     package, expected = PACKAGED[model]
     found = importlib.util.find_spec(package)
     if found is not None and found.origin is not None:
@@ -97,7 +98,7 @@ def _hub_copy(model: str, package: str, cache_dir: str | None) -> Path:
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of the backbone by name, on the CPU, in the dtype of the file."""
+    """Returns every tensor of the backbone by name, on the CPU, in the dtype of the file."""
     weights: dict[str, Tensor] = {}
     for path in weight_files(folder):
         weights.update(load_tensors(path))
@@ -105,7 +106,7 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """One .safetensors, .bin or .pt file as a dict of tensors; nothing but tensors is ever unpickled."""
+    """Returns one .safetensors, .bin or .pt file as a dict of tensors; nothing but tensors is ever unpickled."""
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
     if path.suffix == ".safetensors":
@@ -166,7 +167,8 @@ def head_file(folder: Path, name: str) -> Path | None:
 
 
 def load_head(folder: Path, name: str) -> Linear | None:
-    """The linear layer in the file of this name (`sparse_linear` or `colbert_linear`); None without such a file."""
+    """Returns the linear layer in the file of this name (`sparse_linear` or `colbert_linear`); None
+    without such a file."""
     path = head_file(folder, name)
     if path is None:
         return None
@@ -177,7 +179,7 @@ def load_head(folder: Path, name: str) -> Linear | None:
 
 
 def head_width(folder: Path, name: str) -> int | None:
-    """Rows of a head's weight, read from the file's header where it has one; None without such a file."""
+    """Returns rows of a head's weight, read from the file's header where it has one; None without such a file."""
     path = head_file(folder, name)
     if path is None or path.suffix != ".safetensors":
         return None if path is None else len(load_tensors(path)["weight"])

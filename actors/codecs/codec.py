@@ -61,7 +61,7 @@ class Codec(ABC):
 
     @property
     def encodes_on_device(self) -> bool:
-        """Whether it can encode on an accelerator."""
+        """Returns whether it can encode on an accelerator."""
         return type(self).encode_on_device is not Codec.encode_on_device
 
 

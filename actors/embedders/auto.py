@@ -39,7 +39,8 @@ class FlagAutoModel:
         query_instruction_format: str | None = None,
         **options: Any,
     ) -> FlagEmbeddingCompat[Any]:
-        """The model under the class, pooling and template of its name, or of its own files where the name is unknown.
+        """Returns the model under the class, pooling and template of its name, or of its own files
+        where the name is unknown.
 
         `model_class` (as upstream: then the class's plain defaults hold) and every other argument win over both.
         normalize_embeddings None: True, or what an unknown checkpoint's modules.json says. Raises ValueError where

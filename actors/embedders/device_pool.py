@@ -172,7 +172,7 @@ def _unpacked(answer: Answer) -> EmbeddingBatch | Exception:
 
 
 def _on_device(spec: EmbedderSpec, device: str, n_devices: int) -> EmbedderSpec:
-    """The spec for one process of several; CPU processes share the threads."""
+    """Returns the spec for one process of several; CPU processes share the threads."""
     threads = spec.compute.threads
     if threads is None and torch.device(device).type == "cpu":
         threads = max(1, torch.get_num_threads() // n_devices)

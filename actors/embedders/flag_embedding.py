@@ -152,7 +152,7 @@ class FlagEmbeddingCompat(ABC, Generic[Result]):
         return self.runner.embed_tokens(tokens, EncodeRequest(asked, max(budget, 1), **options))
 
     def _chosen(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Every call option: as given, else the attribute. TypeError for an argument that does not exist."""
+        """Returns every call option: as given, else the attribute. TypeError for an argument that does not exist."""
         unknown = sorted(set(options) - set(self.call_options) - NO_EFFECT)
         if unknown:
             raise TypeError(f"{type(self).__name__}.encode has no argument {unknown[0]!r}")
@@ -160,7 +160,7 @@ class FlagEmbeddingCompat(ABC, Generic[Result]):
         return {name: getattr(self, name) if value is None else value for name, value in given.items()}
 
     def _as_upstream(self, values: Array) -> Array:
-        """float16 where upstream's pass on an accelerator gives it, float32 elsewhere."""
+        """Returns float16 where upstream's pass on an accelerator gives it, float32 elsewhere."""
         half = self.use_fp16 and not self.use_bf16 and not self.target_devices[0].startswith("cpu")
         return values.astype(np.float16) if half else values
 
@@ -169,7 +169,7 @@ class FlagEmbeddingCompat(ABC, Generic[Result]):
 
     @abstractmethod
     def _asked(self, chosen: dict[str, Any]) -> tuple[Output, ...]:
-        """The outputs that these call options ask for."""
+        """Returns the outputs that these call options ask for."""
 
     @abstractmethod
     def _result(self, batch: EmbeddingBatch, chosen: dict[str, Any], one: bool) -> Result:

@@ -23,7 +23,10 @@ def lexical_score(a: Mapping[str, float], b: Mapping[str, float]) -> float:
 def pair_scores(
     queries: EmbeddingBatch, passages: EmbeddingBatch, weights: tuple[float, float, float]
 ) -> dict[str, list[float]]:
-    """One score a pair by each of MODES; weights are for dense, sparse, colbert. All three outputs must be there."""
+    """Returns one score a pair by each of MODES; weights are for dense, sparse, colbert.
+
+    All three outputs must be there.
+    """
     dense, sparse, colbert = np.array([_pair(queries, passages, i) for i in range(len(queries))], np.float32).T
     w_dense, w_sparse, w_colbert = map(np.float64, weights)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -62,7 +62,7 @@ class VisualizedBGE(Embedder):
 
     @classmethod
     def from_spec(cls, spec: EmbedderSpec) -> VisualizedBGE:
-        """The model of a spec with `picture_weights`."""
+        """Returns the model of a spec with `picture_weights`."""
         model = cls.__new__(cls)
         model._load(spec)
         return model
@@ -92,7 +92,8 @@ class VisualizedBGE(Embedder):
         return len(self.encoder.places) - self.tower.config.patches
 
     def encode(self, image: Picture | list[Picture] | None = None, text: str | list[str] | None = None) -> Tensor:
-        """float32 (n, d) for pictures, texts, or pictures with one text each; a single one gives n = 1, as upstream.
+        """Returns float32 (n, d) for pictures, texts, or pictures with one text each; a single one
+        gives n = 1, as upstream.
 
         Raises PictureError for a picture that cannot be used, ValueError where there is neither, or not one text a
         picture.
@@ -137,7 +138,7 @@ class VisualizedBGE(Embedder):
         outputs: Sequence[Output] | None = None,
         device_codec: DeviceCodec | None = None,
     ) -> EmbeddingBatch:
-        """Rows of a block whose column `pixels`, if it has one, holds pictures (size x size x 3 bytes) or null.
+        """Returns rows of a block whose column `pixels`, if it has one, holds pictures (size x size x 3 bytes) or null.
 
         Raises ValueError for a text that is too long for its picture.
         """
@@ -173,13 +174,14 @@ class VisualizedBGE(Embedder):
         return EmbeddingBatch(dense, None, None, lengths.astype(np.int32), tokens.n_truncated)
 
     def _patches(self, pixels: Pixels) -> Tensor:
-        """(n, patches, h): what the tower sees, at the encoder's positions 1, 2, ..."""
+        """Returns (n, patches, h): what the tower sees, at the encoder's positions 1, 2, ..."""
         states = self.tower(normalised(pixels, self.compute.device, self.compute.dtype))[:, 1:]
         places = self.encoder.places[1 : 1 + self.tower.config.patches]
         return self.encoder.norm(self.projection(states) + places)
 
     def _fused(self, patches: Tensor, tokens: TokenBatch, offsets: IntArray) -> Tensor:
-        """(T, h): of each row the first token at position 0, its patches, the other tokens at the positions after."""
+        """Returns (T, h): of each row the first token at position 0, its patches, the other tokens
+        at the positions after."""
         count = patches.shape[1]
         place = ranges(np.zeros(len(tokens), np.int64), tokens.lengths)
         place += np.where(place > 0, count, 0)

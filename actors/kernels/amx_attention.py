@@ -59,7 +59,7 @@ _BYTES = I8.as_pointer()
 
 @lru_cache(maxsize=1)
 def available() -> bool:
-    """Whether this processor has AMX tiles with bf16 and this process may use them."""
+    """Returns whether this processor has AMX tiles with bf16 and this process may use them."""
     features = llvmlite.binding.get_host_cpu_features()
     there = all(features.get(name, False) for name in ("amx-tile", "amx-bf16", "avx512f"))
     return bool(there and HAS_NUMBA and cpu_supports("amx_tile") and request_amx_permission())
@@ -125,7 +125,7 @@ def _least(builder: Builder, a: Any, b: Any) -> Any:
 
 
 def _raised(builder: Builder, x: Any) -> Any:
-    """float32 whose upper 16 bits are their bf16, halves rounded up; as int32."""
+    """Returns float32 whose upper 16 bits are their bf16, halves rounded up; as int32."""
     return builder.add(builder.bitcast(x, _INTS), _all(_INTS, 0x8000))
 
 
@@ -265,7 +265,8 @@ def _score(builder: Builder, queries: Any, keys: Any, steps: Any, depth: int, sc
 
 
 def _highest(builder: Builder, scores: Any, steps: Any) -> Any:
-    """The largest score of each query, four keys at a time: a maximum waits four cycles for the one before it."""
+    """Returns the largest score of each query, four keys at a time: a maximum waits four cycles for
+    the one before it."""
     # Four running maxima: vmaxps has a latency of four cycles and a throughput of one, so one chain would wait. 2.0 to
     # 1.7 microseconds per token and layer. Padding keys repeat the last one and cannot raise a maximum.
     first = builder.load(_at(builder, scores, kind=_FLOATS), align=4)

@@ -28,7 +28,8 @@ HAS_NUMBA = numba is not None and not numba.config.DISABLE_JIT and not PORTABLE
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A numba kernel that releases the GIL and is cached on disk; the plain function where there is no numba."""
+    """Returns a numba kernel that releases the GIL and is cached on disk; the plain function where
+    there is no numba."""
     return _kernel(function) if HAS_NUMBA else function
 
 
@@ -71,7 +72,7 @@ def _cache_in(folder: Path | None) -> Iterator[bool]:
 
 
 def _temporary_cache() -> Path | None:
-    """A folder that this user alone may write: numba runs the code that it finds in its cache."""
+    """Returns a folder that this user alone may write: numba runs the code that it finds in its cache."""
     try:
         folder = Path(tempfile.gettempdir()) / f"tridex-numba-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -110,13 +110,15 @@ RUNNABLE_MODULES = frozenset({"Transformer", "Pooling", "Normalize"})
 
 
 def short_name(model: str) -> str:
-    """The name that the table knows: the last part of the path, or its parent's for a `checkpoint-*` folder."""
+    """Returns the name that the table knows: the last part of the path, or its parent's for a `checkpoint-*` folder."""
     path = Path(model)
     return path.parent.name if path.name.startswith("checkpoint-") else path.name
 
 
 def complete(spec: EmbedderSpec, folder: Path) -> EmbedderSpec:
-    """The spec with every None that the table or the checkpoint can answer filled in. `folder` holds the checkpoint.
+    """Returns the spec with every None that the table or the checkpoint can answer filled in.
+
+    `folder` holds the checkpoint.
 
     A `model_class` of the user's leaves pooling and template at that class's plain defaults, as upstream does.
     Raises ValueError where a length exceeds the model's positions, where pooling and class contradict each other, and
@@ -179,7 +181,7 @@ def _is_decoder(folder: Path) -> bool:
 
 
 def _modules(folder: Path) -> list[tuple[str, Path]]:
-    """(kind, folder) of sentence-transformers' modules; empty without modules.json."""
+    """Returns (kind, folder) of sentence-transformers' modules; empty without modules.json."""
     listed = read_json(folder / "modules.json") or []
     modules = [(module["type"].rsplit(".", 1)[-1], folder / module["path"]) for module in listed]
     unknown = sorted({kind for kind, _ in modules} - RUNNABLE_MODULES)

@@ -25,7 +25,7 @@ def head_folder(preparation: Preparation) -> Path:
 
 
 def available_outputs(preparation: Preparation) -> tuple[Output, ...]:
-    """What the model can give: dense, and with the M3 class whatever it has a head for.
+    """Returns what the model can give: dense, and with the M3 class whatever it has a head for.
 
     The packaged model needs no ColBERT head: its last hidden states serve as they are.
     """

@@ -49,7 +49,7 @@ class Preparation:
         return max(1, self._length("passage") - int(self.tokenise([""]).lengths[0]))
 
     def write(self, texts: Iterable[str], kind: Kind) -> list[str]:
-        """The texts with this kind's instruction."""
+        """Returns the texts with this kind's instruction."""
         spec = self.spec
         if kind == "query":
             return instruct(texts, spec.query_instruction, spec.query_instruction_format or PLAIN)

@@ -101,7 +101,8 @@ def attend_firsts(query: Tensor, key: Tensor, value: Tensor, segments: Segments,
 
 
 def _keys_read(query: Tensor, last: int, length: int) -> int:
-    """How many keys the texts of a run read: on a CPU the length rounded up to whole vectors, where tokens follow.
+    """Returns how many keys the texts of a run read: on a CPU the length rounded up to whole
+    vectors, where tokens follow.
 
     A row of scores that does not fill its last 16-wide vector costs up to twice as much in torch's CPU kernel. The
     keys past the end belong to the next text and are masked, so nothing is copied or padded to get there.
@@ -111,14 +112,15 @@ def _keys_read(query: Tensor, last: int, length: int) -> int:
 
 
 def _strided_views(x: Tensor, start: int, texts: int, step: int, size: int) -> Tensor:
-    """(texts, H, size, d) views: `size` tokens from every `step`-th token on; they overlap where size > step."""
+    """Returns (texts, H, size, d) views: `size` tokens from every `step`-th token on; they overlap
+    where size > step."""
     stride, *inner = x.stride()
     shape, strides = (texts, size, *x.shape[1:]), (step * stride, stride, *inner)
     return x.as_strided(shape, strides, x.storage_offset() + start * stride).transpose(1, 2)
 
 
 def _block(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
-    """(n, H, L, d) texts of one length L; keys past L, if any, belong to others and stay unseen."""
+    """Returns (n, H, L, d) texts of one length L; keys past L, if any, belong to others and stay unseen."""
     length, read = query.shape[2], key.shape[2]
     if options.softcap is not None:
         return _softcapped(query, key[:, :, :length], value[:, :, :length], options)
@@ -133,7 +135,7 @@ def _block(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions)
 
 @functools.lru_cache(maxsize=4096)
 def _tail(length: int, read: int, dtype: torch.dtype) -> Tensor:
-    """(1, 1, L, read): nothing for a text's own keys, minus infinity for those past its end."""
+    """Returns (1, 1, L, read): nothing for a text's own keys, minus infinity for those past its end."""
     row = torch.zeros(read, dtype=dtype)
     row[length:] = float("-inf")
     return row.expand(1, 1, length, read)
@@ -149,7 +151,7 @@ def _softcapped(query: Tensor, key: Tensor, value: Tensor, options: AttentionOpt
 
 
 def visible(length: int, options: AttentionOptions, device: torch.device) -> Tensor:
-    """bool (L, L): may the token of this row look at the token of that column?"""
+    """Returns bool (L, L): may the token of this row look at the token of that column?"""
     place = torch.arange(length, device=device)
     ahead = place[None, :] - place[:, None]
     seen = ahead <= 0 if options.causal else torch.ones_like(ahead, dtype=torch.bool)
@@ -157,7 +159,7 @@ def visible(length: int, options: AttentionOptions, device: torch.device) -> Ten
 
 
 def _tiles_take(query: Tensor, key: Tensor, options: AttentionOptions) -> bool:
-    """Whether AMX tiles may answer; short calls, a query's say, are not worth compiling their kernels for."""
+    """Returns whether AMX tiles may answer; short calls, a query's say, are not worth compiling their kernels for."""
     plain = options == AttentionOptions(options.scale) and query.shape == key.shape and query.stride(2) == 1
     large = query.dtype == torch.bfloat16 and query.device.type == "cpu" and len(query) >= LEAST_TILED
     return plain and large and query.shape[2] in (32, 64)
@@ -180,7 +182,7 @@ def _flash_takes(query: Tensor, options: AttentionOptions) -> bool:
 
 @functools.cache
 def _flash() -> Callable[[Tensor, Tensor, Tensor, Segments, AttentionOptions], Tensor] | None:
-    """One flash call over all texts; None before torch 2.10, which has no public variable-length attention."""
+    """Returns one flash call over all texts; None before torch 2.10, which has no public variable-length attention."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:

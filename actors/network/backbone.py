@@ -36,14 +36,14 @@ class Backbone(Protocol):
     device: torch.device
 
     def forward(self, ids: Tensor, offsets: IntArray) -> Tensor:
-        """int64 ids (T,) on `device` and host offsets (n + 1,) to last hidden states (T, h), final norm applied.
+        """Maps int64 ids (T,) on `device` and host offsets (n + 1,) to last hidden states (T, h), final norm applied.
 
         Raises ValueError for an empty text and for one longer than `max_positions`.
         """
 
 
 def load_backbone(folder: Path, compute: Compute, *, trust_remote_code: bool = False) -> Backbone:
-    """The base model of a checkpoint folder; heads and poolers in it are left aside.
+    """Returns the base model of a checkpoint folder; heads and poolers in it are left aside.
 
     Raises ValueError, with the names, where the folder lacks weights that the architecture needs.
     """
@@ -65,7 +65,8 @@ def load_backbone(folder: Path, compute: Compute, *, trust_remote_code: bool = F
 def load_pretrained(
     auto: Any, folder: Path, compute: Compute, config: PretrainedConfig, **options: Any
 ) -> PreTrainedModel:
-    """What one of transformers' Auto classes makes of a folder; ValueError names the weights that are missing."""
+    """Returns what one of transformers' Auto classes makes of a folder; ValueError names the
+    weights that are missing."""
     with _quiet():
         model, report = auto.from_pretrained(
             folder, config=config, dtype=compute.rounding or compute.dtype, output_loading_info=True, **options

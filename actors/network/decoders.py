@@ -73,7 +73,7 @@ class Gemma2Config:
 
 
 def read_config(kind: type[C], values: Mapping[str, Any]) -> C:
-    """The known fields of a config.json; what it does not say keeps its default."""
+    """Returns the known fields of a config.json; what it does not say keeps its default."""
     rope = values.get("rope_parameters") or {}
     values = {**rope, **({"rope_scaling": rope} if "factor" in rope else {}), **values}
     return kind(**{field.name: values[field.name] for field in fields(kind) if field.name in values})  # type: ignore[arg-type]
@@ -188,7 +188,7 @@ class MiniCPM(Decoder):
         return normed(x, self.eps).to(x.dtype) * weight
 
     def _frequencies(self, lengths: IntArray) -> Tensor:
-        """float32 (n, width / 2), or (1, width / 2) where the text's length does not matter.
+        """Returns float32 (n, width / 2), or (1, width / 2) where the text's length does not matter.
 
         Dynamic scaling depends on a text's own length, rounded up to 8 as upstream pads it. Upstream takes the longest
         that its process has seen so far, so that a score depends on what was scored before; for the first it agrees.
@@ -216,7 +216,7 @@ class Compression:
     tails: IntArray
 
     def __call__(self, x: Tensor, offsets: IntArray) -> tuple[Tensor, IntArray]:
-        """(T, h) and its offsets to the shorter (T', h) and its offsets."""
+        """Maps (T, h) and its offsets to the shorter (T', h) and its offsets."""
         lengths = np.diff(offsets)
         passages = np.maximum(lengths - self.starts - self.tails, 0)
         shorter = lengths - passages + -(-passages // self.ratio)
@@ -295,7 +295,7 @@ def normed(x: Tensor, eps: float) -> Tensor:
 
 
 def frequencies(bases: np.ndarray[Any, np.dtype[Any]], width: int, device: torch.device) -> Tensor:
-    """float32 (len(bases), width / 2): base ** (-2 i / width)."""
+    """Returns float32 (len(bases), width / 2): base ** (-2 i / width)."""
     powers = torch.arange(0, width, 2, device=device).float() / width
     return 1.0 / torch.from_numpy(bases).float().to(device)[:, None] ** powers
 

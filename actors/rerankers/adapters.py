@@ -48,7 +48,7 @@ def _lora_config(folder: Path) -> dict[str, Any]:
 
 
 def _product(config: Mapping[str, Any], base: str, down: Tensor, up: Tensor, embedding: bool) -> Tensor:
-    """The low-rank update in float32, in the shape of the weight that it changes."""
+    """Returns the low-rank update in float32, in the shape of the weight that it changes."""
     rank = _pattern(config, "rank_pattern", base, config["r"])
     alpha = _pattern(config, "alpha_pattern", base, config["lora_alpha"])
     scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)

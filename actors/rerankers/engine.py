@@ -66,7 +66,7 @@ class RerankOptions:
         return self.query_max_length or max(1, self.max_length * 3 // 4)
 
     def changed(self, changes: dict[str, Any]) -> RerankOptions:
-        """A copy with every option that is not None replaced; TypeError names one that does not exist."""
+        """Returns a copy with every option that is not None replaced; TypeError names one that does not exist."""
         unknown = set(changes) - {field.name for field in fields(self)}
         if unknown:
             raise TypeError(f"unknown reranking option {sorted(unknown)[0]!r}")
@@ -89,7 +89,7 @@ class Scorer(Protocol):
         """Scores that each pair gets. Raises ValueError where the options ask for what the model does not have."""
 
     def score(self, batch: PairBatch, layout: Layout, options: RerankOptions) -> Tensor:
-        """float32 (n, outputs), on the model's device."""
+        """Returns float32 (n, outputs), on the model's device."""
 
 
 class Reranker:
@@ -118,12 +118,13 @@ class Reranker:
         return score_lists(self.score_pairs(checked_pairs(pairs), self.options.changed(changes)))
 
     def score(self, query: str, passages: Sequence[str], **changes: Any) -> Scores:
-        """float32 (n,): one query against its passages; with several cutoff layers, the score of the last one asked."""
+        """Returns float32 (n,): one query against its passages; with several cutoff layers, the
+        score of the last one asked."""
         pairs = checked_pairs([(query, passage) for passage in passages])
         return np.ascontiguousarray(self.score_pairs(pairs, self.options.changed(changes))[:, -1])
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]], options: RerankOptions | None = None) -> Scores:
-        """float32 (n, k): k is the number of cutoff layers asked for, 1 for the classes without layers."""
+        """Returns float32 (n, k): k is the number of cutoff layers asked for, 1 for the classes without layers."""
         options = options or self.options
         width = self.scorer.outputs(options)
         if not pairs:
@@ -152,7 +153,7 @@ class Reranker:
         )  # fmt: skip
 
     def identity(self) -> dict[str, str]:
-        """What the scores depend on besides the texts; weights and tokenizer are sha256 sums."""
+        """Returns what the scores depend on besides the texts; weights and tokenizer are sha256 sums."""
         options = {field.name: repr(getattr(self.options, field.name)) for field in fields(self.options)}
         return {
             "weights": fingerprint(self.checkpoint.folder),
@@ -164,7 +165,7 @@ class Reranker:
 
 
 def score_lists(scores: Scores) -> list[float] | list[list[float]]:
-    """(n, k) as upstream returns it: a list of n floats, or of k such lists where k > 1."""
+    """Returns (n, k) as upstream returns it: a list of n floats, or of k such lists where k > 1."""
     columns: list[list[float]] = scores.T.astype(np.float64).tolist()
     return columns[0] if len(columns) == 1 else columns
 

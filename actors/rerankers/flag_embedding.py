@@ -32,7 +32,7 @@ class RerankerCompat:
 
     @staticmethod
     def load(checkpoint: Checkpoint) -> Scorer:
-        """The model and its head; each class has its own."""
+        """Returns the model and its head; each class has its own."""
         raise NotImplementedError
 
     def __post_init__(self) -> None:
@@ -41,7 +41,7 @@ class RerankerCompat:
 
     @classmethod
     def defaults(cls) -> RerankOptions:
-        """The options that this class starts from; without a limit on pairs in a pass, only tokens count."""
+        """Returns the options that this class starts from; without a limit on pairs in a pass, only tokens count."""
         given: dict[str, Any] = {field.name: field.default for field in fields(cls) if field.name in OPTIONS}
         return RerankOptions(**given | {"batch_size": None})
 

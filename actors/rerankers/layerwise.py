@@ -27,7 +27,10 @@ from actors.text.tokenizer import TextTokenizer
 
 
 def asked_layers(cutoffs: int | Sequence[int] | None, valid: range) -> tuple[int, ...]:
-    """The layers to score, as asked; None is the last. ValueError names the layers that the model can be cut at."""
+    """Returns the layers to score, as asked; None is the last.
+
+    ValueError names the layers that the model can be cut at.
+    """
     if cutoffs is None:
         return (valid[-1],)
     asked = (cutoffs,) if isinstance(cutoffs, int) else tuple(cutoffs)
@@ -93,7 +96,7 @@ def load_layerwise(checkpoint: Checkpoint) -> Layerwise:
 
 
 def _heads(config: MiniCPMConfig, weights: dict[str, Tensor], yes: int) -> Tensor:
-    """The one row of each head that scores.
+    """Returns the one row of each head that scores.
 
     `raw` and `complex` heads give the whole vocabulary, for an input divided by hidden size / base size. Upstream
     reads their flattened logits at the place of the last token, which means nothing; here it is the row of 'Yes'.

@@ -67,7 +67,7 @@ def softcapped(logits: Tensor, cap: float | None) -> Tensor:
 
 
 def yes_id(tokenizer: TextTokenizer) -> int:
-    """The first token of 'Yes' on its own: with a SentencePiece prefix space this may be the space."""
+    """Returns the first token of 'Yes' on its own: with a SentencePiece prefix space this may be the space."""
     return tokenizer.ids(["Yes"])[0][0]
 
 
@@ -88,7 +88,7 @@ def load_yes_logit(checkpoint: Checkpoint) -> YesLogit:
 
 
 def _backbone(model: PreTrainedModel, packed: bool) -> tuple[Backbone, int | None]:
-    """The decoder without its LM head, and the longest row that it takes (rotary positions set no limit)."""
+    """Returns the decoder without its LM head, and the longest row that it takes (rotary positions set no limit)."""
     if not packed:
         padded = PaddedTransformer(model.base_model)
         return padded, padded.max_positions

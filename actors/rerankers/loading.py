@@ -36,7 +36,7 @@ def open_checkpoint(
     trust_remote_code: bool = False,
     compute: ComputeSpec | None = None,
 ) -> Checkpoint:
-    """A folder or hub id as a Checkpoint; CheckpointError names the file that is missing or corrupt."""
+    """Returns a folder or hub id as a Checkpoint; CheckpointError names the file that is missing or corrupt."""
     folder = resolve_folder(model, revision, cache_dir, trust_remote_code)
     check_weights(folder)
     tokenizer = read_tokenizer(folder, trust_remote_code=trust_remote_code)

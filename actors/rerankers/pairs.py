@@ -43,7 +43,7 @@ class Layout:
 
 
 def encoder_layout(tokenizer: TextTokenizer, positions: int | None, has_types: bool) -> Layout:
-    """The frame that the tokenizer's post-processor puts around a pair of texts.
+    """Returns the frame that the tokenizer's post-processor puts around a pair of texts.
 
     has_types: whether the model tells the two halves apart by token type.
     """
@@ -94,7 +94,8 @@ class PairBatch:
 
 
 def checked_pairs(pairs: Any) -> list[tuple[str, str]]:
-    """One (query, passage) or a list of them as a list; TypeError or ValueError that names the pair at fault."""
+    """Returns one (query, passage) or a list of them as a list; TypeError or ValueError that names
+    the pair at fault."""
     if isinstance(pairs, (str, bytes)) or not isinstance(pairs, (Sequence, np.ndarray)):
         raise TypeError(f"expected a (query, passage) pair or a list of pairs, got {type(pairs).__name__}")
     if len(pairs) and isinstance(pairs[0], str):
@@ -118,7 +119,8 @@ def _named(value: object) -> str:
 
 
 def token_ids(tokenizer: TextTokenizer, texts: Sequence[str]) -> list[Ids]:
-    """Ids without special tokens; a text that occurs again (a query with all its passages) is tokenised once."""
+    """Returns ids without special tokens; a text that occurs again (a query with all its passages)
+    is tokenised once."""
     unique = list(dict.fromkeys(texts))
     ids = dict(zip(unique, tokenizer.ids(unique), strict=True))
     return [ids[text] for text in texts]
@@ -132,7 +134,7 @@ def join(
     query_max_length: int,
     max_length: int,
 ) -> PairBatch:
-    """The rows of all pairs; `n_truncated` counts the tokens of both texts that were dropped."""
+    """Returns the rows of all pairs; `n_truncated` counts the tokens of both texts that were dropped."""
     rows, starts, dropped = [], [], []
     for query, passage in zip(queries, passages, strict=True):
         first = [*layout.head, *tokenizer.cut(query, query_max_length)]

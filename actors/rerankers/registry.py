@@ -73,7 +73,7 @@ def load_reranker(
     compute: ComputeSpec | None = None,
     **options: Any,
 ) -> Reranker:
-    """A reranker by name, hub id or folder, ready to score.
+    """Returns a reranker by name, hub id or folder, ready to score.
 
     `options` are fields of `RerankOptions`; what is not given is the class's default. compute: None takes the fastest
     exact-enough setting of this machine (bf16 where the hardware multiplies it). Raises CheckpointError, a ValueError,
@@ -106,7 +106,7 @@ class FlagAutoReranker:
         trust_remote_code: bool | None = None,
         **kwargs: Any,
     ) -> RerankerCompat:
-        """The class for this model, made with `kwargs`.
+        """Returns the class for this model, made with `kwargs`.
 
         model_class None: by name, then, where upstream gives up, by the checkpoint's own config.json. ValueError where
         neither says which of the four classes it is.

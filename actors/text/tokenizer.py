@@ -53,12 +53,13 @@ class TextTokenizer:
 
     @property
     def names(self) -> list[str]:
-        """What the vocabulary calls each id, marks of pieces included; empty for an id that it lacks."""
+        """Returns what the vocabulary calls each id, marks of pieces included; empty for an id that it lacks."""
         return [self.backend.id_to_token(token) or "" for token in range(self.vocab_size)]
 
     @cached_property
     def continuing(self) -> npt.NDArray[np.bool_]:
-        """(vocab_size,): whether a token goes on with the word of the token before it, by the vocabulary's marks."""
+        """Returns (vocab_size,): whether a token goes on with the word of the token before it, by
+        the vocabulary's marks."""
         names = self.names
         if any(name.startswith("##") for name in names):
             return np.array([name.startswith("##") for name in names])
@@ -85,17 +86,17 @@ class TextTokenizer:
         return [encoding.ids for encoding in self._encode(texts)]
 
     def counts(self, texts: Sequence[str]) -> IntArray:
-        """int64: tokens of each text, without special tokens."""
+        """Returns int64: tokens of each text, without special tokens."""
         return np.fromiter(map(len, self._encode(texts)), np.int64, len(texts))
 
     def offsets(self, text: str) -> tuple[npt.NDArray[np.int32], IntArray, IntArray]:
-        """Ids without special tokens, and the start and end of each in characters of `text`."""
+        """Returns ids without special tokens, and the start and end of each in characters of `text`."""
         encoding = self._encode([text], with_offsets=True)[0]
         spans = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
         return np.array(encoding.ids, dtype=np.int32), spans[:, 0], spans[:, 1]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of the ids, special tokens included."""
+        """Returns the text of the ids, special tokens included."""
         return str(self.backend.decode(list(ids), skip_special_tokens=False))
 
     def cut(self, row: list[int], room: int) -> list[int]:
@@ -111,13 +112,16 @@ class TextTokenizer:
 
 
 def batch_of(rows: Sequence[Sequence[int]], n_truncated: npt.NDArray[np.int32]) -> TokenBatch:
-    """Rows of ids as one TokenBatch."""
+    """Returns rows of ids as one TokenBatch."""
     offsets = offsets_of(np.fromiter(map(len, rows), np.int64, len(rows)))
     return TokenBatch(np.fromiter(chain.from_iterable(rows), np.int32, int(offsets[-1])), offsets, n_truncated)
 
 
 def checked_texts(texts: Iterable[str]) -> list[str]:
-    """The texts as a list. TypeError for what is not a str, ValueError for a lone surrogate; both name the position."""
+    """Returns the texts as a list.
+
+    TypeError for what is not a str, ValueError for a lone surrogate; both name the position.
+    """
     if isinstance(texts, (str, bytes)):
         raise TypeError(f"expected a list of str, got one {type(texts).__name__}")
     if isinstance(texts, np.ndarray) and texts.ndim != 1:
@@ -147,7 +151,8 @@ def _check_unicode(i: int, item: str) -> None:
 
 
 def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> TextTokenizer:
-    """The tokenizer of a checkpoint folder; without a tokenizer.json, the one that transformers makes of its files."""
+    """Returns the tokenizer of a checkpoint folder; without a tokenizer.json, the one that
+    transformers makes of its files."""
     wrapper = _wrapper(folder, trust_remote_code)
     backend = wrapper.backend_tokenizer
     backend.no_truncation()
@@ -200,7 +205,7 @@ def _frame(folder: Path, backend: Tokenizer, named: dict[str, int]) -> tuple[tup
 
 
 def _special_frame(backend: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids before and after a single text, from one probe with and one without special tokens."""
+    """Returns the ids before and after a single text, from one probe with and one without special tokens."""
     probes = chain(["a"], backend.get_vocab())
     probe, bare = next((text, ids) for text in probes if (ids := backend.encode(text, add_special_tokens=False).ids))
     full = backend.encode(probe, add_special_tokens=True).ids
@@ -211,6 +216,7 @@ def _special_frame(backend: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]
 
 
 def load_tokenizer(spec: EmbedderSpec) -> TextTokenizer:
-    """The tokenizer of `spec.model`; no weights are loaded, though a model that is not cached is fetched whole."""
+    """Returns the tokenizer of `spec.model`; no weights are loaded, though a model that is not
+    cached is fetched whole."""
     folder = resolve_folder(spec.model, spec.revision, spec.cache_dir, spec.trust_remote_code)
     return read_tokenizer(folder, trust_remote_code=spec.trust_remote_code)

@@ -56,11 +56,11 @@ class UnitPlan:
 
     @property
     def pending_rows(self) -> int:
-        """Rows that come out of `apply`."""
+        """Returns rows that come out of `apply`."""
         return int(np.unpackbits(self.embed, count=self.rows, bitorder="little").sum()) + len(self.duplicates)
 
     def ranges(self) -> dict[str, range]:
-        """Rows of the unit that each file had."""
+        """Returns rows of the unit that each file had."""
         ends = [first for first, _ in self.sources[1:]] + [self.rows]
         return {name: range(first, end) for (first, name), end in zip(self.sources, ends, strict=True)}
 
@@ -111,7 +111,7 @@ RowFilter = Mapping[str, frozenset[int]]
 def select_rows(
     unit: Any, plan: UnitPlan, read: ReadUnit, only: RowFilter | None = None, schema: pa.Schema = BASE_SCHEMA
 ) -> Iterator[pa.Table]:
-    """The rows of a unit that the main pass handles, all of them or `only` some.
+    """Yields the rows of a unit that the main pass handles, all of them or `only` some.
 
     One more row, with an error, for each file that is not what it was or is there no more; `schema` is that of a unit's
     tables, for a unit that has none left.
@@ -170,7 +170,8 @@ def select_updates(unit: Any, plan: UnitPlan, read: ReadUnit) -> Iterator[pa.Tab
 
 
 def _address_rows(table: pa.Table, updates: npt.NDArray[np.int64], rows: range) -> pa.Table:
-    """The good rows of `table`, whose first ones are these rows of the unit, that are in `updates`, with addresses."""
+    """Returns the good rows of `table`, whose first ones are these rows of the unit, that are in
+    `updates`, with addresses."""
     start, stop = np.searchsorted(updates[:, 0], [rows.start, rows.stop])
     pairs = updates[start:stop]
     found = table.take(pa.array(pairs[:, 0] - rows.start))

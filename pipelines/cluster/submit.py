@@ -127,7 +127,7 @@ def _environment(env: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def connect(address: str) -> JobSubmissionClient:
-    """A client that sends the token of a cluster that asks for one; ConfigError names what is wrong."""
+    """Returns a client that sends the token of a cluster that asks for one; ConfigError names what is wrong."""
     from ray.exceptions import AuthenticationError
 
     try:
@@ -142,7 +142,7 @@ def connect(address: str) -> JobSubmissionClient:
 
 
 def auth_headers() -> dict[str, str]:
-    """The token where Ray looks for it, unless RAY_AUTH_MODE is `disabled`.
+    """Returns the token where Ray looks for it, unless RAY_AUTH_MODE is `disabled`.
 
     Ray's client sends one only if RAY_AUTH_MODE is `token`, while its clusters ask for one by default since 2.59.
     """
@@ -156,7 +156,7 @@ def auth_headers() -> dict[str, str]:
 
 
 def attempts(job: str, address: str | None = None, client: JobSubmissionClient | None = None) -> list[Attempt]:
-    """All attempts of a job that the cluster remembers, oldest first."""
+    """Returns all attempts of a job that the cluster remembers, oldest first."""
     address = resolve_address(address)
     found = [_attempt(d, address) for d in (client or connect(address)).list_jobs() if _job_of(d) == job]
     return sorted(found, key=lambda a: a.number)
@@ -181,7 +181,7 @@ def _attempt(details: JobDetails, address: str) -> Attempt:
 
 
 def job_status(job: str, address: str | None = None) -> Attempt:
-    """The last attempt of a job; ConfigError if the cluster knows none."""
+    """Returns the last attempt of a job; ConfigError if the cluster knows none."""
     found = attempts(job, address)
     if not found:
         raise ConfigError(f"job {job!r} is not known at {resolve_address(address)}")

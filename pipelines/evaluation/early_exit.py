@@ -46,7 +46,8 @@ def choose_cutoff(
     depth: int = 100,
     tolerance: float = 0.005,
 ) -> tuple[int, list[CutoffResult]]:
-    """The earliest layer whose mean nDCG@10 is within `tolerance` of the last one's, and what every layer gives.
+    """Returns the earliest layer whose mean nDCG@10 is within `tolerance` of the last one's, and
+    what every layer gives.
 
     The first `depth` documents of the index's own ranking are scored; layers None: all that have a head. ConfigError
     where the reranker has no layers to choose from.

@@ -56,7 +56,7 @@ def _documents(index: Index, positions: Sequence[IntArray]) -> list[npt.NDArray[
 
 
 def _scored(documents: npt.NDArray[np.object_], scores: npt.NDArray[Any]) -> dict[str, float]:
-    """The best score of each document, for the best rows."""
+    """Returns the best score of each document, for the best rows."""
     best: dict[str, float] = {}
     for i in np.argsort(-scores, kind="stable")[:DEPTH]:
         best.setdefault(str(documents[i]), float(scores[i]))
@@ -64,7 +64,7 @@ def _scored(documents: npt.NDArray[np.object_], scores: npt.NDArray[Any]) -> dic
 
 
 def channel_run(judged: Sequence[RankedQuery], channel: Channel) -> Run:
-    """What one channel finds by itself."""
+    """Returns what one channel finds by itself."""
     run: Run = {}
     for query in judged:
         top = query.found.tops[channel]
@@ -78,7 +78,7 @@ def fused_run(judged: Sequence[RankedQuery], rule: FusionRule) -> Run:
 
 
 def reranked_run(index: Index, judged: Sequence[RankedQuery], rule: FusionRule, reranker: Any, depth: int) -> Run:
-    """The fused ranking with its first `depth` rows scored again by `.score(query, passages)`."""
+    """Returns the fused ranking with its first `depth` rows scored again by `.score(query, passages)`."""
     run: Run = {}
     for query in judged:
         order = np.argsort(-fuse(query.found.scores, rule, query.found.sample), kind="stable")[:depth]

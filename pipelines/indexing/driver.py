@@ -68,7 +68,8 @@ def commit_records(finished: Generator[dict[str, Any]], committer: Committer, ch
 
 
 def check_quarantine(seen: Totals, config: BuildConfig, changes: Changes) -> None:
-    """JobFailed where more than `job.quarantine_limit` of the rows so far are bad; the message has the first of them.
+    """Raises JobFailed where more than `job.quarantine_limit` of the rows so far are bad; the
+    message has the first of them.
 
     Duplicates are not bad. Unchanged rows count as read: otherwise a second run over a corpus with one bad row, which
     has nothing else to do, would always stop.

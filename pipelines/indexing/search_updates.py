@@ -22,7 +22,7 @@ def update_search_indexes(target: Target, index: IndexConfig, session: RaySessio
 
 
 def covers_text(target: Target) -> bool:
-    """Whether the full-text index covers all rows."""
+    """Returns whether the full-text index covers all rows."""
     snapshot = open_table(target.uri, target.table, target.storage_options)
     found = snapshot.indexes().get(TEXT)
     return found is not None and not snapshot.index_statistics(found.name)["num_unindexed_rows"]

@@ -13,7 +13,8 @@ EDGES = (0, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
 
 def histogram(columns: Iterable[pa.Array]) -> dict[str, int]:
-    """Rows by their tokens, `16-31`, ..., `8192+`, from arrays of token counts such as the column `n_tokens`."""
+    """Returns rows by their tokens, `16-31`, ..., `8192+`, from arrays of token counts such as the
+    column `n_tokens`."""
     edges = np.array([*EDGES, np.inf])
     counts = np.zeros(len(EDGES), dtype=np.int64)
     for column in columns:
@@ -22,5 +23,5 @@ def histogram(columns: Iterable[pa.Array]) -> dict[str, int]:
 
 
 def bin_labels() -> list[str]:
-    """Names of the bins that EDGES cut."""
+    """Returns names of the bins that EDGES cut."""
     return [f"{a}-{b - 1}" for a, b in itertools.pairwise(EDGES)] + [f"{EDGES[-1]}+"]

@@ -67,7 +67,7 @@ class CandidatePlan:
         return self.n * (colbert_oversampling(channel, self.rule) if self.rescores else 1)
 
     def uses(self, channel: Channel) -> bool:
-        """Whether candidates are ranked by the channel's scores."""
+        """Returns whether candidates are ranked by the channel's scores."""
         return self.rule is None or self.rule.weights.get(channel, 0) > 0 or (self.rescores and channel == "colbert")
 
 
@@ -132,12 +132,12 @@ class CandidateGenerator:
 
     @cached_property
     def sample(self) -> IntArray:
-        """Positions of ZSCORE_SAMPLE_ROWS rows drawn at random, the same at every opening of one version."""
+        """Returns positions of ZSCORE_SAMPLE_ROWS rows drawn at random, the same at every opening of one version."""
         rows = np.random.default_rng(0).choice(self.rows, min(ZSCORE_SAMPLE_ROWS, self.rows), replace=False)
         return np.sort(rows).astype(np.int64)
 
     def _colbert_rescores(self, wanted: tuple[Channel, ...], exact: bool) -> bool:
-        """Whether ColBERT is wanted and only re-scores what other channels find."""
+        """Returns whether ColBERT is wanted and only re-scores what other channels find."""
         colbert = self.channels.get("colbert")
         others = self.channels.keys() - {"colbert"}
         return (

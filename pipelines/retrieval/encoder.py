@@ -50,7 +50,7 @@ class QueryEncoder:
 
     @property
     def loaded(self) -> Embedder | None:
-        """The model, if a query has needed it yet or it was given."""
+        """Returns the model, if a query has needed it yet or it was given."""
         return self._given
 
     @property
@@ -80,7 +80,7 @@ class QueryEncoder:
             return embedder.embed_queries(list(texts), list(outputs))
 
     def encode_picture(self, picture: Picture, text: str) -> EmbeddingBatch:
-        """One query of a picture and a text; ConfigError where the model sees no pictures."""
+        """Returns one query of a picture and a text; ConfigError where the model sees no pictures."""
         from actors.embedders.visualized import VisualizedBGE
 
         if not isinstance(self.embedder, VisualizedBGE):
@@ -88,12 +88,12 @@ class QueryEncoder:
         return self.embedder.embed_images([picture], [text], "query")
 
     def words(self, texts: Sequence[str]) -> tuple[IntArray, IntArray]:
-        """The ids behind the queries' ColBERT vectors, and of how many pieces the word of each is made."""
+        """Returns the ids behind the queries' ColBERT vectors, and of how many pieces the word of each is made."""
         ids, offsets = self.token_ids(texts)
         return ids, pieces(self.embedder.tokenizer.continuing[ids], offsets)
 
     def token_ids(self, texts: Sequence[str]) -> tuple[IntArray, IntArray]:
-        """(ids, offsets) of the tokens behind the ColBERT vectors: all but the first of each query."""
+        """Returns (ids, offsets) of the tokens behind the ColBERT vectors: all but the first of each query."""
         tokens = self.embedder.tokenise(list(texts), "query")
         keep = np.ones(len(tokens.ids), bool)
         keep[tokens.offsets[:-1]] = False
@@ -101,7 +101,7 @@ class QueryEncoder:
 
 
 def pieces(continuing: npt.NDArray[np.bool_], offsets: IntArray) -> IntArray:
-    """int64 (tokens,): how many tokens the word of each token has; no word goes on from one text to the next.
+    """Returns int64 (tokens,): how many tokens the word of each token has; no word goes on from one text to the next.
 
     >>> pieces(np.array([False, True, True, False, True]), np.array([0, 4, 5])).tolist()
     [3, 3, 3, 1, 1]

@@ -43,17 +43,17 @@ class IndexHandle:
 
     @property
     def identity(self) -> Identity:
-        """The settings that made the index."""
+        """Returns the settings that made the index."""
         return self.snapshot.identity
 
     @property
     def name(self) -> str:
-        """Which embedder's columns are searched."""
+        """Returns which embedder's columns are searched."""
         return self.encoder.name
 
     @property
     def version(self) -> int:
-        """The table's version that is open."""
+        """Returns the table's version that is open."""
         return self.snapshot.version
 
     def __len__(self) -> int:

@@ -60,7 +60,7 @@ def _card(hit: Hit, best: Mapping[str, float]) -> str:
 
 
 def _bar(name: str, score: float, best: float) -> str:
-    """A bar from zero to the best of this answer; a score below zero has none."""
+    """Returns a bar from zero to the best of this answer; a score below zero has none."""
     share = max(0.0, score / best) if best > 0 else 0.0
     return (
         "<div style='display:flex;align-items:center;font-size:11px;gap:6px'>"
@@ -80,7 +80,7 @@ def _place(hit: Hit) -> str:
 
 
 def _passage(hit: Hit) -> str:
-    """The passage with its matches marked; what precedes and follows it is shown by dots."""
+    """Returns the passage with its matches marked; what precedes and follows it is shown by dots."""
     passage, end, pieces = hit.passage, 0, []
     for start, stop in passage.marks:
         pieces += [escape(passage.text[end:start]), f"<mark style='{MARK}'>{escape(passage.text[start:stop])}</mark>"]

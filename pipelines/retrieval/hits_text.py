@@ -60,7 +60,7 @@ def _place(hit: Hit, room: int) -> str:
 
 
 def _passage(hit: Hit, width: int, colour: bool) -> str:
-    """The part of the passage around its first match, on one line, without breaking a word."""
+    """Returns the part of the passage around its first match, on one line, without breaking a word."""
     words = hit.passage.marked(OPEN, CLOSE).split(" ")
     first = next((i for i, word in enumerate(words) if OPEN in word), 0)
     while first > 0 and len(" ".join(words[first - 1 :])) <= width:

@@ -40,12 +40,12 @@ class QueryExpander:
         self._found: dict[int, Found] = {}
 
     def of(self, token_id: int) -> Found:
-        """int64 ids and float32 factors: the token itself by 1, then its neighbours, the nearest first."""
+        """Returns int64 ids and float32 factors: the token itself by 1, then its neighbours, the nearest first."""
         self._find([token_id])
         return self._found[token_id]
 
     def sources_of(self, token_ids: Sequence[int], neighbour: int) -> list[int]:
-        """Those of the tokens that have this one among their neighbours."""
+        """Returns those of the tokens that have this one among their neighbours."""
         return [token for token in token_ids if token != neighbour and neighbour in self.of(token)[0]]
 
     def expand(self, queries: SparseVectors) -> SparseVectors:

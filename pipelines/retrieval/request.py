@@ -33,7 +33,7 @@ class Request:
 
     @property
     def takes_text_alone(self) -> bool:
-        """Whether no channel that it uses needs an encoded query."""
+        """Returns whether no channel that it uses needs an encoded query."""
         reranks = (self.reranker.channel,) if isinstance(self.reranker, ByChannel) else ()
         return self.scores == "used" and not any(CHANNELS[c].output for c in (*self.searched, *reranks))
 
@@ -46,12 +46,12 @@ class Request:
 
     @property
     def effective_rule(self) -> FusionRule:
-        """The rule as a fusion: one channel alone is its raw score."""
+        """Returns the rule as a fusion: one channel alone is its raw score."""
         return self.rule if self.mode == "hybrid" else FusionRule("weighted", {self.searched[0]: 1.0})
 
     @property
     def depth(self) -> int:
-        """How many rows must be ranked before paging."""
+        """Returns how many rows must be ranked before paging."""
         wanted = self.offset + self.k
         return max(wanted, self.rerank_k) if self.reranker else wanted
 

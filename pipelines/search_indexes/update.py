@@ -34,7 +34,7 @@ class IndexesUpdate:
         return asdict(self)
 
     def text(self) -> str:
-        """One line for each thing that there is."""
+        """Returns one line for each thing that there is."""
         lines = [f"{name}: vector index {kind or 'none, the table is scanned'}" for name, kind in self.vectors.items()]
         lines += [f"{name}: {p.postings:,} postings in {p.segments} segments" for name, p in self.postings.items()]
         lines += [f"{name}: tokens counted in {rows:,} rows" for name, rows in self.counted_rows.items()]

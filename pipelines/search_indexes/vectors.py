@@ -43,7 +43,7 @@ class VectorIndex:
 
 
 def find_vector_index(snapshot: Snapshot, column: str) -> VectorIndex | None:
-    """The vector index on a column; None where there is none."""
+    """Returns the vector index on a column; None where there is none."""
     described = snapshot.indexes().get(column)
     if described is None:
         return None
@@ -55,7 +55,10 @@ def find_vector_index(snapshot: Snapshot, column: str) -> VectorIndex | None:
 
 
 def choose_kind(rows: int, kind: Kind) -> str | None:
-    """The kind that is asked for, or, for `auto`, what suits the number of rows. ConfigError for an unknown one."""
+    """Returns the kind that is asked for, or, for `auto`, what suits the number of rows.
+
+    ConfigError for an unknown one.
+    """
     if kind not in get_args(Kind):
         raise ConfigError(f"vector index: {kind!r} is unknown; there are {', '.join(get_args(Kind))}")
     if kind == "auto":
@@ -110,7 +113,7 @@ def update_vector_indexes(
 
 
 def _extended(snapshot: Snapshot, column: str, wanted: str, partitions: int | None) -> bool:
-    """Whether an index of this kind is there; if so, it takes in the rows that it lacks."""
+    """Returns whether an index of this kind is there; if so, it takes in the rows that it lacks."""
     present = find_vector_index(snapshot, column)
     if present is None or present.kind.upper() != wanted or partitions not in (None, present.partitions):
         return False

@@ -31,7 +31,7 @@ MADE_OF_PICTURES = ("thumbnail",)
 
 
 def check_columns(target: Target, drop: Sequence[str] = ()) -> None:
-    """ConfigError where the index has a metadata column that the job lacks, unless it is to be dropped.
+    """Raises ConfigError where the index has a metadata column that the job lacks, unless it is to be dropped.
 
     Also where a column is to be dropped that the job writes, or that is not the user's.
     """
@@ -78,7 +78,8 @@ def evolve_table(target: Target, lease: Lease, drop: Sequence[str] = ()) -> Targ
 
 
 def order_columns(target: Target, schema: pa.Schema) -> Target:
-    """The target with the columns of `schema` first, in its order, as fragments of one table should have them."""
+    """Returns the target with the columns of `schema` first, in its order, as fragments of one
+    table should have them."""
     order = {name: i for i, name in enumerate(schema.names)}
     fields = sorted(target.schema, key=lambda field: order.get(field.name, len(order)))
     return replace(target, schema=pa.schema(fields, metadata=target.schema.metadata))

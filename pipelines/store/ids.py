@@ -25,19 +25,22 @@ def hash_ids(ids: pa.Array) -> Keys:
 
 
 def as_keys(hashes: pa.Array) -> Keys:
-    """A `fixed_size_binary[16]` array without nulls as keys; no copy."""
+    """Returns a `fixed_size_binary[16]` array without nulls as keys; no copy."""
     data = np.frombuffer(hashes.buffers()[1] or b"", np.uint64).reshape(-1, 2)
     return data[hashes.offset : hashes.offset + len(hashes)]
 
 
 def assign_partitions(keys: Keys, partitions: int) -> IntArray:
-    """Which of `partitions` parts each key belongs to; keys spread evenly, equal keys meet."""
+    """Returns which of `partitions` parts each key belongs to; keys spread evenly, equal keys meet."""
     high = keys[:, 0] >> np.uint64(32)
     return ((high * np.uint64(partitions)) >> np.uint64(32)).astype(np.int64)
 
 
 def number_keys(keys: Keys) -> tuple[IntArray, int]:
-    """A number from 0 for each distinct key, (n,), and how many there are. Sorts; about 0.2 microseconds a key."""
+    """Returns a number from 0 for each distinct key, (n,), and how many there are.
+
+    Sorts; about 0.2 microseconds a key.
+    """
     if not len(keys):
         return np.zeros(0, np.int64), 0
     order = np.argsort(keys[:, 0], kind="stable")

@@ -41,7 +41,7 @@ class ColbertChannel:
 
     @cached_property
     def scans(self) -> bool:
-        """Whether it finds rows by itself; a large table is scanned only where an exact answer is wanted."""
+        """Returns whether it finds rows by itself; a large table is scanned only where an exact answer is wanted."""
         return self.columns.nbytes("colbert") <= COLBERT_SCAN_BYTES
 
     def top(self, queries: EncodedQueries, n: int, where: Filter | None, exact: bool = False) -> list[Ranking]:
@@ -62,7 +62,7 @@ class ColbertChannel:
 
     @property
     def has_approximate_scores(self) -> bool:
-        """Whether scores that are a little wrong cost less than exact ones: with one-bit codes and numba."""
+        """Returns whether scores that are a little wrong cost less than exact ones: with one-bit codes and numba."""
         return HAS_NUMBA and self.columns.codec.scorer == "sign_bits"
 
     def approximate_scores(self, queries: EncodedQueries, i: int, positions: IntArray) -> Floats:

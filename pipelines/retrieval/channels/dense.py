@@ -37,7 +37,7 @@ class DenseChannel:
 
     @cached_property
     def vector_index(self) -> VectorIndex | None:
-        """The column's vector index, None where it has none."""
+        """Returns the column's vector index, None where it has none."""
         return find_vector_index(self.columns.snapshot, self.columns.column("dense"))
 
     def top(self, queries: EncodedQueries, n: int, where: Filter | None, exact: bool = False) -> list[Ranking]:

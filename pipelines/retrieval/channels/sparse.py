@@ -58,19 +58,19 @@ class SparseChannel:
 
     @cached_property
     def index(self) -> InvertedIndex:
-        """The stored inverted index; without segments where none was built."""
+        """Returns the stored inverted index; without segments where none was built."""
         return InvertedIndex.open(self.columns.snapshot, self.columns.name, self.columns.memory)
 
     @cached_property
     def uncovered(self) -> SparseVectors:
-        """The rows that were written after the inverted index was built."""
+        """Returns the rows that were written after the inverted index was built."""
         rows = self.columns.take("sparse", self.index.uncovered)
         assert isinstance(rows, SparseVectors)
         return rows
 
     @cached_property
     def in_memory(self) -> CscInvertedIndex | None:
-        """The column inverted in memory; None where it does not fit."""
+        """Returns the column inverted in memory; None where it does not fit."""
         whole = self.columns.whole("sparse")
         return CscInvertedIndex.of(whole) if isinstance(whole, SparseVectors) else None
 

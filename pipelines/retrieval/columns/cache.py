@@ -66,7 +66,7 @@ class ColumnCache:
         return bytes_of(self.snapshot, self.column(output))
 
     def whole(self, output: Output) -> Data | None:
-        """The whole column in the order of positions; None if neither memory nor disk may hold it."""
+        """Returns the whole column in the order of positions; None if neither memory nor disk may hold it."""
         with self._lock:
             if output not in self._resident:
                 copy = self._copy(output)
@@ -85,7 +85,7 @@ class ColumnCache:
         return taken, np.arange(len(positions))
 
     def blocks(self, output: Output, batch_rows: int = 8192) -> Iterator[tuple[int, Data]]:
-        """(first position, data) over the whole table: one block where it is held, else batches from storage."""
+        """Yields (first position, data) over the whole table: one block where it is held, else batches from storage."""
         data = self.whole(output)
         if data is not None:
             yield 0, data
@@ -96,7 +96,7 @@ class ColumnCache:
             start += batch.num_rows
 
     def take(self, output: Output, positions: IntArray) -> Data:
-        """The rows at these positions, in this order."""
+        """Returns the rows at these positions, in this order."""
         data, rows = self.rows(output, positions)
         return data[rows] if isinstance(data, np.ndarray) else data.take(rows)
 

@@ -46,7 +46,8 @@ class LocalColumn:
 def open_local(
     folder: Path, snapshot: Snapshot, column: str, read: Callable[[pa.Array], Data], room: int | None
 ) -> LocalColumn | None:
-    """The copy of a column, brought up to date first; None where that would need more than `room` bytes of disk.
+    """Returns the copy of a column, brought up to date first; None where that would need more than
+    `room` bytes of disk.
 
     read: turns an Arrow array of the column into data. A copy that cannot be written (a full disk) is a warning.
     """
@@ -96,21 +97,21 @@ def _fragments(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def bytes_of(snapshot: Snapshot, column: str) -> int:
-    """What the column takes in the table's files."""
+    """Returns what the column takes in the table's files."""
     field = next(f for f in snapshot.dataset.lance_schema.fields() if f.name() == column)
     sizes = {f.id: f.bytes_on_disk for f in snapshot.dataset.stats.data_stats().fields}
     return sum(sizes.get(i, 0) for i in _field_ids(field))
 
 
 def _field_ids(field: Any) -> Iterator[int]:
-    """A Lance field and all below it."""
+    """Yields a Lance field and all below it."""
     yield field.id()
     for child in field.children():
         yield from _field_ids(child)
 
 
 def _manifest(place: Path) -> dict[str, int]:
-    """Rows of each fragment that is copied, in the order of the file."""
+    """Returns rows of each fragment that is copied, in the order of the file."""
     path = place / MANIFEST
     return json.loads(path.read_text()) if path.exists() else {}
 

@@ -34,7 +34,7 @@ class Tokens:
         return str(self.tokenizer.decode([token_id])).strip()
 
     def text_of(self, members: IntArray) -> tuple[tuple[str, ...], tuple[Span, ...]]:
-        """Names and places of those of the tokens that stand in the text."""
+        """Returns names and places of those of the tokens that stand in the text."""
         inside = [i for i in members if self.spans[i, 0] >= 0]
         names = tuple(self.name(int(self.ids[i])) for i in inside)
         return names, tuple((int(self.spans[i, 0]), int(self.spans[i, 1])) for i in inside)
@@ -80,7 +80,7 @@ def sparse_matches(
 def colbert_matches(
     index: IndexHandle, queries: EncodedQueries, position: int, tokens: Tokens
 ) -> tuple[ColbertMatch, ...]:
-    """One match a query token, in the order of the query; the parts sum to the channel's score."""
+    """Returns one match a query token, in the order of the query; the parts sum to the channel's score."""
     row = index.column_cache.take("colbert", np.array([position]))
     assert isinstance(row, MultiVectors)
     if not len(row.vectors):
@@ -99,7 +99,7 @@ def colbert_matches(
 
 
 def rows_of(index: IndexHandle, id: str) -> IntArray:
-    """Positions of a chunk, or of all chunks of a document."""
+    """Returns positions of a chunk, or of all chunks of a document."""
     if not isinstance(id, str):
         raise InvalidRequest(f"id: expected a string, got {type(id).__name__}")
     for column in ("chunk_id", "doc_id"):

@@ -96,7 +96,7 @@ class Explanation:
     __repr__ = __str__
 
     def highlighted(self) -> str:
-        """The text as HTML with the matches marked: the stronger the part, the deeper the colour."""
+        """Returns the text as HTML with the matches marked: the stronger the part, the deeper the colour."""
         strength: dict[Span, float] = {}
         for match in self.colbert:
             for span in match.spans:
@@ -156,7 +156,7 @@ def mark(text: str, strength: Mapping[Span, float]) -> str:
 def channel_parts(
     scores: Mapping[str, float], weights: Mapping[str, float], parts: Mapping[str, float]
 ) -> dict[str, ChannelPart]:
-    """Every channel's line; one without a weight has part 0."""
+    """Returns every channel's line; one without a weight has part 0."""
     total = sum(abs(part) for part in parts.values()) or 1.0
     return {
         name: ChannelPart(score, weights.get(name, 0.0), parts.get(name, 0.0), abs(parts.get(name, 0.0)) / total)

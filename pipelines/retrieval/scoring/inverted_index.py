@@ -89,7 +89,7 @@ class InvertedIndex:
         return cls(tuple(opened), np.concatenate([np.zeros(0, np.int64), *rest]))
 
     def promising(self, token_ids: Array, weights: Floats, n: int, allowed: Mask | None = None) -> IntArray:
-        """Positions among which the n best covered rows are for certain, ascending."""
+        """Returns positions among which the n best covered rows are for certain, ascending."""
         lists = [s.ask(token_ids) for s in self.segments]
         error = max([_overshoot(*found, weights) for found in lists], default=0.0)
         heap, size = np.zeros(n, np.float32), 0

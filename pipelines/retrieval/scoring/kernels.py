@@ -84,7 +84,8 @@ _ALL = np.zeros(0, np.bool_)
 def top_n(
     scores: Floats, n: int, allowed: npt.NDArray[np.bool_] | None = None, above: float = -np.inf
 ) -> tuple[IntArray, Floats]:
-    """Positions and scores of the n best above `above`, best first; of equal scores the lower position comes first."""
+    """Returns positions and scores of the n best above `above`, best first; of equal scores the
+    lower position comes first."""
     size = min(n, len(scores))
     values, items = np.empty(size, np.float32), np.empty(size, np.int64)
     if size:

@@ -102,7 +102,8 @@ def _page_lists(terms: Any, lists: Any, page: int, cursor: Any, blocks: Any, ste
 
 @compiled
 def _split(lists: Any, blocks: Any, steps: Any, m: int, bar: float) -> tuple[int, Any]:
-    """How many of the lists are added up, and the most that the rest adds; 0 where all together do not suffice."""
+    """Returns how many of the lists are added up, and the most that the rest adds; 0 where all
+    together do not suffice."""
     total = np.float32(0)
     for e in range(m):
         total += steps[e] * LEVELS
@@ -132,7 +133,7 @@ def _add_up(lists: Any, blocks: Any, steps: Any, first: int, last: int, sums: An
 def _completed(
     lists: Any, blocks: Any, steps: Any, essential: int, m: int, row: int, score: float, rest: float, bar: float
 ) -> float:
-    """The row's score with the lists that were not added up, as far as it can still reach the bar."""
+    """Returns the row's score with the lists that were not added up, as far as it can still reach the bar."""
     for e in range(m - 1, essential - 1, -1):
         if score + rest < bar:
             return score
@@ -143,7 +144,7 @@ def _completed(
 
 @compiled
 def _above(sums: Any, first: int, last: int, least: float) -> int:
-    """How many of sums[first:last] may matter; without a branch, so that it is vectorised."""
+    """Returns how many of sums[first:last] may matter; without a branch, so that it is vectorised."""
     above = 0
     for i in range(first, last):
         above += sums[i] >= least

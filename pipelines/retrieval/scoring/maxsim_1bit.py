@@ -257,7 +257,8 @@ def _planes(rounded: Floats) -> Array:
 
 
 def _byte_tables(vectors: Floats) -> Floats:
-    """(m, bytes, 256): what each byte of a code contributes to the product; bits are +1 and -1, padding counts 0."""
+    """Returns (m, bytes, 256): what each byte of a code contributes to the product; bits are +1 and
+    -1, padding counts 0."""
     m, dim = vectors.shape
     padded = np.zeros((m, -(-dim // 8), 8), np.float32)
     padded.reshape(m, -1)[:, :dim] = vectors

@@ -29,7 +29,7 @@ _SUMS = ir.VectorType(I32, LANES)
 
 @lru_cache(maxsize=1)
 def has_vnni() -> bool:
-    """Whether this processor has the instructions."""
+    """Returns whether this processor has the instructions."""
     features = llvmlite.binding.get_host_cpu_features()
     return all(features.get(name, False) for name in ("avx512vnni", "avx512bw", "avx512vl"))
 
