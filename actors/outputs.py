@@ -52,11 +52,13 @@ class TokenBatch:
     """Texts as token ids, special tokens included, ready for a forward pass.
 
     ids: int32 (m,); offsets: int64 (n + 1,); n_truncated: int32 (n,), tokens that did not fit and were dropped.
+    attended: int32 (n,), leading tokens of each text that attention sees (ColBERT's query expansion); None: all.
     """
 
     ids: npt.NDArray[np.int32]
     offsets: IntArray
     n_truncated: npt.NDArray[np.int32]
+    attended: npt.NDArray[np.int32] | None = None
 
     def __post_init__(self) -> None:
         _check_offsets(self.offsets, len(self.ids), "TokenBatch")
@@ -70,17 +72,19 @@ class TokenBatch:
 
     def take(self, rows: IntArray) -> TokenBatch:
         lengths = self.lengths[rows]
-        return TokenBatch(
-            self.ids[ranges(self.offsets[:-1][rows], lengths)], offsets_of(lengths), self.n_truncated[rows]
-        )
+        ids = self.ids[ranges(self.offsets[:-1][rows], lengths)]
+        attended = None if self.attended is None else self.attended[rows]
+        return TokenBatch(ids, offsets_of(lengths), self.n_truncated[rows], attended)
 
 
 def concat_tokens(batches: Sequence[TokenBatch]) -> TokenBatch:
     """One TokenBatch out of several, in order."""
+    attended = [b.lengths.astype(np.int32) if b.attended is None else b.attended for b in batches]
     return TokenBatch(
         np.concatenate([b.ids for b in batches]),
         _stack([b.offsets for b in batches]),
         np.concatenate([b.n_truncated for b in batches]),
+        None if all(b.attended is None for b in batches) else np.concatenate(attended),
     )
 
 

@@ -8,8 +8,16 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
 ModelClass = Literal[
-    "encoder-only-base", "encoder-only-m3", "decoder-only-base", "decoder-only-icl", "decoder-only-pseudo_moe"
+    "encoder-only-base",
+    "encoder-only-m3",
+    "decoder-only-base",
+    "decoder-only-icl",
+    "decoder-only-pseudo_moe",
+    "sentence-transformer",
+    "sparse-encoder",
+    "multi-vector-encoder",
 ]
+"""FlagEmbedding's five classes, and the three of sentence-transformers: dense, SPLADE and ColBERT-type checkpoints."""
 Pooling = Literal["cls", "mean", "last_token"]
 Output = Literal["dense", "sparse", "colbert"]
 DType = Literal["auto", "fp32", "bf16", "fp16"]
@@ -59,11 +67,15 @@ class EmbedderSpec:
     revision: str | None = field(default=None, metadata=ALWAYS_IN_IDENTITY)
     """Hub revision: a commit hash pins the weights."""
     model_class: ModelClass | None = field(default=None, metadata=ALWAYS_IN_IDENTITY)
-    """Which of FlagEmbedding's classes runs it."""
+    """What runs it: one of FlagEmbedding's classes, or of sentence-transformers'."""
     pooling: Pooling | None = field(default=None, metadata=ALWAYS_IN_IDENTITY)
     """Which token states make the dense vector."""
-    normalize: bool | None = field(default=True, metadata=ALWAYS_IN_IDENTITY)
+    normalize: bool | None = field(default=None, metadata=ALWAYS_IN_IDENTITY)
     """L2-normalise dense and ColBERT vectors. None: what the checkpoint's modules.json says, True without one."""
+    query_prompt: str | None = field(default=None, metadata=NOT_IN_IDENTITY)
+    """Name of the prompt that the checkpoint stores for queries; None: `query`. An instruction wins over it."""
+    passage_prompt: str | None = field(default=None, metadata=NOT_IN_IDENTITY)
+    """Name of the stored prompt for passages; None: `document`, `passage` or `corpus`, whichever there is."""
     query_instruction: str | None = field(default=None, metadata=ALWAYS_IN_IDENTITY)
     """What stands before every query."""
     query_instruction_format: str | None = field(default=None, metadata=ALWAYS_IN_IDENTITY)
@@ -77,7 +89,11 @@ class EmbedderSpec:
     passage_max_length: int | None = field(default=None, metadata=ALWAYS_IN_IDENTITY | POSITIVE)
     """Tokens kept of a text, special tokens included; None: 512, or what the model card says if that is less."""
     truncate_dim: int | None = field(default=None, metadata=ALWAYS_IN_IDENTITY | POSITIVE)
-    """Keep the first dimensions only (Matryoshka), before normalisation."""
+    """Keep the first dimensions only (Matryoshka), before normalisation; in a sentence-transformers chain after it."""
+    max_active_dims: int | None = field(default=None, metadata=POSITIVE)
+    """SPLADE: keep a text's largest weights only; None: what the checkpoint says, else all."""
+    sparse_threshold: float | None = field(default=None, metadata=POSITIVE)
+    """SPLADE: keep weights above this only; None: 0."""
     colbert_dim: int | None = field(default=None, metadata=NOT_IN_IDENTITY | POSITIVE)
     """Refuse a ColBERT head of another width; None takes the checkpoint's."""
     picture_weights: str | None = None

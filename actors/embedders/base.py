@@ -18,12 +18,17 @@ from transformers import AutoConfig
 
 from actors.checkpoints.files import CheckpointError
 from actors.checkpoints.loading import check_weights, load_head
+from actors.checkpoints.module_chain import ModuleChain
 from actors.codecs.device_codec import DeviceCodec
 from actors.compute.resolve import Compute, resolve_compute
 from actors.embedders.engine import EncodeRequest, Engine
+from actors.embedders.module_engine import ModuleEngine
 from actors.models.identity import Identity, available_outputs, describe, head_folder
 from actors.models.preparation import Kind, Preparation
-from actors.network.backbone import load_backbone
+from actors.network.backbone import Backbone, load_backbone
+from actors.network.splade import QueryTable
+from actors.network.splade_loading import load_splade, read_query_table
+from actors.network.vector_modules import load_chain
 from actors.outputs import EmbeddingBatch, IntArray, TokenBatch, concat
 from actors.spec import OUTPUTS, Output
 from actors.text.tokenizer import checked_texts
@@ -40,7 +45,7 @@ UNWEIGHTED = ("cls_token", "eos_token", "pad_token", "unk_token")
 class Embedder:
     """One model, ready to embed. It keeps no state between calls, so any number of threads may share it."""
 
-    def __init__(self, preparation: Preparation, engine: Engine) -> None:
+    def __init__(self, preparation: Preparation, engine: Engine | ModuleEngine) -> None:
         self.preparation = preparation
         self.engine = engine
         self.spec = preparation.spec
@@ -70,14 +75,22 @@ class Embedder:
         return self.preparation.tokenise(texts, kind, max_length)
 
     def embed_tokens(
-        self, tokens: TokenBatch, outputs: Sequence[Output] | None = None, device_codec: DeviceCodec | None = None
+        self,
+        tokens: TokenBatch,
+        outputs: Sequence[Output] | None = None,
+        device_codec: DeviceCodec | None = None,
+        kind: Kind = "passage",
     ) -> EmbeddingBatch:
         """The asked outputs (None: all that the model has), in the order of the texts.
+
+        kind: what the tokens are of; some models treat queries differently.
 
         device_codec: ColBERT vectors come encoded. Raises ValueError for an output that this model has no head for.
         """
         asked = checked_outputs(outputs, self.outputs, self.spec.model)
-        return self.engine.embed_tokens(tokens, EncodeRequest(asked, device_codec=device_codec))
+        prompt_length = self.preparation.prompt_length(kind)
+        request = EncodeRequest(asked, device_codec=device_codec, kind=kind, prompt_length=prompt_length)
+        return self.engine.embed_tokens(tokens, request)
 
     def embed_rows(
         self,
@@ -109,7 +122,7 @@ class Embedder:
         >>> (passages @ model.embed_queries(["what do pandas eat"]).dense[0]).argmax().item()
         0
         """
-        return self.embed_tokens(self.tokenise(texts, "query"), outputs)
+        return self.embed_tokens(self.tokenise(texts, "query"), outputs, kind="query")
 
     def identity(self) -> Identity:
         """What an index must have been built with to be searched with this embedder."""
@@ -146,6 +159,38 @@ def checked_outputs(asked: Sequence[Output] | None, has: tuple[Output, ...], mod
         why = f": the checkpoint has no {missing[0]} head" if missing and missing[0] in OUTPUTS else ""
         raise ValueError(f"{model} gives {', '.join(has)}, asked for {', '.join(asked) or 'nothing'}{why}")
     return tuple(asked)
+
+
+def load_chain_engine(preparation: Preparation, chain: ModuleChain) -> ModuleEngine:
+    """The weights of a sentence-transformers chain, in the dtype and on the device that its ComputeSpec resolves to."""
+    spec, folder = preparation.spec, preparation.folder
+    check_weights(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
+    compute = resolve_compute(spec.compute, config)
+    outputs = available_outputs(preparation)
+    if chain.model_class == "sparse-encoder":
+        backbone, splade = load_splade(folder, compute, chain, spec)
+        return ModuleEngine(backbone, compute, outputs, splade=splade, query_table=_query_table(preparation, backbone))
+    backbone = load_backbone(folder, compute, trust_remote_code=spec.trust_remote_code)
+    loaded = load_chain(chain, backbone.hidden_size, compute, spec.normalize)
+    return ModuleEngine(
+        backbone, compute, outputs, loaded, rules=preparation.rules, truncate_dim=spec.truncate_dim,
+        normalize=bool(spec.normalize),
+    )  # fmt: skip
+
+
+def _query_table(preparation: Preparation, backbone: Backbone) -> QueryTable | None:
+    chain, spec = preparation.chain, preparation.spec
+    assert chain is not None, "a SPLADE model is a chain"
+    if chain.query_table is None or preparation.query_tokenizer is None:
+        return None
+    weight = read_query_table(chain.query_table, preparation.query_tokenizer)
+    if len(weight) > backbone.vocab_size:
+        raise CheckpointError(
+            f"{chain.query_table}: the query table weighs {len(weight)} tokens, "
+            f"the document model knows {backbone.vocab_size}: they are of different tokenizers"
+        )
+    return QueryTable(weight, spec.max_active_dims, spec.sparse_threshold or 0.0)
 
 
 def load_engine(preparation: Preparation) -> Engine:

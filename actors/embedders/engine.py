@@ -12,6 +12,7 @@ from actors.codecs.device_codec import DeviceCodec
 from actors.compute.batch_executor import BatchExecutor
 from actors.compute.batching import inverse_permutation
 from actors.compute.resolve import Compute
+from actors.models.preparation import Kind
 from actors.network import heads
 from actors.network.backbone import Backbone
 from actors.network.transformers_backbone import PaddedTransformer
@@ -37,6 +38,9 @@ class EncodeRequest:
     budget: int | None = None
     ignore_truncate_dim: bool = False
     domain: str | None = None
+    kind: Kind = "passage"
+    prompt_length: int = 0
+    """Leading tokens of every text that a chain's pooling leaves out."""
     device_codec: DeviceCodec | None = None
 
 
@@ -129,7 +133,7 @@ class Engine:
 
     def _forward(self, ids: Tensor, offsets: IntArray, domain: str | None) -> Tensor:
         if domain is not None and isinstance(self.backbone, PaddedTransformer):
-            return self.backbone.forward(ids, offsets, domain)
+            return self.backbone.forward(ids, offsets, domain=domain)
         return self.backbone.forward(ids, offsets)
 
 

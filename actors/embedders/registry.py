@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from actors.embedders.base import Embedder, load_engine
+from actors.embedders.base import Embedder, load_chain_engine, load_engine
 from actors.models.preparation import load_preparation
 from actors.spec import EmbedderSpec
 
@@ -19,4 +19,6 @@ def load_embedder(spec: EmbedderSpec) -> Embedder:
 
         return VisualizedBGE.from_spec(spec)
     preparation = load_preparation(spec)
+    if preparation.chain is not None:
+        return Embedder(preparation, load_chain_engine(preparation, preparation.chain))
     return Embedder(preparation, load_engine(preparation))

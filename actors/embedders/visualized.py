@@ -77,8 +77,8 @@ class VisualizedBGE(Embedder):
         parts = load_parts(Path(spec.picture_weights), config, compute.device, compute.dtype)
         self.tower, self.projection = parts.tower, parts.projection
         self.encoder = PackedEncoder(parts.text)
-        head = (known.pooling, bool(known.normalize), known.truncate_dim)
-        engine = Engine(self.encoder, compute, ("dense",), *head, None, None, frozenset())
+        self.head = (known.pooling, bool(known.normalize), known.truncate_dim)
+        engine = Engine(self.encoder, compute, ("dense",), *self.head, None, None, frozenset())
         super().__init__(preparation, engine)
 
     @property
@@ -169,8 +169,8 @@ class VisualizedBGE(Embedder):
         lengths = tokens.lengths + self.tower.config.patches
         offsets = offsets_of(lengths)
         hidden = self.encoder.forward_embedded(self._fused(self._patches(pixels), tokens, offsets), offsets)
-        unit, cut = self.engine.normalize, self.engine.truncate_dim
-        dense = heads.dense(hidden, offsets, self.engine.pooling, normalize=unit, truncate_dim=cut).cpu().numpy()
+        pooling, unit, cut = self.head
+        dense = heads.dense(hidden, offsets, pooling, normalize=unit, truncate_dim=cut).cpu().numpy()
         return EmbeddingBatch(dense, None, None, lengths.astype(np.int32), tokens.n_truncated)
 
     def _patches(self, pixels: Pixels) -> Tensor:

@@ -34,7 +34,7 @@ class Encoder:
 
 def load_encoder(config: FitConfig) -> Encoder:
     spec = EmbedderSpec(model=config.model, trust_remote_code=config.trust_remote_code, compute=config.compute)
-    preparation = load_preparation(spec)
+    preparation = load_preparation(spec, chains=False)
     assert preparation.spec.pooling is not None, "the spec is complete"
     if preparation.spec.model_class not in ("encoder-only-base", "encoder-only-m3"):
         raise ValueError(f"{config.model} is {preparation.spec.model_class}; M3 heads are fitted on encoders")

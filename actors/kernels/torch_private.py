@@ -47,7 +47,7 @@ def pack_weight(weight: Tensor) -> Tensor:
     return packed
 
 
-def packed_linear(x: Tensor, packed_weight: Tensor, bias: Tensor, *, fused_gelu: bool = False) -> Tensor:
+def packed_linear(x: Tensor, packed_weight: Tensor, bias: Tensor | None, *, fused_gelu: bool = False) -> Tensor:
     """Computes `x @ weight.T + bias`, and erf-GELU of it in the same pass where asked."""
     activation = "gelu" if fused_gelu else "none"
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed_weight, bias, activation, [], "none")

@@ -126,7 +126,7 @@ def complete(spec: EmbedderSpec, folder: Path) -> EmbedderSpec:
     """
     listed = EMBEDDERS.get(short_name(spec.model))
     if not spec.trust_remote_code:
-        _refuse_own_code(spec.model, folder, listed is not None and listed.own_code)
+        refuse_own_code(spec.model, folder, listed is not None and listed.own_code)
     named = listed if spec.model_class is None else CatalogueEntry(spec.model_class, CLASS_POOLING[spec.model_class])
     entry = named or detect(folder)
     filled = entry.fill(spec)
@@ -248,7 +248,8 @@ def check_length(length: int, positions: int | None, name: str) -> None:
         raise ValueError(f"{name} {length} is beyond the model's {positions} positions")
 
 
-def _refuse_own_code(model: str, folder: Path, published_with_code: bool) -> None:
+def refuse_own_code(model: str, folder: Path, published_with_code: bool) -> None:
+    """Raises ValueError where the checkpoint runs code of its own that transformers cannot stand in for."""
     config = _config(folder)
     code = config.get("auto_map", {}).get("AutoModel")
     if code is None:

@@ -6,16 +6,24 @@ once, for their fingerprint.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from actors.checkpoints.files import read_json
 from actors.checkpoints.loading import FITTED, PACKAGED, check_weights, fingerprint, head_file, head_width
+from actors.checkpoints.module_chain import ModuleChain, chain_width, module_weights
 from actors.models.preparation import Preparation
 from actors.spec import OUTPUTS, Output
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
-Identity = dict[str, str | int | bool | None]
+Identity = dict[str, str | int | float | bool | None]
+
+CHAIN_OUTPUTS: dict[str, Output] = {
+    "sentence-transformer": "dense",
+    "sparse-encoder": "sparse",
+    "multi-vector-encoder": "colbert",
+}
 
 
 def head_folder(preparation: Preparation) -> Path:
@@ -29,6 +37,8 @@ def available_outputs(preparation: Preparation) -> tuple[Output, ...]:
 
     The packaged model needs no ColBERT head: its last hidden states serve as they are.
     """
+    if preparation.chain is not None:
+        return (CHAIN_OUTPUTS[preparation.chain.model_class],)
     if preparation.spec.model_class != "encoder-only-m3":
         return ("dense",)
     folder = head_folder(preparation)
@@ -60,9 +70,30 @@ def describe(preparation: Preparation) -> Identity:
     }
     if spec.model in PACKAGED and (head := head_file(head_folder(preparation), "sparse_linear")) is not None:
         described["lexical_head"] = fingerprint(head)  # it changes with this program, not with the model's weights
+    if preparation.chain is not None:
+        described.update(_describe_chain(preparation, preparation.chain, hidden))
     if (head_folder(preparation) / FITTED).is_file():
         described["fitted_heads"] = True
     return described if pictures is None else {**described, "picture_size": _picture_size(pictures)}
+
+
+def _describe_chain(preparation: Preparation, chain: ModuleChain, hidden: int) -> Identity:
+    """What a sentence-transformers chain adds: its modules, the weights they have, and how weights are sparsified."""
+    width, spec = chain_width(chain, hidden), preparation.spec
+    files = [module_weights(folder) for folder in chain.weight_folders() if folder != chain.transformer]
+    own = [fingerprint(file) for file in files if file.is_file()]
+    weights = fingerprint(chain.transformer)
+    described: Identity = {
+        "modules": chain.digest(),
+        "weights": hashlib.sha256("".join([weights, *own]).encode()).hexdigest() if own else weights,
+    }
+    if chain.model_class == "sparse-encoder":
+        described |= {"max_active_dims": spec.max_active_dims, "sparse_threshold": spec.sparse_threshold or 0.0}
+    elif chain.model_class == "multi-vector-encoder":
+        described["colbert_dim"] = min(width, spec.truncate_dim or width)
+    else:
+        described["dim"] = min(width, spec.truncate_dim or width)
+    return described
 
 
 def hidden_size(folder: Path, trust_remote_code: bool = False) -> int:

@@ -10,14 +10,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from actors.checkpoints.loading import resolve_folder
-from actors.models.catalogue import check_length, complete, max_positions
+from actors.checkpoints.files import CheckpointError, read_json
+from actors.checkpoints.loading import head_file, resolve_folder
+from actors.checkpoints.module_chain import RUNNABLE, ModuleChain, read_module_chain
+from actors.models.catalogue import (
+    DEFAULT_LENGTH,
+    EMBEDDERS,
+    check_length,
+    complete,
+    max_positions,
+    refuse_own_code,
+    short_name,
+)
 from actors.outputs import TokenBatch
 from actors.spec import EmbedderSpec
+from actors.text.late_interaction import TokenRules, token_rules
 from actors.text.prompts import PLAIN, InContext, instruct
-from actors.text.tokenizer import TextTokenizer, read_tokenizer
+from actors.text.tokenizer import TextTokenizer, read_library_tokenizer, read_tokenizer
 
 Kind = Literal["passage", "query", "plain"]
+UNLIMITED = 2**20
+"""Tokens of a query that no model reads (inference-free SPLADE), where its tokenizer states no length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +42,11 @@ class Preparation:
     tokenizer: TextTokenizer
     positions: int | None
     in_context: InContext | None = None
+    chain: ModuleChain | None = None
+    """What a sentence-transformers or PyLate folder runs; `folder` is then its transformer's."""
+    rules: TokenRules | None = None
+    query_tokenizer: TextTokenizer | None = None
+    """Set where queries are a table's weights (inference-free SPLADE): no special tokens."""
 
     def tokenise(self, texts: Iterable[str], kind: Kind = "passage", max_length: int | None = None) -> TokenBatch:
         """Texts with this kind's instruction as token ids, cut to `max_length` (None: this kind's own).
@@ -37,11 +55,24 @@ class Preparation:
         lone surrogate and for a length that the model has no positions for.
         """
         length = self._length(kind) if max_length is None else max_length
-        check_length(length, self.positions, "max_length")
+        is_table = kind == "query" and self.query_tokenizer is not None
+        check_length(length, None if is_table else self.positions, "max_length")
         written = self.write(texts, kind)
         if kind == "query" and self.in_context is not None:
             return self.in_context.tokenise(self.tokenizer, written, length)
+        if kind == "query" and self.query_tokenizer is not None:
+            return self.query_tokenizer.tokenise_bare(written, length)
+        if self.rules is not None:
+            return self.rules.tokenise(written, kind == "query", length)
         return self.tokenizer.tokenise(written, length)
+
+    def prompt_length(self, kind: Kind) -> int:
+        """Leading tokens that the prompt takes, where the checkpoint leaves them out of its pooling; else 0."""
+        prompt = self.spec.query_instruction if kind == "query" else self.spec.passage_instruction
+        if self.chain is None or self.chain.include_prompt or kind == "plain" or not prompt:
+            return 0
+        tokens = self.tokenizer.tokenise([prompt], self._length(kind))
+        return len(tokens.ids) - int(len(tokens.ids) > 0 and int(tokens.ids[-1]) in self.tokenizer.special_ids)
 
     @property
     def room(self) -> int:
@@ -64,15 +95,95 @@ class Preparation:
         return replace(self, in_context=in_context)
 
 
-def load_preparation(spec: EmbedderSpec) -> Preparation:
+def load_preparation(spec: EmbedderSpec, *, chains: bool = True) -> Preparation:
     """Resolves the model, reads its tokenizer and completes the spec; loads no weights.
 
-    A model that sees pictures has no heads, whatever its text half has.
+    A sentence-transformers folder is prepared as that library would, unless its name or class is FlagEmbedding's or
+    `chains` is False. A model that sees pictures has no heads, whatever its text half has.
     """
     if spec.picture_weights is not None:
         spec = replace(spec, model_class="encoder-only-base")
     folder = resolve_folder(spec.model, spec.revision, spec.cache_dir, spec.trust_remote_code)
+    chain = find_chain(spec, folder) if chains else None
+    if chain is not None:
+        return _prepare_chain(spec, chain)
     spec = complete(spec, folder)
     tokenizer = read_tokenizer(folder, trust_remote_code=spec.trust_remote_code)
     in_context = InContext() if spec.model_class == "decoder-only-icl" else None
     return Preparation(spec, folder, tokenizer, max_positions(folder), in_context)
+
+
+def find_chain(spec: EmbedderSpec, folder: Path) -> ModuleChain | None:
+    """The module chain that this spec runs; None where FlagEmbedding's table, class or heads decide instead.
+
+    Raises CheckpointError where the spec asks for a class that the folder cannot be read as.
+    """
+    if spec.model_class in RUNNABLE:
+        chain = read_module_chain(folder, spec.model_class)
+        if chain is None:
+            raise CheckpointError(
+                f"{folder} has no modules.json and is no ColBERT checkpoint, as {spec.model_class} needs"
+            )
+        return chain
+    has_heads = any(head_file(folder, name) for name in ("sparse_linear", "colbert_linear"))
+    if spec.model_class is not None or has_heads or short_name(spec.model) in EMBEDDERS:
+        return None
+    return read_module_chain(folder)
+
+
+def _prepare_chain(spec: EmbedderSpec, chain: ModuleChain) -> Preparation:
+    chain = chain.with_pooling(spec.pooling)
+    folder = chain.transformer
+    if not spec.trust_remote_code:
+        refuse_own_code(spec.model, folder, False)
+    tokenizer = read_library_tokenizer(folder, chain.tokenizer_options, chain.lower_case)
+    query_tokenizer = None if chain.query_table is None else _query_tokenizer(chain.query_table, tokenizer)
+    rules = None if chain.late is None else token_rules(chain.late, tokenizer)
+    complete_spec = replace(
+        spec,
+        model_class=chain.model_class,
+        query_instruction=_instruction(spec.query_instruction, chain, "query", spec.query_prompt),
+        query_instruction_format=spec.query_instruction_format or PLAIN,
+        passage_instruction=_instruction(spec.passage_instruction, chain, "passage", spec.passage_prompt),
+        query_max_length=_chain_length(spec.query_max_length, chain, "query", query_tokenizer or tokenizer),
+        passage_max_length=_chain_length(spec.passage_max_length, chain, "passage", tokenizer),
+        truncate_dim=spec.truncate_dim or chain.truncate_dim,
+        max_active_dims=spec.max_active_dims or chain.max_active_dims,
+    )
+    return Preparation(
+        complete_spec, folder, tokenizer, max_positions(folder),
+        chain=chain, rules=rules, query_tokenizer=query_tokenizer,
+    )  # fmt: skip
+
+
+def _instruction(given: str | None, chain: ModuleChain, kind: Kind, name: str | None) -> str:
+    return chain.prompt(kind, name) if given is None else given
+
+
+def _chain_length(asked: int | None, chain: ModuleChain, kind: Kind, tokenizer: TextTokenizer) -> int:
+    """An asked length, else the folder's for this kind, else its own; never beyond the positions of the model."""
+    if kind == "query" and chain.query_table is not None:
+        return asked or tokenizer.max_length or UNLIMITED
+    own = chain.query_length if kind == "query" else chain.document_length
+    config = read_json(chain.transformer / "config.json") or {}
+    stated = config.get("max_position_embeddings") or config.get("n_positions")
+    limits = [chain.max_length] if chain.max_length is not None else [tokenizer.max_length, stated]
+    general = min((limit for limit in limits if limit is not None and limit > 0), default=DEFAULT_LENGTH)
+    positions = max_positions(chain.transformer)
+    if asked is not None:
+        check_length(asked, positions, "query_max_length" if kind == "query" else "passage_max_length")
+        return asked
+    return min(own or general, positions or own or general)
+
+
+def _query_tokenizer(folder: Path, documents: TextTokenizer) -> TextTokenizer:
+    """The tokenizer beside a query table, which must number tokens as the document model does."""
+    if not (folder / "tokenizer_config.json").is_file():
+        return documents
+    tokenizer = read_library_tokenizer(folder, {})
+    if tokenizer.backend.get_vocab() != documents.backend.get_vocab():
+        raise CheckpointError(
+            f"{folder}: the query table's tokenizer numbers tokens otherwise than the document model's; "
+            "its weights would land on other words"
+        )
+    return tokenizer

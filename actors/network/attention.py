@@ -14,11 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from actors.outputs import IntArray
+
+Counts = npt.NDArray[np.int32]
 
 LANES = 16
 """float32 numbers in one AVX-512 register."""
@@ -28,10 +31,14 @@ LEAST_TILED = 512
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """Where each text lies: offsets int64 (n + 1,), counted in tokens; every text has at least one."""
+    """Where each text lies: offsets int64 (n + 1,), counted in tokens; every text has at least one.
+
+    attended: the leading tokens of each text that attention sees, int (n,); None: all. The others see them, too.
+    """
 
     offsets: IntArray
     device: torch.device
+    attended: Counts | None = None
     runs: list[tuple[int, int, int]] = field(init=False)
     """(first token, texts, length) of each run of neighbours with equal length."""
     cumulative: Tensor = field(init=False)
@@ -69,6 +76,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, segments: Segments, option
 
     Rows past the last text belong to nobody and come back as zeros (a CPU batch is rounded up); they must be finite.
     """
+    if segments.attended is not None:
+        return _attend_leading(query, key, value, segments, segments.attended, options)
     flash = _flash() if _flash_takes(query, options) else None
     if flash is not None:
         return flash(query, key, value, segments, options)
@@ -83,6 +92,24 @@ def attend(query: Tensor, key: Tensor, value: Tensor, segments: Segments, option
         k, v = (_strided_views(x, start, texts, length, wide) for x in (key, value))
         block = _block(q, k, v, options).transpose(1, 2)
         out[start : start + texts * length].view(block.shape).copy_(block)
+    return out
+
+
+def _attend_leading(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, attended: Counts, options: AttentionOptions
+) -> Tensor:
+    """`attend` where every token of a text sees the text's first `attended` tokens only; texts are short queries."""
+    if options.softcap is not None:
+        raise ValueError("attention with soft-capping has no unattended tokens: query expansion needs another model")
+    out, done = torch.zeros(query.shape, dtype=query.dtype, device=query.device), 0
+    grouped = query.shape[1] != key.shape[1]
+    for start, texts, length in segments.runs:
+        q, k, v = (_strided_views(x, start, texts, length, length) for x in (query, key, value))
+        seen = torch.from_numpy(np.arange(length) < attended[done : done + texts, None]).to(query.device)
+        mask = seen[:, None, None] & visible(length, options, query.device)
+        block = sdpa(q, k, v, attn_mask=mask, scale=options.scale, enable_gqa=grouped).transpose(1, 2)
+        out[start : start + texts * length].view(block.shape).copy_(block)
+        done += texts
     return out
 
 

@@ -14,15 +14,20 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from actors.checkpoints.loading import aligned
 from actors.compute.resolve import Compute
 from actors.models.catalogue import ENCODERS
+from actors.network.attention import Counts
 from actors.network.packed_encoder import PackedEncoder
+from actors.network.rotary_encoder import RotaryEncoder, can_pack
 from actors.network.transformers_backbone import PACKABLE, PACKED_ATTENTION, PackedTransformer, PaddedTransformer
 from actors.outputs import IntArray
+
+ENCODER_DECODERS = frozenset({"t5", "mt5", "umt5", "longt5"})
+"""Of these the encoder alone is loaded."""
 
 
 class Backbone(Protocol):
@@ -35,9 +40,10 @@ class Backbone(Protocol):
     """(vocab_size, h): the input embedding of every token."""
     device: torch.device
 
-    def forward(self, ids: Tensor, offsets: IntArray) -> Tensor:
+    def forward(self, ids: Tensor, offsets: IntArray, *, attended: Counts | None = None) -> Tensor:
         """Maps int64 ids (T,) on `device` and host offsets (n + 1,) to last hidden states (T, h), final norm applied.
 
+        attended: the number of leading tokens of each text that attention sees; None: all.
         Raises ValueError for an empty text and for one longer than `max_positions`.
         """
 
@@ -52,14 +58,22 @@ def load_backbone(folder: Path, compute: Compute, *, trust_remote_code: bool = F
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if trust_remote_code and "AutoModel" in (getattr(config, "auto_map", None) or {}):
         return PaddedTransformer(load_pretrained(AutoModel, folder, compute, config, trust_remote_code=True))
-    if config.model_type in ENCODERS:
-        model = load_pretrained(AutoModel, folder, compute, config, add_pooling_layer=False)
-        return PackedEncoder(model, compute.compile)
-    if config.model_type in PACKABLE:
+    if config.model_type in PACKABLE and not can_pack(config):
         return PackedTransformer(
             load_pretrained(AutoModel, folder, compute, config, attn_implementation=PACKED_ATTENTION)
         )
-    return PaddedTransformer(load_pretrained(AutoModel, folder, compute, config))
+    auto = AutoModelForTextEncoding if config.model_type in ENCODER_DECODERS else AutoModel
+    options = {"add_pooling_layer": False} if config.model_type in ENCODERS else {}
+    return wrap_backbone(load_pretrained(auto, folder, compute, config, **options), compute)
+
+
+def wrap_backbone(model: PreTrainedModel, compute: Compute) -> Backbone:
+    """The fastest forward that is exact for a loaded base model: packed where we have one, else padded."""
+    if model.config.model_type in ENCODERS:
+        return PackedEncoder(model, compute.compile)
+    if can_pack(model.config):
+        return RotaryEncoder(model)
+    return PaddedTransformer(model)
 
 
 def load_pretrained(

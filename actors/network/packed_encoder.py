@@ -18,7 +18,7 @@ from transformers.activations import ACT2FN
 
 from actors.compute.batching import round_up_tokens
 from actors.kernels.torch_private import has_packed_linear, pack_weight, packed_linear
-from actors.network.attention import AttentionOptions, Segments, attend
+from actors.network.attention import AttentionOptions, Counts, Segments, attend
 from actors.outputs import IntArray
 
 
@@ -92,12 +92,15 @@ class PackedEncoder:
         self.device: torch.device = model.device
 
     @torch.inference_mode()
-    def forward(self, ids: Tensor, offsets: IntArray, kinds: Tensor | None = None) -> Tensor:
+    def forward(
+        self, ids: Tensor, offsets: IntArray, kinds: Tensor | None = None, *, attended: Counts | None = None
+    ) -> Tensor:
         """Last hidden states (T, h) of packed texts.
 
-        ids: int64 (T,); offsets: int64 (n + 1,) on the host; kinds: int64 (T,) token types, 0 where None.
+        ids: int64 (T,); offsets: int64 (n + 1,) on the host; kinds: int64 (T,) token types, 0 where None; attended:
+        see `Segments`.
         """
-        segments = Segments(offsets, ids.device)
+        segments = Segments(offsets, ids.device, attended)
         return self._encode(self._embed(ids, segments, kinds), segments)
 
     @torch.inference_mode()

@@ -16,12 +16,16 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 
-from actors.network.attention import AttentionOptions, Segments, attend
+from actors.network.attention import AttentionOptions, Counts, Segments, attend
 from actors.outputs import IntArray, ranges
 
 PACKED_ATTENTION = "tridex_packed"
 PACKABLE = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "modernbert"})
 """Architectures whose packed forward the tests compare with the padded one."""
+
+
+UNLIMITED = 2**31
+"""Positions of a model with relative positions alone."""
 
 
 def _packed_attention(
@@ -51,7 +55,7 @@ class _Wrapped:
         self.hidden_size: int = model.config.hidden_size
         self.vocab_size: int = model.config.vocab_size
         self.words: Tensor = model.get_input_embeddings().weight
-        self.max_positions: int = model.config.max_position_embeddings
+        self.max_positions: int = getattr(model.config, "max_position_embeddings", None) or UNLIMITED
         self.device: torch.device = model.device
         self.takes_domain = "domain" in signature(model.forward).parameters
 
@@ -64,9 +68,12 @@ class PackedTransformer(_Wrapped):
     """A model that was loaded with `attn_implementation=PACKED_ATTENTION`."""
 
     @torch.inference_mode()
-    def forward(self, ids: Tensor, offsets: IntArray) -> Tensor:
-        """Last hidden states (T, h), final norm applied. ids: int64 (T,); offsets: int64 (n + 1,) on the host."""
-        segments = Segments(offsets, ids.device)
+    def forward(self, ids: Tensor, offsets: IntArray, *, attended: Counts | None = None) -> Tensor:
+        """Last hidden states (T, h), final norm applied. ids: int64 (T,); offsets: int64 (n + 1,) on the host.
+
+        attended: see `Segments`.
+        """
+        segments = Segments(offsets, ids.device, attended)
         self._check(segments)
         if not len(ids):
             return torch.empty(0, self.hidden_size, dtype=self.model.dtype, device=ids.device)
@@ -81,7 +88,9 @@ class PaddedTransformer(_Wrapped):
     """Right-padded forward through the model's own code, for what cannot be packed."""
 
     @torch.inference_mode()
-    def forward(self, ids: Tensor, offsets: IntArray, domain: str | None = None) -> Tensor:
+    def forward(
+        self, ids: Tensor, offsets: IntArray, *, attended: Counts | None = None, domain: str | None = None
+    ) -> Tensor:
         """Last hidden states (T, h), padding removed. ids: int64 (T,); offsets: int64 (n + 1,) on the host.
 
         domain: an argument of that name goes to models whose forward has it (FlagEmbedding's pseudo MoE).
@@ -96,7 +105,9 @@ class PaddedTransformer(_Wrapped):
         shape = (len(lengths), segments.longest)
         padded = ids.new_full(shape, self.config.pad_token_id or 0)
         mask = ids.new_zeros(shape)
-        padded.view(-1)[where], mask.view(-1)[where] = ids, 1
+        padded.view(-1)[where] = ids
+        seen = np.arange(segments.longest) < (lengths if attended is None else attended)[:, None]
+        mask.copy_(torch.from_numpy(seen))
         routed = {} if domain is None or not self.takes_domain else {"domain": domain}
         out = self.model(padded, attention_mask=mask, **_no_cache(self.config), **routed)
         hidden: Tensor = out.last_hidden_state.flatten(0, 1)[where]

@@ -10,7 +10,7 @@ tokenised whole before it is cut, which is also how its dropped tokens can be co
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -30,6 +30,10 @@ VOCABULARIES = ("vocab.txt", "vocab.json", "tokenizer.model", "sentencepiece.bpe
 """Files that transformers makes a tokenizer of where there is no tokenizer.json."""
 
 
+UNSTATED_LENGTH = 10**9
+"""transformers puts 10**30 where no length is stated."""
+
+
 @dataclass(frozen=True, eq=False)
 class TextTokenizer:
     """Immutable and picklable. `prefix` and `suffix` are the special ids put around every single text."""
@@ -42,6 +46,9 @@ class TextTokenizer:
     truncates_left: bool
     sha256: str
     """Of tokenizer.json and the special tokens put around a text."""
+    pads_left: bool = False
+    max_length: int | None = None
+    """What tokenizer_config.json states as the longest text; None where it states none."""
 
     @property
     def special_ids(self) -> frozenset[int]:
@@ -80,6 +87,13 @@ class TextTokenizer:
             [[*self.prefix, *row, *self.suffix] for row in kept],
             np.fromiter((len(row) - len(k) for row, k in zip(rows, kept, strict=True)), np.int32, len(rows)),
         )
+
+    def tokenise_bare(self, texts: Iterable[str], max_length: int) -> TokenBatch:
+        """Token ids without special tokens, at most `max_length` a text."""
+        rows = self.ids(texts)
+        kept = [self.cut(row, max_length) for row in rows]
+        dropped = (len(row) - len(k) for row, k in zip(rows, kept, strict=True))
+        return batch_of(kept, np.fromiter(dropped, np.int32, len(rows)))
 
     def ids(self, texts: Iterable[str]) -> list[list[int]]:
         """Token ids without special tokens, not truncated."""
@@ -163,6 +177,42 @@ def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> TextToke
     pipeline = file.read_bytes() if file.is_file() else backend.to_str().encode()
     sha256 = hashlib.sha256(pipeline + repr((prefix, suffix)).encode()).hexdigest()
     return TextTokenizer(backend, prefix, suffix, named, wrapper.truncation_side == "left", sha256)
+
+
+def read_library_tokenizer(folder: Path, options: Mapping[str, Any], lower_case: bool = False) -> TextTokenizer:
+    """The tokenizer as sentence-transformers loads it: transformers' own class for the folder.
+
+    transformers 5 rebuilds some pipelines in code (XLM-R's) and then differs from tokenizer.json in whitespace and
+    literal special tokens; a sentence-transformers folder is run as that library runs it. options: arguments of
+    AutoTokenizer that the folder stores. lower_case: texts are lower-cased before everything else.
+    """
+    from tokenizers.normalizers import Lowercase
+    from tokenizers.normalizers import Sequence as Normalizers
+    from transformers import AutoTokenizer
+
+    if not (folder / "tokenizer.json").is_file() and not any((folder / name).is_file() for name in VOCABULARIES):
+        raise CheckpointError(
+            f"{folder} holds no tokenizer: expected tokenizer.json or one of {', '.join(VOCABULARIES)}"
+        )
+    kept = {name: value for name, value in options.items() if name not in ("trust_remote_code", "cache_dir")}
+    try:
+        wrapper = AutoTokenizer.from_pretrained(folder, **kept)
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{folder} holds no usable tokenizer: {error}") from error
+    backend: Tokenizer = wrapper.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    if lower_case and "Lowercase" not in str(backend.normalizer):
+        before = [Lowercase()] if backend.normalizer is None else [Lowercase(), backend.normalizer]
+        backend.normalizer = Normalizers(before)
+    named = {role: int(wrapper.convert_tokens_to_ids(str(token))) for role, token in _named_tokens(wrapper)}
+    prefix, suffix = _special_frame(backend)
+    sha256 = hashlib.sha256(backend.to_str().encode() + repr((prefix, suffix)).encode()).hexdigest()
+    stated = int(wrapper.model_max_length)
+    return TextTokenizer(
+        backend, prefix, suffix, named, wrapper.truncation_side == "left", sha256,
+        pads_left=wrapper.padding_side == "left", max_length=stated if stated < UNSTATED_LENGTH else None,
+    )  # fmt: skip
 
 
 def _wrapper(folder: Path, trust_remote_code: bool) -> Any:

@@ -28,6 +28,7 @@ from actors.compute.resolve import resolve_compute
 from actors.network.backbone import Backbone, load_backbone
 from actors.network.first_token_encoder import FirstTokenEncoder
 from actors.network.packed_encoder import PackedEncoder
+from actors.network.rotary_encoder import RotaryEncoder
 from actors.network.transformers_backbone import PackedTransformer, PaddedTransformer
 from actors.outputs import IntArray, offsets_of
 from actors.spec import ComputeSpec, DType
@@ -116,7 +117,8 @@ def test_bf16_stays_close(folders: dict[str, Path], name: str) -> None:
 def test_the_fast_forwards_are_taken_where_they_exist(folders: dict[str, Path]) -> None:
     kinds = {name: type(backbone_of(folder)) for name, folder in folders.items()}
     assert {kinds[name] for name in ("bert", "roberta", "xlm-roberta", "bert-relu")} == {PackedEncoder}
-    assert {kinds[name] for name in ("llama", "mistral", "qwen3", "gemma2", "modernbert")} == {PackedTransformer}
+    assert {kinds[name] for name in ("llama", "mistral", "qwen3", "gemma2")} == {PackedTransformer}
+    assert kinds["modernbert"] is RotaryEncoder
     assert kinds["mpnet"] is PaddedTransformer
 
 

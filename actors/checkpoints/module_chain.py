@@ -1,0 +1,471 @@
+"""Reads what a sentence-transformers or PyLate folder says of itself: its modules, prompts, lengths and markers.
+
+Sentence-transformers stores a model as a chain of modules (`modules.json`); PyLate and Stanford's ColBERT add markers,
+query expansion and skip lists. This module turns the JSON files into one `ModuleChain`; it loads no weights. What the
+chain cannot run is refused with its name, because running a part of a chain gives wrong vectors without a word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import string
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from actors.checkpoints.files import CheckpointError, read_json, weight_files
+from actors.checkpoints.loading import load_tensors
+from actors.spec import ModelClass, Pooling
+
+FAMILIES: dict[str, ModelClass] = {
+    "SentenceTransformer": "sentence-transformer",
+    "SparseEncoder": "sparse-encoder",
+    "MultiVectorEncoder": "multi-vector-encoder",
+    "ColBERT": "multi-vector-encoder",
+}
+"""`model_type` of config_sentence_transformers.json -> class."""
+TRANSFORMERS = frozenset({"Transformer", "MLMTransformer"})
+IGNORED = frozenset({"Dropout"})
+"""Modules that do nothing outside training."""
+POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+"""In the order in which sentence-transformers joins their vectors."""
+LEGACY_POOLING = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+RUNNABLE: dict[ModelClass, frozenset[str]] = {
+    "sentence-transformer": frozenset({"Pooling", "Dense", "LayerNorm", "Normalize"}),
+    "sparse-encoder": frozenset({"SpladePooling"}),
+    "multi-vector-encoder": frozenset({"Dense", "LayerNorm", "Normalize", "MultiVectorMask"}),
+}
+OWN_SETTINGS = (
+    "sentence_bert_config.json", "sentence_roberta_config.json", "sentence_distilbert_config.json",
+    "sentence_camembert_config.json", "sentence_albert_config.json", "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
+)  # fmt: skip
+PYLATE_KEYS = frozenset({
+    "query_prefix", "document_prefix", "query_length", "document_length", "attend_to_expansion_tokens",
+    "do_query_expansion", "skiplist_words",
+})  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleConfig:
+    """One module after the transformer: its class, its folder and its config.json."""
+
+    kind: str
+    folder: Path
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class QueryExpansion:
+    """ColBERT's query expansion: queries are filled up to `length` tokens with the expansion token.
+
+    attend: whether the encoder attends to the filled-in tokens. truncate: whether longer queries are cut to `length`.
+    token: None takes the tokenizer's mask token, else its end-of-sequence token.
+    """
+
+    length: int
+    attend: bool = False
+    truncate: bool = True
+    token: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LateInteraction:
+    """How a ColBERT-type checkpoint writes queries and documents, and which of their tokens are scored."""
+
+    query_marker: str | None = None
+    document_marker: str | None = None
+    """Inserted as one token after a text's first token; a marker written into a prompt is part of the prompt."""
+    expansion: QueryExpansion | None = None
+    skiplist: tuple[str, ...] = ()
+    skips_unknown: bool = False
+    """PyLate: a skip word that the vocabulary lacks skips the unknown token; sentence-transformers leaves it out."""
+    skip_tasks: tuple[str, ...] = ("document",)
+    keep_only: tuple[int, ...] | None = None
+    strips: bool = False
+    """PyLate removes whitespace around a text."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleChain:
+    """A folder as its own library runs it."""
+
+    model_class: ModelClass
+    transformer: Path
+    modules: tuple[ModuleConfig, ...]
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None
+    max_length: int | None = None
+    """None: what the tokenizer says, at most the model's positions."""
+    query_length: int | None = None
+    document_length: int | None = None
+    lower_case: bool = False
+    tokenizer_options: Mapping[str, Any] = field(default_factory=dict)
+    truncate_dim: int | None = None
+    max_active_dims: int | None = None
+    query_table: Path | None = None
+    """Folder of the token weights that stand in for a query model (inference-free SPLADE)."""
+    late: LateInteraction | None = None
+    projection_in_root: bool = False
+    """Stanford's ColBERT keeps its projection as `linear.weight` among the encoder's weights."""
+
+    @property
+    def include_prompt(self) -> bool:
+        """Whether a prompt's tokens count in the pooling."""
+        return all(m.config.get("include_prompt", True) for m in self.modules if m.kind == "Pooling")
+
+    def with_pooling(self, pooling: Pooling | None) -> ModuleChain:
+        """The chain with this pooling instead of its own; itself for None."""
+        if pooling is None:
+            return self
+        config = {"pooling_mode": "lasttoken" if pooling == "last_token" else pooling}
+        modules = (replace(m, config=config) if m.kind == "Pooling" else m for m in self.modules)
+        return replace(self, modules=tuple(modules))
+
+    def digest(self) -> str:
+        """sha256 of everything but weights that decides about the outputs; paths are left out."""
+        modules = [(module.kind, sorted(module.config.items(), key=str)) for module in self.modules]
+        rest = (self.lower_case, self.late, self.include_prompt, self.query_table is not None)
+        return hashlib.sha256(repr((modules, rest)).encode()).hexdigest()
+
+    def weight_folders(self) -> Iterator[Path]:
+        """Folders of the modules that have weights of their own."""
+        yield from (module.folder for module in self.modules if module.kind in ("Dense", "LayerNorm"))
+        if self.query_table is not None:
+            yield self.query_table
+
+    def prompt(self, kind: str, name: str | None = None) -> str:
+        """The stored prompt for queries or passages; by its name where one is given.
+
+        Raises ValueError for a name that the folder does not have, with those that it has.
+        """
+        if name is not None:
+            if name not in self.prompts:
+                known = ", ".join(sorted(self.prompts)) or "none"
+                raise ValueError(f"{self.transformer}: no prompt is named {name!r}; the folder stores: {known}")
+            return self.prompts[name]
+        names: tuple[str, ...] = ("query",) if kind == "query" else ("document", "passage", "corpus")
+        if self.late is not None and self.late.strips:
+            names = ()  # PyLate uses the default prompt alone
+        default = self.prompts.get(self.default_prompt or "", "")
+        return next((self.prompts[known] for known in names if known in self.prompts), default)
+
+
+def read_module_chain(folder: Path, model_class: ModelClass | None = None) -> ModuleChain | None:
+    """The chain of a folder, or None where it is no sentence-transformers, PyLate or Stanford ColBERT checkpoint.
+
+    model_class: what to read the folder as; None takes what it says of itself. Raises CheckpointError for a module
+    that cannot be run here, with its name and what it would need.
+    """
+    stored = read_json(folder / "config_sentence_transformers.json") or {}
+    family = model_class or _family(folder, stored)
+    if (folder / "modules.json").is_file():
+        return _read_modules(folder, family or "sentence-transformer", stored)
+    if _is_stanford(folder):
+        return _read_stanford(folder)
+    if model_class == "sparse-encoder":
+        pooling = ModuleConfig("SpladePooling", folder, {"pooling_strategy": "max"})
+        return ModuleChain(model_class, folder, (pooling,))
+    if model_class == "sentence-transformer":
+        return ModuleChain(model_class, folder, (ModuleConfig("Pooling", folder, _default_pooling(folder)),))
+    return None
+
+
+def _family(folder: Path, stored: Mapping[str, Any]) -> ModelClass | None:
+    named = stored.get("model_type")
+    if named is None:
+        marked = "query_prefix" in stored or "document_prefix" in stored
+        return "multi-vector-encoder" if marked else None
+    if named not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise CheckpointError(
+            f"{folder / 'config_sentence_transformers.json'} names model_type {named!r}; an embedder is one of {known}"
+        )
+    return FAMILIES[named]
+
+
+def _default_pooling(folder: Path) -> dict[str, Any]:
+    config = read_json(folder / "config.json") or {}
+    causal = (config.get("architectures") or [""])[0].endswith("ForCausalLM") and config.get("is_causal", True)
+    return {"pooling_mode": "lasttoken" if causal else "mean"}
+
+
+def _read_modules(folder: Path, family: ModelClass, stored: Mapping[str, Any]) -> ModuleChain:
+    listed = _listed(folder)
+    if not listed:
+        raise CheckpointError(f"{folder / 'modules.json'} lists no modules")
+    query_table = None
+    if listed[0].kind in ("Router", "Asym"):
+        listed, query_table = _routed(folder, listed)
+    first, rest = listed[0], [module for module in listed[1:] if module.kind not in IGNORED]
+    if first.kind not in TRANSFORMERS:
+        raise CheckpointError(f"{folder / 'modules.json'} begins with {first.kind}, which does not run here")
+    if any(module.kind == "SpladePooling" for module in rest):
+        family = "sparse-encoder"
+    settings = _transformer_settings(first, family)
+    late = _late_interaction(stored, settings, rest) if family == "multi-vector-encoder" else None
+    rest = _late_modules(folder, rest, late) if late is not None else rest
+    _check_kinds(folder / "modules.json", rest, family)
+    pylate = late is not None and late.strips
+    return ModuleChain(
+        family,
+        first.folder,
+        tuple(rest),
+        prompts={name: text or "" for name, text in {"query": "", "document": "", **_prompts(stored)}.items()},
+        default_prompt=stored.get("default_prompt_name"),
+        max_length=settings.get("max_seq_length"),
+        query_length=_query_length(stored, settings, late),
+        document_length=(stored.get("document_length") or 180) if pylate else settings.get("document_length"),
+        lower_case=bool(settings.get("do_lower_case")),
+        tokenizer_options=settings.get("processor_kwargs") or settings.get("tokenizer_args") or {},
+        truncate_dim=stored.get("truncate_dim"),
+        max_active_dims=stored.get("max_active_dims"),
+        query_table=query_table,
+        late=late,
+    )
+
+
+def _prompts(stored: Mapping[str, Any]) -> Mapping[str, str | None]:
+    prompts: Mapping[str, str | None] = stored.get("prompts") or {}
+    if stored.get("model_type") == "ColBERT":
+        return {name: text for name, text in prompts.items() if text}
+    return prompts
+
+
+def _query_length(stored: Mapping[str, Any], settings: Mapping[str, Any], late: LateInteraction | None) -> int | None:
+    if late is None:
+        return settings.get("query_length")
+    if late.expansion is not None and late.expansion.truncate:
+        return late.expansion.length
+    return (stored.get("query_length") or 32) if late.strips else settings.get("query_length")
+
+
+def _listed(folder: Path) -> list[ModuleConfig]:
+    listed = read_json(folder / "modules.json")
+    try:
+        pairs = [(str(module["type"]), str(module.get("path", ""))) for module in listed]
+    except (TypeError, KeyError) as error:
+        raise CheckpointError(f"{folder / 'modules.json'} is no list of modules with a type: {error}") from error
+    return [_module(folder, reference, folder / path) for reference, path in pairs]
+
+
+def _module(root: Path, reference: str, folder: Path) -> ModuleConfig:
+    """`reference` is a dotted class; code that lies in the folder itself is refused."""
+    *package, kind = reference.split(".")
+    if package and (root / f"{package[0]}.py").is_file() and package[0] != "sentence_transformers":
+        raise CheckpointError(
+            f"{root / 'modules.json'} runs its own code ({reference} in {package[0]}.py), which tridex does not run; "
+            "a version of this model for transformers alone would be needed"
+        )
+    kind = {"IDF": "SparseStaticEmbedding"}.get(kind, kind)
+    name = "router_config.json" if kind in ("Router", "Asym") else "config.json"
+    config = {} if kind in TRANSFORMERS else read_json(folder / name) or read_json(folder / "config.json") or {}
+    return ModuleConfig(kind, folder, config)
+
+
+def _routed(folder: Path, listed: list[ModuleConfig]) -> tuple[list[ModuleConfig], Path | None]:
+    """A router's document route, and the table that its query route consists of."""
+    router, after = listed[0], listed[1:]
+    types, structure = router.config.get("types") or {}, router.config.get("structure") or {}
+    routes = {
+        name: [_module(folder, str(types[module]), router.folder / module) for module in modules]
+        for name, modules in structure.items()
+    }
+    if set(routes) != {"query", "document"} or (router.config.get("parameters") or {}).get("route_mappings"):
+        raise CheckpointError(
+            f"{folder / 'modules.json'}: its Router has the routes {', '.join(routes) or 'none'}; "
+            "query and document without further mappings are supported"
+        )
+    query, document = routes["query"], routes["document"]
+    if structure["query"] == structure["document"]:
+        return [*document, *after], None
+    if [module.kind for module in query] != ["SparseStaticEmbedding"]:
+        raise CheckpointError(
+            f"{folder / 'modules.json'}: its Router sends queries through {', '.join(m.kind for m in query)}; "
+            "a SparseStaticEmbedding, or the modules of the documents, is supported"
+        )
+    return [*document, *after], query[0].folder
+
+
+def _transformer_settings(module: ModuleConfig, family: ModelClass) -> dict[str, Any]:
+    """sentence_bert_config.json (or its old names), refused where it asks for more than text through a forward pass."""
+    for name in OWN_SETTINGS:
+        settings: dict[str, Any] | None = read_json(module.folder / name)
+        if settings:
+            break
+    else:
+        return {}
+    where = module.folder / name
+    task = settings.get("transformer_task", "fill-mask" if module.kind == "MLMTransformer" else None)
+    expected = "fill-mask" if family == "sparse-encoder" else "feature-extraction"
+    if task not in (None, expected):
+        raise CheckpointError(f"{where} has transformer_task {task!r}; a {family} runs {expected}")
+    text = (settings.get("modality_config") or {}).get("text") or {}
+    methods = "message" in (settings.get("modality_config") or {}) or text.get("method", "forward") != "forward"
+    if methods or text.get("method_output_name", "last_hidden_state") not in (
+        "last_hidden_state", ["last_hidden_state"], "logits", ["logits"]
+    ):  # fmt: skip
+        raise CheckpointError(
+            f"{where} feeds texts through {settings['modality_config']}; only plain text is supported"
+        )
+    if processing := settings.get("processing_kwargs"):
+        raise CheckpointError(f"{where} sets processing_kwargs {json.dumps(processing)}, which are not supported")
+    return settings
+
+
+def _late_interaction(
+    stored: Mapping[str, Any], settings: Mapping[str, Any], modules: list[ModuleConfig]
+) -> LateInteraction:
+    if stored.get("model_type") == "ColBERT" or PYLATE_KEYS & set(stored):
+        return _pylate(stored)
+    mask = next((module.config for module in modules if module.kind == "MultiVectorMask"), {})
+    tasks = mask.get("skiplist_tasks") or ["document"]
+    keep = mask.get("keep_only_token_ids")
+    return LateInteraction(
+        expansion=_expansion(settings.get("query_expansion")),
+        skiplist=tuple(mask.get("skiplist_words") or ()),
+        skip_tasks=(tasks,) if isinstance(tasks, str) else tuple(tasks),
+        keep_only=None if keep is None else tuple(keep),
+    )
+
+
+def _expansion(config: Mapping[str, Any] | None) -> QueryExpansion | None:
+    if config is None:
+        return None
+    truncate = config.get("strategy") == "fixed"
+    return QueryExpansion(int(config["length"]), bool(config.get("attend")), truncate, config.get("token"))
+
+
+def _pylate(stored: Mapping[str, Any]) -> LateInteraction:
+    """PyLate's defaults: `[Q] ` and `[D] `, 32 tokens of a query filled with the mask token, no punctuation."""
+    expands = stored.get("do_query_expansion") is not False
+    length = stored.get("query_length") or 32
+    skiplist = stored.get("skiplist_words")
+    query, document = stored.get("query_prefix"), stored.get("document_prefix")
+    return LateInteraction(
+        query_marker="[Q] " if query is None else query or None,
+        document_marker="[D] " if document is None else document or None,
+        expansion=QueryExpansion(length, bool(stored.get("attend_to_expansion_tokens"))) if expands else None,
+        skiplist=tuple(string.punctuation if skiplist is None else skiplist),
+        skips_unknown=True,
+        strips=True,
+    )
+
+
+def _late_modules(folder: Path, modules: list[ModuleConfig], late: LateInteraction) -> list[ModuleConfig]:
+    """A late-interaction chain over token vectors, which PyLate writes without its mask and its normalisation."""
+    dense = [module for module in modules if module.kind == "Dense"]
+    if not dense and late.strips:
+        raise CheckpointError(f"{folder / 'modules.json'} has no Dense: PyLate would add an untrained projection")
+    if not late.strips:
+        return modules
+    return [*dense, ModuleConfig("Normalize", folder, {"module_input_name": "token_embeddings"})]
+
+
+def _check_kinds(file: Path, modules: list[ModuleConfig], family: ModelClass) -> None:
+    unknown = [module.kind for module in modules if module.kind not in RUNNABLE[family]]
+    if unknown:
+        runs = ", ".join(sorted(RUNNABLE[family]))
+        raise CheckpointError(
+            f"{file} lists {', '.join(dict.fromkeys(unknown))}, which tridex does not run in a {family}; "
+            f"after the Transformer it runs {runs}"
+        )
+    if family == "sentence-transformer" and [m.kind for m in modules].count("Pooling") != 1:
+        raise CheckpointError(f"{file} has {[m.kind for m in modules].count('Pooling')} Pooling modules; one is needed")
+
+
+def _is_stanford(folder: Path) -> bool:
+    return "HF_ColBERT" in ((read_json(folder / "config.json") or {}).get("architectures") or [])
+
+
+def _read_stanford(folder: Path) -> ModuleChain:
+    """ColBERTv2's layout: `linear.weight` among the encoder's weights, settings in artifact.metadata."""
+    metadata = read_json(folder / "artifact.metadata") or {}
+    length = metadata.get("query_maxlen") or 32
+    late = LateInteraction(
+        query_marker=metadata.get("query_token_id") or "[unused0]",
+        document_marker=metadata.get("doc_token_id") or "[unused1]",
+        expansion=QueryExpansion(length, bool(metadata.get("attend_to_mask_tokens"))),
+        skiplist=tuple(string.punctuation) if metadata.get("mask_punctuation", True) else (),
+    )
+    token_level = {"module_input_name": "token_embeddings"}
+    identity = "torch.nn.modules.linear.Identity"
+    modules = (
+        ModuleConfig("Dense", folder, {**token_level, "bias": False, "activation_function": identity}),
+        ModuleConfig("Normalize", folder, token_level),
+    )
+    return ModuleChain(
+        "multi-vector-encoder", folder, modules, query_length=length,
+        document_length=metadata.get("doc_maxlen") or 180, late=late, projection_in_root=True,
+    )  # fmt: skip
+
+
+def pooling_modes(module: ModuleConfig) -> tuple[str, ...]:
+    """The modes of a Pooling module, in the order of their vectors; CheckpointError names one that does not exist."""
+    config = module.config
+    if "pooling_mode" in config:
+        chosen = config["pooling_mode"]
+        modes = (chosen,) if isinstance(chosen, str) else tuple(chosen)
+    else:
+        modes = tuple(mode for key, mode in LEGACY_POOLING.items() if config.get(key)) or ("mean",)
+    unknown = [mode for mode in modes if mode not in POOLING_MODES]
+    if unknown:
+        raise CheckpointError(
+            f"{module.folder / 'config.json'} pools by {unknown[0]!r}; known are {', '.join(POOLING_MODES)}"
+        )
+    return modes
+
+
+def chain_width(chain: ModuleChain, hidden_size: int) -> int:
+    """Width of the chain's vectors, told from its configuration. CheckpointError where a Dense does not fit."""
+    width = hidden_size
+    for module in chain.modules:
+        if module.kind == "Pooling":
+            width *= len(pooling_modes(module))
+        elif module.kind == "Dense":
+            width = _dense_width(chain, module, width)
+    return width
+
+
+def _dense_width(chain: ModuleChain, module: ModuleConfig, width: int) -> int:
+    file = module.folder / "config.json"
+    if chain.projection_in_root:
+        return _root_projection_width(module.folder)
+    try:
+        takes, gives = int(module.config["in_features"]), int(module.config["out_features"])
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{file} must give in_features and out_features of a Dense") from None
+    if takes != width:
+        raise CheckpointError(
+            f"{file}: this Dense takes vectors of {takes} dimensions, what comes before gives {width}"
+        )
+    return gives
+
+
+def module_weights(folder: Path) -> Path:
+    """The weight file of a module's folder."""
+    single = folder / "model.safetensors"
+    return single if single.is_file() else folder / "pytorch_model.bin"
+
+
+def _root_projection_width(folder: Path) -> int:
+    """Rows of Stanford's `linear.weight`, read from the header of the file that holds it."""
+    for path in weight_files(folder):
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="numpy") as file:
+                if "linear.weight" in file.keys():  # noqa: SIM118 - the file is no dict
+                    return int(file.get_slice("linear.weight").get_shape()[0])
+        elif "linear.weight" in (tensors := load_tensors(path)):
+            return len(tensors["linear.weight"])
+    raise CheckpointError(f"{folder} names HF_ColBERT, but its weights lack linear.weight")
