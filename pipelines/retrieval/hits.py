@@ -66,6 +66,8 @@ class Hit:
     """The file that the document came from."""
     start: int = 0
     """Where the hit's text begins in the document's text."""
+    chunk_index: int = 0
+    """The hit's text is this chunk of its document, from 0."""
     locate: Callable[[Hit], Located] | None = field(default=None, repr=False, compare=False)
     """Finds the passage when it is first wanted: ranking needs none."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -60,16 +59,31 @@ def _place(hit: Hit, room: int) -> str:
 
 
 def _passage(hit: Hit, width: int, colour: bool) -> str:
-    """Returns the part of the passage around its first match, on one line, without breaking a word."""
+    """The part of the passage with most matches, on one line, without breaking a word."""
     words = hit.passage.marked(OPEN, CLOSE).split(" ")
-    first = next((i for i, word in enumerate(words) if OPEN in word), 0)
-    while first > 0 and len(" ".join(words[first - 1 :])) <= width:
+    starts = [i for i, word in enumerate(words) if OPEN in word] or [0]
+    first = max(starts, key=lambda i: (_line(words, i, width).count(OPEN), -i))
+    while first > 0 and len(_plain(" ".join(words[first - 1 :]))) <= width:
         first -= 1
-    line = ("… " if first else "") + " ".join(words[first:])
-    line = textwrap.shorten(line, width, placeholder=" …") if len(line) > width else line
+    line = _line(words, first, width)
     if colour and line.count(OPEN) > line.count(CLOSE):
         line += CLOSE
-    return line.replace(OPEN, BOLD if colour else "").replace(CLOSE, RESET if colour else "")
+    return line.replace(OPEN, BOLD).replace(CLOSE, RESET) if colour else _plain(line)
+
+
+def _line(words: Sequence[str], first: int, width: int) -> str:
+    """As many words from the first on as fit, with dots where words are left out."""
+    line = "… " if first else ""
+    for last in range(first, len(words)):
+        more = "" if last + 1 == len(words) else " …"
+        if last > first and len(_plain(line + words[last] + more)) > width:
+            return f"{line.rstrip()} …"
+        line += words[last] + " "
+    return line.rstrip()
+
+
+def _plain(text: str) -> str:
+    return text.replace(OPEN, "").replace(CLOSE, "")
 
 
 def _style(text: str, style: str, colour: bool) -> str:

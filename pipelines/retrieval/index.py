@@ -29,8 +29,8 @@ from pipelines.retrieval.explain.explanation import Explanation
 from pipelines.retrieval.filters import Filter
 from pipelines.retrieval.handle import MEMORY, IndexHandle
 from pipelines.retrieval.hits import Hits
+from pipelines.retrieval.locate import PassageFinder
 from pipelines.retrieval.page import PageReader, ranked_alone
-from pipelines.retrieval.passages import PassageFinder
 from pipelines.retrieval.queries import EncodedQueries
 from pipelines.retrieval.request import Request, check_request
 from pipelines.retrieval.upsert import delete, upsert
@@ -233,7 +233,7 @@ class Index(IndexHandle):
     def page(self, queries: EncodedQueries, found: Sequence[Candidates], request: Request) -> list[Hits]:
         """Fuses the candidates of every query and reads the page of hits."""
         fused = [fusing.fuse(f.scores, request.effective_rule, f.sample) for f in found]
-        page = PageReader(self.snapshot, self.candidate_generator, PassageFinder(self))
+        page = PageReader(self.snapshot, self.candidate_generator, partial(PassageFinder, self))
         return [page.hits(queries, i, found[i], fused[i], request) for i in range(len(queries))]
 
 

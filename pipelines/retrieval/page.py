@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,15 +12,14 @@ import numpy.typing as npt
 from pipelines.retrieval.candidates import CandidateGenerator, Candidates
 from pipelines.retrieval.channels.base import Ranking
 from pipelines.retrieval.grouping import first_page
-from pipelines.retrieval.hits import Hit, Hits
-from pipelines.retrieval.passages import PassageFinder
+from pipelines.retrieval.hits import Hit, Hits, Located
 from pipelines.retrieval.queries import EncodedQueries
 from pipelines.retrieval.request import Request
 from pipelines.retrieval.rerank import rerank_hits
 from pipelines.store.table import Snapshot
 
 Doubles = npt.NDArray[np.float64]
-OWN = ("doc_id", "chunk_id", "text", "source", "start")
+OWN = ("doc_id", "chunk_id", "chunk_index", "text", "source", "start")
 """Columns that every hit needs."""
 
 
@@ -44,7 +43,8 @@ class PageReader:
 
     snapshot: Snapshot
     generator: CandidateGenerator
-    passages: PassageFinder
+    find_passages: Callable[[EncodedQueries, int, Mapping[str, int]], Callable[[Hit], Located]]
+    """Query, its number and the row of each hit to what finds a hit's passage."""
 
     def hits(self, queries: EncodedQueries, i: int, found: Candidates, fused: Doubles, request: Request) -> Hits:
         """Returns the page for query i."""
@@ -88,7 +88,8 @@ class PageReader:
             scores = {c: some[places] for c, some in found.scores.items()}
         metadata = [c for c in (*request.columns, *_group_column(request)) if c not in OWN]
         rows = self.snapshot.take(found.positions[places], list(dict.fromkeys([*OWN, *metadata]))).to_pylist()
-        locate = self.passages.locator(queries, i)
+        positions = {row["chunk_id"]: int(p) for row, p in zip(rows, found.positions[places], strict=True)}
+        locate = self.find_passages(queries, i, positions)
         for at, (row, place) in enumerate(zip(rows, places.tolist(), strict=True)):
             by_channel = {str(c): float(values[at]) for c, values in scores.items()}
             kept = {name: row[name] for name in metadata}

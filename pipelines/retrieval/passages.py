@@ -3,40 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
 
-from pipelines.retrieval.handle import IndexHandle
-from pipelines.retrieval.hits import Hit, Located, Passage
-from pipelines.retrieval.queries import EncodedQueries
+from pipelines.retrieval.hits import Passage
 
 PASSAGE = 200
 """Characters of a passage, about; it begins and ends between words."""
+MIN_SHARE = 0.2
+"""Parts weaker than this share of the strongest are neither counted nor marked."""
 WORD = re.compile(r"\w+")
 Span = tuple[int, int]
 Strengths = Mapping[Span, float]
 """How much each part of a text has to do with the query, by its characters."""
 
 
-@dataclass(frozen=True)
-class PassageFinder:
-    """Finds the passages of hits of one opened index."""
-
-    index: IndexHandle
-
-    def locator(self, queries: EncodedQueries, i: int) -> Callable[[Hit], Located]:
-        """Returns what finds the passage of a hit of query i."""
-
-        def locate(hit: Hit) -> Located:
-            return Located(best_passage(hit.text, word_strengths(queries.texts[i], hit.text), hit.start), None)
-
-        return locate
-
-
 def word_strengths(query: str, text: str) -> dict[Span, float]:
-    """Gives every word of a text that the query has, too, the strength 1; letter case aside."""
+    """Gives every word of a text that the query has, too, a strength: less to short words and to repeated ones."""
     wanted = {match[0].lower() for match in WORD.finditer(query)}
-    return {match.span(): 1.0 for match in WORD.finditer(text) if match[0].lower() in wanted}
+    found = [match for match in WORD.finditer(text) if match[0].lower() in wanted]
+    counts = Counter(match[0].lower() for match in found)
+    return {m.span(): (1.0 if len(m[0]) > 3 else 0.2) / counts[m[0].lower()] ** 0.5 for m in found}
 
 
 def best_passage(text: str, strengths: Strengths, offset: int = 0, length: int = PASSAGE) -> Passage:
@@ -44,10 +31,17 @@ def best_passage(text: str, strengths: Strengths, offset: int = 0, length: int =
 
     offset: where the text begins in its document.
     """
+    strengths = _significant(strengths)
     spans = sorted(strengths)
     start, end = _between_words(text, *_strongest_window(text, spans, strengths, length))
     inside = [(a - start, b - start) for a, b in spans if start <= a and b <= end]
     return Passage(text[start:end], offset + start, offset + end, tuple(_joined(inside, text[start:end])))
+
+
+def _significant(strengths: Strengths) -> Strengths:
+    """Leaves out parts that are weak beside the strongest: function words, and best matches of what is not there."""
+    least = MIN_SHARE * max(strengths.values(), default=0.0)
+    return {span: strength for span, strength in strengths.items() if strength >= least}
 
 
 def _strongest_window(text: str, spans: list[Span], strengths: Strengths, length: int) -> Span:

@@ -1,27 +1,28 @@
-"""Where a hit's score comes from: for each channel its score, weight and share, for each token what it matched.
+"""Holds where a hit's score comes from: each channel's score, weight and share, and what each token matched.
 
 The parts are those that the fusion summed, so they add up to the score that the search showed. Token parts add up to
 the channel's own score: the sum over shared tokens of both weights (sparse), the mean over query tokens of the best
-product (ColBERT). Dense is one number, for a single vector has no parts.
+product (ColBERT). Dense is one number, for a single vector has no parts. In print, word pieces are joined to words.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
 
 from pipelines.config.channels import colour_of
-
-Span = tuple[int, int]
+from pipelines.retrieval.explain.tokens import Span, whole_words
+from pipelines.retrieval.passages import best_passage
 
 
 @dataclass(frozen=True, slots=True)
 class SparseMatch:
     """A token that query and document share: both weights, their product, and where the document has it.
 
-    asked_by: query tokens that asked for it as a neighbour; beside its own place in the query, if it has one.
+    expanded_from: query tokens that query expansion added it for, beside its own place in the query, if it has one.
     """
 
     token: str
@@ -30,7 +31,7 @@ class SparseMatch:
     document_weight: float
     product: float
     spans: tuple[Span, ...]
-    asked_by: tuple[str, ...] = ()
+    expanded_from: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +39,28 @@ class ColbertMatch:
     """A query token and the stored vector that it matched best.
 
     part: what it adds to the channel's score, similarity times weight. document_tokens and spans are several where
-    pooling joined several tokens into one vector, and empty for special tokens.
+    pooling joined several tokens into one vector, and empty for special tokens. query_span: its characters in the
+    query, None for a special token; continues: whether it is a further piece of the word before it.
     """
 
     query_token: str
     document_tokens: tuple[str, ...]
     similarity: float
+    weight: float
+    part: float
+    spans: tuple[Span, ...]
+    query_span: Span | None = None
+    continues: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WordMatch:
+    """A word of the query and the words of the text that its pieces matched, joined from `ColbertMatch`es."""
+
+    query_word: str
+    matched: tuple[str, ...]
+    similarity: float
+    """The pieces' mean, by their weights."""
     weight: float
     part: float
     spans: tuple[Span, ...]
@@ -75,7 +92,25 @@ class Explanation:
     text: str
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Returns plain values, for JSON; the ColBERT matches by token, and joined to words."""
+        return {**asdict(self), "words": [asdict(word) for word in self.words]}
+
+    @property
+    def words(self) -> tuple[WordMatch, ...]:
+        """The ColBERT matches joined to whole words of the query, in its order; special tokens are left out."""
+        return join_pieces(self.colbert, self.query, self.text)
+
+    @property
+    def strengths(self) -> dict[Span, float]:
+        """How much each matched part of the text adds to ColBERT's score; shared tokens alone count 0."""
+        found: dict[Span, float] = {}
+        for match in self.colbert:
+            for span in match.spans:
+                found[span] = found.get(span, 0.0) + max(0.0, match.part)
+        for shared in self.sparse:
+            for span in shared.spans:
+                found.setdefault(span, 0.0)
+        return found
 
     def __str__(self) -> str:
         lines = [f"{self.chunk_id} is {_ordinal(self.rank)} for {self.query!r}: {self.score:.4f} ({self.fusion})"]
@@ -84,27 +119,23 @@ class Explanation:
                 f"  {name:8} score {c.score:9.4f}  weight {c.weight:5.2f}  part {c.part:+9.4f}  {c.share:4.0%}"
             )
         for s in self.sparse:
-            near = f"  near {', '.join(s.asked_by)}" if s.asked_by else ""
+            near = f"  near {', '.join(s.expanded_from)}" if s.expanded_from else ""
             numbers = f"{s.query_weight:.3f} x {s.document_weight:.3f} = {s.product:.4f}"
             lines.append(f"  sparse   {s.token:16} {numbers}{near}")
-        for m in self.colbert:
-            matched = " ".join(m.document_tokens) or "(special token)"
-            place = f" at {m.spans[0][0]}" if m.spans else ""
-            lines.append(f"  colbert  {m.query_token:16} -> {matched}{place}  {m.similarity:.3f} x {m.weight:.3f}")
-        return "\n".join(lines)
+        for word in self.words:
+            matched = ", ".join(word.matched) or "(special token)"
+            place = f" at {word.spans[0][0]}" if word.spans else ""
+            lines.append(
+                f"  colbert  {word.query_word:16} -> {matched}{place}  {word.similarity:.3f} x {word.weight:.3f}"
+            )
+        passage = best_passage(self.text, self.strengths, length=400).marked("*", "*")
+        return "\n".join([*lines, textwrap.fill(passage, 80, initial_indent="  ", subsequent_indent="  ")])
 
     __repr__ = __str__
 
     def highlighted(self) -> str:
         """Returns the text as HTML with the matches marked: the stronger the part, the deeper the colour."""
-        strength: dict[Span, float] = {}
-        for match in self.colbert:
-            for span in match.spans:
-                strength[span] = strength.get(span, 0.0) + max(0.0, match.part)
-        for shared in self.sparse:
-            for span in shared.spans:
-                strength.setdefault(span, 0.0)
-        return mark(self.text, strength)
+        return mark(self.text, self.strengths)
 
     def _repr_html_(self) -> str:
         rows = "".join(_channel_row(name, part) for name, part in self.channels.items())
@@ -116,6 +147,30 @@ class Explanation:
             f"{rows}</table><p style='font-size:14px;white-space:pre-wrap'>{self.highlighted()}</p>"
             f"{_matches(self)}</div>"
         )
+
+
+def join_pieces(matches: Sequence[ColbertMatch], query: str, text: str) -> tuple[WordMatch, ...]:
+    """Joins the matches of word pieces to those of whole words of the query; special tokens are left out."""
+    groups: list[list[ColbertMatch]] = []
+    for match in matches:
+        if match.query_span is None:
+            continue
+        if match.continues and groups:
+            groups[-1].append(match)
+        else:
+            groups.append([match])
+    return tuple(_joined(group, query, text) for group in groups)
+
+
+def _joined(pieces: list[ColbertMatch], query: str, text: str) -> WordMatch:
+    spans = whole_words(text, tuple(span for piece in pieces for span in piece.spans))
+    first, last = pieces[0].query_span, pieces[-1].query_span
+    assert first is not None
+    assert last is not None
+    weight, part = sum(p.weight for p in pieces), sum(p.part for p in pieces)
+    matched = tuple(dict.fromkeys(text[start:end] for start, end in spans))
+    similarity = part / weight if weight else 0.0
+    return WordMatch(query[first[0] : last[1]], matched, similarity, weight, part, spans)
 
 
 def _ordinal(rank: int) -> str:
@@ -131,15 +186,18 @@ def _channel_row(name: str, part: ChannelPart) -> str:
 
 def _matches(explanation: Explanation) -> str:
     rows = "".join(
-        f"<tr><td style='padding-right:12px'>{escape(m.query_token)}</td><td>{escape(' '.join(m.document_tokens))}</td>"
+        f"<tr><td style='padding-right:12px'>{escape(m.query_word)}</td><td>{escape(', '.join(m.matched))}</td>"
         f"<td style='padding-left:12px'>{m.similarity:.3f}</td></tr>"
-        for m in explanation.colbert
+        for m in explanation.words
     )
-    return f"<details><summary>token matches</summary><table style='font-size:12px'>{rows}</table></details>"
+    return f"<details><summary>word matches</summary><table style='font-size:12px'>{rows}</table></details>"
 
 
 def mark(text: str, strength: Mapping[Span, float]) -> str:
-    """Wraps spans (they may touch, and overlapping ones are joined) in <mark>, shaded by strength; escapes the text."""
+    """Wraps spans in <mark>, shaded by strength; escapes the text. Spans may touch; overlapping ones are joined.
+
+    Marks are translucent and keep the text's own colour, so that they can be read on light and dark pages.
+    """
     strongest = max([*strength.values(), 1e-9])
     pieces, end = [], 0
     for (start, stop), value in sorted(strength.items()):
@@ -147,7 +205,7 @@ def mark(text: str, strength: Mapping[Span, float]) -> str:
         if start >= stop:
             continue
         shade = 0.15 + 0.75 * value / strongest
-        style = f"background:rgba(178,121,162,{shade:.2f});border-radius:3px"
+        style = f"background:rgba(178,121,162,{shade:.2f});color:inherit;border-radius:3px"
         pieces += [escape(text[end:start]), f"<mark style='{style}'>{escape(text[start:stop])}</mark>"]
         end = stop
     return "".join([*pieces, escape(text[end:])])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pipelines.config import ConfigError
-from pipelines.retrieval.explain.explain import aligned_spans
-from pipelines.retrieval.explain.explanation import mark
+from pipelines.retrieval.explain.explanation import ColbertMatch, join_pieces, mark
+from pipelines.retrieval.explain.tokens import aligned_spans
 from pipelines.retrieval.index import Index, open_index
 from tests.indexes import WordEmbedder, make_index
 
@@ -95,3 +95,24 @@ def test_spans_survive_instructions_special_tokens_and_truncation() -> None:
     model = np.array([90, 91, 5, 6, 7, 99])
     spans = aligned_spans(model, text_ids, starts, ends)
     assert spans.tolist() == [[-1, -1], [-1, -1], [0, 1], [2, 3], [4, 5], [-1, -1]]
+
+
+def test_word_pieces_are_joined_to_words_of_the_text() -> None:
+    matches = (
+        ColbertMatch("bio", ("bio",), 0.8, 0.1, 0.08, ((4, 7),), (0, 3)),
+        ColbertMatch("##mat", ("##mech",), 0.4, 0.1, 0.04, ((7, 11),), (3, 6), continues=True),
+        ColbertMatch("[SEP]", (), 0.3, 0.1, 0.03, ()),
+        ColbertMatch("heat", ("cold",), 0.5, 0.2, 0.1, ((17, 21),), (7, 11)),
+    )
+    words = join_pieces(matches, "biomat heat", "the biomechanics cold")
+    assert [(w.query_word, w.matched) for w in words] == [("biomat", ("biomechanics",)), ("heat", ("cold",))]
+    assert words[0].part == pytest.approx(0.12)
+    assert words[0].similarity == pytest.approx(0.6)
+
+
+def test_marks_keep_the_texts_colour_for_dark_pages() -> None:
+    assert "color:inherit" in mark("a b", {(0, 1): 1.0})
+
+
+def test_an_explanation_shows_the_text(index: Index) -> None:
+    assert "*scheduler*" in str(index.explain("scheduler", "d0002"))

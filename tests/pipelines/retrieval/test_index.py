@@ -77,7 +77,7 @@ def test_candidates_have_every_channels_exact_score(index: Index) -> None:
 def test_a_channel_that_has_no_say_is_scored_for_the_page_alone(index: Index) -> None:
     weights = {"dense": 1.0, "colbert": 1.0}
     queries, request = index.encode([QUERY]), index.request(search_options(k=5, weights=weights, fusion="weighted"))
-    assert index._found(queries, request)[0].scores.keys() == weights.keys()
+    assert index.candidates_for(queries, request)[0].scores.keys() == weights.keys()
     hits = index.search(QUERY, k=5, weights=weights, fusion="weighted")
     rows = index.snapshot.matching(" OR ".join(f"chunk_id = '{hit.chunk_id}'" for hit in hits))
     for channel in ("sparse", "bm25"):
@@ -286,7 +286,7 @@ def test_rough_scores_choose_rows_and_exact_ones_rank_them(
     monkeypatch.setattr(colbert, "COLBERT_SCAN_BYTES", 0)
     large = open_index(uri, embedder=WordEmbedder())
     request = large.request(search_options(k=10, fusion=fusion, weights=weights, candidates=25))
-    (found,) = large._found(large.encode([QUERY]), request)
+    (found,) = large.candidates_for(large.encode([QUERY]), request)
     assert len(found.positions) == 25
     hits = large.search(QUERY, k=10, fusion=fusion, weights=weights, candidates=25)
     assert [h.score for h in hits] == pytest.approx([h.score for h in expected], rel=1e-5)

@@ -102,9 +102,9 @@ def test_a_search_finds_what_the_query_does_not_say_and_explains_why(tmp_path: P
     assert hit.doc_id == "a"
     explained = index.explain("dirty", "a", mode="sparse")
     (match,) = explained.sparse
-    assert match.asked_by == (index.encoder.embedder.tokenizer.decode([word_id("dirty")]),)
+    assert match.expanded_from == (index.encoder.embedder.tokenizer.decode([word_id("dirty")]),)
     assert match.product == pytest.approx(hit.score, abs=1e-5)
-    assert f"near {match.asked_by[0]}" in str(explained)
+    assert f"near {match.expanded_from[0]}" in str(explained)
 
 
 def test_the_packaged_model_knows_inflections() -> None:
