@@ -25,6 +25,8 @@ from pipelines.retrieval.filters import Filter
 from pipelines.retrieval.fusion import FusionRule, fuse
 from pipelines.retrieval.queries import EncodedQueries
 from pipelines.retrieval.scoring.kernels import top_n
+from pipelines.search_indexes.content_sample import sample_by_content
+from pipelines.store.table import Snapshot
 
 ZSCORE_SAMPLE_ROWS = 256
 """Rows that z-scores are measured against."""
@@ -73,10 +75,10 @@ class CandidatePlan:
 
 @dataclass(frozen=True)
 class CandidateGenerator:
-    """Finds and scores candidates over the channels of an index with `rows` rows."""
+    """Finds and scores candidates over the channels of an index."""
 
     channels: Mapping[Channel, ChannelSearch]
-    rows: int
+    snapshot: Snapshot
 
     def find(
         self,
@@ -132,9 +134,8 @@ class CandidateGenerator:
 
     @cached_property
     def sample(self) -> IntArray:
-        """Returns positions of ZSCORE_SAMPLE_ROWS rows drawn at random, the same at every opening of one version."""
-        rows = np.random.default_rng(0).choice(self.rows, min(ZSCORE_SAMPLE_ROWS, self.rows), replace=False)
-        return np.sort(rows).astype(np.int64)
+        """Returns positions of ZSCORE_SAMPLE_ROWS rows, chosen by content: equal corpora give equal z-scores."""
+        return sample_by_content(self.snapshot, ZSCORE_SAMPLE_ROWS)
 
     def _colbert_rescores(self, wanted: tuple[Channel, ...], exact: bool) -> bool:
         """Returns whether ColBERT is wanted and only re-scores what other channels find."""

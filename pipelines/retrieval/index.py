@@ -65,7 +65,7 @@ class Index(IndexHandle):
     @cached_property
     def candidate_generator(self) -> CandidateGenerator:
         """Finds and scores candidates."""
-        return CandidateGenerator(self.channels, len(self))
+        return CandidateGenerator(self.channels, self.snapshot)
 
     @property
     def default_fusion(self) -> fusing.FusionRule:

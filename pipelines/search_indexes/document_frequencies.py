@@ -1,10 +1,10 @@
-"""In how many rows each token of the model occurs: what a query's tokens weigh.
+"""Counts document frequencies: in how many rows each token of the model occurs, which weights a query's tokens.
 
 A rare query token says more about the right document than a full stop does. Late interaction weighs query tokens by
 inverse document frequency, shared by the pieces of a word, lexical matching by IDF times the root of the head's
-weight (benchmarks/RESULTS.md has what both bring). `open_index(..., rarity=False)` gives M3's own scores. The counts
-come from a sample of evenly spaced rows, so they cost seconds at any size, and lie in a table of their own, so that
-they can be replaced without touching the documents.
+weight (benchmarks/RESULTS.md has what both bring). `open_index(..., idf_weighting=False)` gives M3's own scores. The
+counts come from a sample of rows, so they cost seconds at any size, and lie in a table of their own, so that they can
+be replaced without touching the documents.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from actors.outputs import Array, EmbeddingBatch, IntArray, SparseVectors
 from actors.spec import EmbedderSpec
+from pipelines.search_indexes.content_sample import sample_by_content
 from pipelines.store.datasets import open_dataset
 from pipelines.store.schema import table_uri
 from pipelines.store.table import Snapshot, open_table
@@ -68,8 +69,8 @@ def document_frequencies_table(name: str) -> str:
 def count_document_frequencies(
     snapshot: Snapshot, tokenizer: Any, max_length: int, sample: int = SAMPLE_ROWS
 ) -> DocumentFrequencies:
-    """Counts over at most `sample` evenly spaced rows, each cut to the length that the model reads."""
-    rows = np.unique(np.linspace(0, len(snapshot) - 1, min(sample, len(snapshot))).astype(np.int64))
+    """Counts over at most `sample` rows, chosen by what they hold, each cut to the length that the model reads."""
+    rows = np.sort(sample_by_content(snapshot, sample))
     counts = np.zeros(0, np.int64)
     for part in np.array_split(rows, max(1, len(rows) // 4096)):
         tokens = tokenizer.tokenise(snapshot.take(part, ["text"])["text"].to_pylist(), max_length)
