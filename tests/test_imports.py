@@ -19,6 +19,7 @@ FLOORS: dict[str, int] = {
     "actors.spec": 0,
     "actors.outputs": 0,
     "actors.output_paths": 0,
+    "actors.suggest": 0,
     "actors.arrow": 1,
     "actors.kernels": 1,
     "actors.checkpoints": 1,

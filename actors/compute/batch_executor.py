@@ -9,7 +9,9 @@ other code for overlap. The price is memory: every lane holds the activations of
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -26,6 +28,9 @@ T = TypeVar("T")
 GPU_LANES = 2
 
 
+_live: weakref.WeakSet[BatchExecutor] = weakref.WeakSet()
+
+
 class BatchExecutor:
     """Runs a function over batches. `budget` starts as the resolved one; `halvings` counts how often memory ran out."""
 
@@ -34,6 +39,7 @@ class BatchExecutor:
         self.budget = compute.budget
         self.halvings = 0
         self.width = _width(compute)
+        _live.add(self)
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._own = threading.local()
@@ -87,6 +93,12 @@ class BatchExecutor:
         finally:
             torch.set_num_threads(threads)  # a lane's setting is also the default of threads started later
 
+    def forget_threads(self) -> None:
+        """Computes in the calling thread from now on, as a forked child must."""
+        self._lock, self._own, self._pool = threading.Lock(), threading.local(), None
+        if self.device.type == "cpu":
+            self.width = 1
+
     def _in_lane(self, function: Callable[[IntArray], T], rows: IntArray) -> T:
         with torch.cuda.stream(self._own.stream) if self.device.type == "cuda" else contextlib.nullcontext():
             return function(rows)
@@ -109,3 +121,19 @@ def _width(compute: Compute) -> int:
     if compute.device.type == "cpu":
         return compute.threads or torch.get_num_threads()
     return GPU_LANES if compute.device.type == "cuda" else 1
+
+
+def _go_on_in_a_forked_child() -> None:
+    """Leaves behind what a forked child does not have: threads, and locks that other threads may have held.
+
+    OpenMP waits for ever for the threads that its parent had, so a child computes with one thread; a server that forks
+    its workers has one for each core anyway. On a GPU torch itself refuses to go on in a forked child.
+    """
+    if not _live:
+        return
+    torch.set_num_threads(1)
+    for executor in _live:
+        executor.forget_threads()
+
+
+os.register_at_fork(after_in_child=_go_on_in_a_forked_child)

@@ -30,7 +30,7 @@ from actors.network.splade import QueryTable
 from actors.network.splade_loading import load_splade, read_query_table
 from actors.network.vector_modules import load_chain
 from actors.outputs import EmbeddingBatch, IntArray, TokenBatch, concat
-from actors.spec import OUTPUTS, Output
+from actors.spec import OUTPUTS, EmbedderSpec, Output
 from actors.text.tokenizer import checked_texts
 
 T = TypeVar("T")
@@ -52,6 +52,12 @@ class Embedder:
         self.compute: Compute = engine.compute
         self.tokenizer = preparation.tokenizer
         self.outputs: tuple[Output, ...] = engine.outputs
+
+    def __reduce__(self) -> tuple[Callable[[EmbedderSpec], Embedder], tuple[EmbedderSpec]]:
+        """Pickles as its spec: whoever unpickles it loads the model."""
+        from actors.embedders.registry import load_embedder
+
+        return load_embedder, (self.spec,)
 
     @property
     def dim(self) -> int:

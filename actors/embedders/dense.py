@@ -3,25 +3,89 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, overload
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from actors.embedders.flag_embedding import FlagEmbeddingCompat
-from actors.outputs import Array, EmbeddingBatch
+from actors.embedders.flag_embedding import FlagEmbeddingCompat, TextOrTexts
+from actors.outputs import EmbeddingBatch
 from actors.spec import ModelClass, Output
 from actors.text.prompts import INSTRUCT
 
+Floats = npt.NDArray[np.float32]
+
 
 @dataclass(eq=False)
-class DenseCompat(FlagEmbeddingCompat[Array | Tensor]):
+class DenseCompat(FlagEmbeddingCompat[Floats | Tensor]):
     """Results: (n, d) float32, or (d,) for one str; float16 from half precision on an accelerator."""
+
+    @overload
+    def encode(
+        self, sentences: TextOrTexts, batch_size: int | None = None, max_length: int | None = None,
+        convert_to_numpy: Literal[True] | None = None, *, instruction: str | None = None,
+        instruction_format: str | None = None, **options: Any,
+    ) -> Floats: ...  # fmt: skip
+    @overload
+    def encode(
+        self, sentences: TextOrTexts, batch_size: int | None = None, max_length: int | None = None, *,
+        convert_to_numpy: Literal[False], instruction: str | None = None, instruction_format: str | None = None,
+        **options: Any,
+    ) -> Tensor: ...  # fmt: skip
+    def encode(
+        self, sentences: TextOrTexts, batch_size: int | None = None, max_length: int | None = None,
+        convert_to_numpy: bool | None = None, *, instruction: str | None = None,
+        instruction_format: str | None = None, **options: Any,
+    ) -> Floats | Tensor:  # fmt: skip
+        """Encodes texts as they are (or with `instruction`), cut to passage_max_length. One str gives one vector.
+
+        Arguments that are None take the attribute of the same name. Raises TypeError for anything but texts.
+        """
+        options["convert_to_numpy"] = convert_to_numpy
+        return self._encode_texts(sentences, batch_size, max_length, instruction, instruction_format, options)
+
+    @overload
+    def encode_corpus(
+        self, corpus: TextOrTexts, batch_size: int | None = None, max_length: int | None = None,
+        convert_to_numpy: Literal[True] | None = None, **options: Any,
+    ) -> Floats: ...  # fmt: skip
+    @overload
+    def encode_corpus(
+        self, corpus: TextOrTexts, batch_size: int | None = None, max_length: int | None = None, *,
+        convert_to_numpy: Literal[False], **options: Any,
+    ) -> Tensor: ...  # fmt: skip
+    def encode_corpus(
+        self, corpus: TextOrTexts, batch_size: int | None = None, max_length: int | None = None,
+        convert_to_numpy: bool | None = None, **options: Any,
+    ) -> Floats | Tensor:  # fmt: skip
+        """Encodes texts with the passage instruction, cut to passage_max_length."""
+        options["convert_to_numpy"] = convert_to_numpy
+        return self._encode_corpus(corpus, batch_size, max_length, options)
+
+    @overload
+    def encode_queries(
+        self, queries: TextOrTexts, batch_size: int | None = None, max_length: int | None = None,
+        convert_to_numpy: Literal[True] | None = None, **options: Any,
+    ) -> Floats: ...  # fmt: skip
+    @overload
+    def encode_queries(
+        self, queries: TextOrTexts, batch_size: int | None = None, max_length: int | None = None, *,
+        convert_to_numpy: Literal[False], **options: Any,
+    ) -> Tensor: ...  # fmt: skip
+    def encode_queries(
+        self, queries: TextOrTexts, batch_size: int | None = None, max_length: int | None = None,
+        convert_to_numpy: bool | None = None, **options: Any,
+    ) -> Floats | Tensor:  # fmt: skip
+        """Encodes texts with the query instruction, cut to query_max_length."""
+        options["convert_to_numpy"] = convert_to_numpy
+        return self._encode_queries(queries, batch_size, max_length, options)
 
     def _asked(self, chosen: dict[str, Any]) -> tuple[Output, ...]:
         return ("dense",)
 
-    def _result(self, batch: EmbeddingBatch, chosen: dict[str, Any], one: bool) -> Array | Tensor:
+    def _result(self, batch: EmbeddingBatch, chosen: dict[str, Any], one: bool) -> Floats | Tensor:
         assert batch.dense is not None, "dense was asked for"
         vectors = batch.dense if self.pooling_method == "mean" else self._as_upstream(batch.dense)
         rows = vectors[0] if one else vectors
@@ -40,7 +104,7 @@ class FlagLLMModel(DenseCompat):
     """Decoders: e5-mistral, bge-multilingual-gemma2, Qwen3-Embedding. The last token's state is the vector."""
 
     query_instruction_format: str = INSTRUCT
-    pooling_method: str = "last_token"
+    pooling_method: str | None = "last_token"
 
     model_class: ClassVar[ModelClass] = "decoder-only-base"
 

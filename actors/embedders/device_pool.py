@@ -82,7 +82,7 @@ class DevicePool:
 
     def __init__(self, spec: EmbedderSpec, devices: Sequence[str]) -> None:
         self.specs = [_on_device(spec, device, len(devices)) for device in devices]
-        self._lock = threading.Lock()
+        self._lock, self._pid = threading.Lock(), os.getpid()
         self._workers: list[Worker] = []
         self._finalizer: weakref.finalize[[list[Worker]], Any] | None = None
 
@@ -92,6 +92,8 @@ class DevicePool:
         Raises what a worker raised, with the worker's traceback as its cause; RuntimeError where a worker has died.
         """
         share = max(LEAST_SHARE, int(tokens.lengths.sum()) // (SHARES * len(self.specs)))
+        if os.getpid() != self._pid:  # a forked child: the processes and their pipes belong to its parent
+            self._lock, self._pid, self._finalizer, self._workers = threading.Lock(), os.getpid(), None, []
         batches = plan_batches(tokens.lengths, share) or [tokens.lengths]
         with self._lock:
             self._start()

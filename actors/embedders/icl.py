@@ -19,7 +19,7 @@ class FlagICLModel(DenseCompat):
     """bge-en-icl. Examples: `{"instruct": ..., "query": ..., "response": ...}`; instruct defaults to the query's."""
 
     query_instruction_format: str = TAGGED
-    pooling_method: str = "last_token"
+    pooling_method: str | None = "last_token"
     _: KW_ONLY
     suffix: str = "\n<response>"
     examples_for_task: Examples | None = None

@@ -6,22 +6,49 @@ Upstream's containers cost a Python object for each lexical weight; `embed_corpu
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import Any, ClassVar, TypedDict, cast, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from actors.embedders.flag_embedding import FlagEmbeddingCompat
+from actors.embedders.dense import Floats
+from actors.embedders.flag_embedding import FlagEmbeddingCompat, TextOrTexts
 from actors.embedders.pair_scores import lexical_score, pair_scores
+from actors.models.identity import head_folder
+from actors.models.transformers_objects import M3Module, load_module
 from actors.outputs import Array, EmbeddingBatch, SparseVectors
 from actors.spec import EmbedderSpec, ModelClass, Output
+from actors.text.pairs import listed_pairs
 
 Weights = Mapping[str, float]
 Pair = tuple[str, str] | Sequence[str]
 RETURNS: dict[str, Output] = {"return_dense": "dense", "return_sparse": "sparse", "return_colbert_vecs": "colbert"}
+
+
+Lexical = defaultdict[str, np.float32]
+
+
+class M3Outputs(TypedDict):
+    """What a list of texts gives; None for what was not asked for, whatever the types say."""
+
+    dense_vecs: Floats
+    """(n, d)"""
+    lexical_weights: list[Lexical]
+    """One {token id: weight} for each text."""
+    colbert_vecs: list[Floats]
+    """One (tokens - 1, d) for each text."""
+
+
+class M3Output(TypedDict):
+    """What one text gives; None for what was not asked for, whatever the types say."""
+
+    dense_vecs: Floats
+    lexical_weights: Lexical
+    colbert_vecs: Floats
 
 
 @dataclass(eq=False)
@@ -46,6 +73,84 @@ class BGEM3FlagModel(FlagEmbeddingCompat[dict[str, Any]]):
 
     model_class: ClassVar[ModelClass] = "encoder-only-m3"
     call_options: ClassVar[tuple[str, ...]] = (*RETURNS, "convert_to_numpy")
+
+    @overload
+    def encode(
+        self, sentences: str, batch_size: int | None = None, max_length: int | None = None,
+        return_dense: bool | None = None, return_sparse: bool | None = None,
+        return_colbert_vecs: bool | None = None, *, instruction: str | None = None,
+        instruction_format: str | None = None, **options: Any,
+    ) -> M3Output: ...  # fmt: skip
+    @overload
+    def encode(
+        self, sentences: Sequence[str], batch_size: int | None = None, max_length: int | None = None,
+        return_dense: bool | None = None, return_sparse: bool | None = None,
+        return_colbert_vecs: bool | None = None, *, instruction: str | None = None,
+        instruction_format: str | None = None, **options: Any,
+    ) -> M3Outputs: ...  # fmt: skip
+    def encode(
+        self, sentences: TextOrTexts, batch_size: int | None = None, max_length: int | None = None,
+        return_dense: bool | None = None, return_sparse: bool | None = None,
+        return_colbert_vecs: bool | None = None, *, instruction: str | None = None,
+        instruction_format: str | None = None, **options: Any,
+    ) -> M3Output | M3Outputs:  # fmt: skip
+        """Encodes texts as they are (or with `instruction`), cut to passage_max_length.
+
+        Arguments that are None take the attribute of the same name. Raises TypeError for anything but texts.
+        """
+        options |= dict(zip(RETURNS, (return_dense, return_sparse, return_colbert_vecs), strict=True))
+        found = self._encode_texts(sentences, batch_size, max_length, instruction, instruction_format, options)
+        return cast("M3Output | M3Outputs", found)
+
+    @overload
+    def encode_corpus(
+        self, corpus: str, batch_size: int | None = None, max_length: int | None = None,
+        return_dense: bool | None = None, return_sparse: bool | None = None,
+        return_colbert_vecs: bool | None = None, **options: Any,
+    ) -> M3Output: ...  # fmt: skip
+    @overload
+    def encode_corpus(
+        self, corpus: Sequence[str], batch_size: int | None = None, max_length: int | None = None,
+        return_dense: bool | None = None, return_sparse: bool | None = None,
+        return_colbert_vecs: bool | None = None, **options: Any,
+    ) -> M3Outputs: ...  # fmt: skip
+    def encode_corpus(
+        self, corpus: TextOrTexts, batch_size: int | None = None, max_length: int | None = None,
+        return_dense: bool | None = None, return_sparse: bool | None = None,
+        return_colbert_vecs: bool | None = None, **options: Any,
+    ) -> M3Output | M3Outputs:  # fmt: skip
+        """Encodes texts with the passage instruction, cut to passage_max_length."""
+        options |= dict(zip(RETURNS, (return_dense, return_sparse, return_colbert_vecs), strict=True))
+        found = self._encode_corpus(corpus, batch_size, max_length, options)
+        return cast("M3Output | M3Outputs", found)
+
+    @overload
+    def encode_queries(
+        self, queries: str, batch_size: int | None = None, max_length: int | None = None,
+        return_dense: bool | None = None, return_sparse: bool | None = None,
+        return_colbert_vecs: bool | None = None, **options: Any,
+    ) -> M3Output: ...  # fmt: skip
+    @overload
+    def encode_queries(
+        self, queries: Sequence[str], batch_size: int | None = None, max_length: int | None = None,
+        return_dense: bool | None = None, return_sparse: bool | None = None,
+        return_colbert_vecs: bool | None = None, **options: Any,
+    ) -> M3Outputs: ...  # fmt: skip
+    def encode_queries(
+        self, queries: TextOrTexts, batch_size: int | None = None, max_length: int | None = None,
+        return_dense: bool | None = None, return_sparse: bool | None = None,
+        return_colbert_vecs: bool | None = None, **options: Any,
+    ) -> M3Output | M3Outputs:  # fmt: skip
+        """Encodes texts with the query instruction, cut to query_max_length."""
+        options |= dict(zip(RETURNS, (return_dense, return_sparse, return_colbert_vecs), strict=True))
+        found = self._encode_queries(queries, batch_size, max_length, options)
+        return cast("M3Output | M3Outputs", found)
+
+    @cached_property
+    def model(self) -> M3Module:
+        """transformers' module and the two heads, for callers that reach through; loaded beside what encodes."""
+        module = load_module("AutoModel", self._checkpoint_folder, self.target_devices[0], self.trust_remote_code)
+        return M3Module(module, head_folder(self.preparation), str(self.pooling_method), self.normalize_embeddings)
 
     def _spec(self, device: str) -> EmbedderSpec:
         return replace(super()._spec(device), colbert_dim=self.colbert_dim if self.colbert_dim > 0 else None)
@@ -73,7 +178,7 @@ class BGEM3FlagModel(FlagEmbeddingCompat[dict[str, Any]]):
     ) -> dict[str, float] | list[dict[str, float]]:
         """Token texts instead of ids. Upstream's rule: a list of one gives its only element."""
         rows = [lexical_weights] if isinstance(lexical_weights, Mapping) else lexical_weights
-        named = [{self.tokenizer.decode([int(key)]): weight for key, weight in row.items()} for row in rows]
+        named = [{self.preparation.tokenizer.decode([int(key)]): weight for key, weight in row.items()} for row in rows]
         return named[0] if len(named) == 1 else named
 
     def compute_lexical_matching_score(
@@ -93,26 +198,37 @@ class BGEM3FlagModel(FlagEmbeddingCompat[dict[str, Any]]):
         """Mean over the query's tokens of the best dot product with a passage token: a 0-d tensor."""
         return torch.from_numpy(np.asarray(q_reps) @ np.asarray(p_reps).T).amax(-1).sum() / len(q_reps)
 
-    def compute_score(
-        self, sentence_pairs: Pair | Sequence[Pair], batch_size: int | None = None, max_query_length: int | None = None,
+    @overload
+    def compute_score(  # type: ignore[overload-overlap]
+        self, sentence_pairs: tuple[str, str], batch_size: int | None = None, max_query_length: int | None = None,
         max_passage_length: int | None = None, weights_for_different_modes: Sequence[float] | None = None,
-    ) -> dict[str, Any] | list[Any]:  # fmt: skip
+    ) -> dict[str, float]: ...  # fmt: skip
+    @overload
+    def compute_score(
+        self, sentence_pairs: Iterable[Pair], batch_size: int | None = None, max_query_length: int | None = None,
+        max_passage_length: int | None = None, weights_for_different_modes: Sequence[float] | None = None,
+    ) -> dict[str, list[float]]: ...  # fmt: skip
+    def compute_score(
+        self, sentence_pairs: Pair | Iterable[Pair], batch_size: int | None = None, max_query_length: int | None = None,
+        max_passage_length: int | None = None, weights_for_different_modes: Sequence[float] | None = None,
+    ) -> dict[str, float] | dict[str, list[float]]:  # fmt: skip
         """Scores by every mode, and weighted sums of them; weights are for dense, sparse, colbert, 1 each by default.
 
         One pair gives floats, a list gives lists. No instruction and no truncate_dim, as upstream. A pair's score does
         not depend on its batch (upstream's ColBERT score has a floor of 0 for tokens whose passage is padded).
         """
-        if isinstance(sentence_pairs, list) and not sentence_pairs:
-            return []
-        one = isinstance(sentence_pairs[0], str)
-        pairs = _checked_pairs([sentence_pairs] if one else sentence_pairs)
+        listed = listed_pairs(sentence_pairs)
+        if not listed:
+            return cast("dict[str, list[float]]", [])  # as upstream
+        one = isinstance(listed[0], str)
+        pairs = _checked_pairs([listed] if one else listed)
         weights = _checked_weights(weights_for_different_modes)
         queries = self._queries([query for query, _ in pairs], max_query_length)
         passages = self._passages([passage for _, passage in pairs], max_passage_length)
         outputs = tuple(RETURNS.values())
         both = [self._embed(x, outputs, batch_size, ignore_truncate_dim=True) for x in (queries, passages)]
         scores = pair_scores(both[0], both[1], weights)
-        return {name: values[0] if one else values for name, values in scores.items()}
+        return {name: values[0] for name, values in scores.items()} if one else scores
 
 
 def _checked_pairs(pairs: Any) -> list[tuple[str, str]]:

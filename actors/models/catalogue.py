@@ -115,6 +115,20 @@ def short_name(model: str) -> str:
     return path.parent.name if path.name.startswith("checkpoint-") else path.name
 
 
+def known_pooling(model: str) -> Pooling | None:
+    """How the catalogue says that a model of this name pools; None for a name that it does not know."""
+    entry = EMBEDDERS.get(short_name(model))
+    return None if entry is None else entry.pooling
+
+
+def published_pooling(model: str, folder: Path) -> Pooling | None:
+    """How a model was published to pool: by its name, else by its modules.json; None where neither says."""
+    try:
+        return known_pooling(model) or _sentence_transformers_pooling(folder)
+    except CheckpointError:  # a module or a pooling that only sentence-transformers runs
+        return None
+
+
 def complete(spec: EmbedderSpec, folder: Path) -> EmbedderSpec:
     """Returns the spec with every None that the table or the checkpoint can answer filled in.
 

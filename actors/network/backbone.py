@@ -7,17 +7,15 @@ rest. All three have one method, `forward(ids, offsets)`, and give the same numb
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PretrainedConfig, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from actors.checkpoints.loading import aligned
+from actors.checkpoints.quiet import quiet_transformers
 from actors.compute.resolve import Compute
 from actors.models.catalogue import ENCODERS
 from actors.network.attention import Counts
@@ -81,7 +79,7 @@ def load_pretrained(
 ) -> PreTrainedModel:
     """Returns what one of transformers' Auto classes makes of a folder; ValueError names the
     weights that are missing."""
-    with _quiet():
+    with quiet_transformers():
         model, report = auto.from_pretrained(
             folder, config=config, dtype=compute.rounding or compute.dtype, output_loading_info=True, **options
         )
@@ -99,17 +97,3 @@ def _align_parameters(model: nn.Module) -> None:
         if not isinstance(module, nn.Embedding):
             for parameter in module.parameters(recurse=False):
                 parameter.data = aligned(parameter.data)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bar, and no list of the heads that we leave aside."""
-    verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bar:
-            transformers_logging.enable_progress_bar()

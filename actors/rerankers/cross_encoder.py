@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -144,6 +144,8 @@ class FlagReranker(RerankerCompat):
     max_length: int = 512
     normalize: bool = False
     use_bf16: bool = False
+
+    auto_class: ClassVar[str | None] = "AutoModelForSequenceClassification"
 
     @staticmethod
     def load(checkpoint: Checkpoint) -> Scorer:

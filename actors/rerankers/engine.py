@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +24,12 @@ from actors.compute.resolve import Compute
 from actors.outputs import IntArray
 from actors.rerankers.loading import Checkpoint
 from actors.rerankers.pairs import Layout, PairBatch, checked_pairs, join, token_ids
+from actors.suggest import did_you_mean
 from actors.text.prompts import PLAIN, instruct
 
 Scores = npt.NDArray[np.float32]
+NAMED_IF_SET = frozenset({"passage_max_length"})
+"""Options that an identity leaves out unless they are set: they came later, and unset they change no score."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +42,8 @@ class RerankOptions:
     passage_instruction_format: str = PLAIN
     query_max_length: int | None = None
     """Tokens kept of a query; None: three quarters of `max_length`."""
+    passage_max_length: int | None = None
+    """Tokens kept of a passage; None: as many as `max_length` leaves."""
     max_length: int = 512
     normalize: bool = False
     """Logistic function of the score, into 0..1."""
@@ -56,7 +61,7 @@ class RerankOptions:
     as upstream does and as published scores were computed."""
 
     def __post_init__(self) -> None:
-        for name in ("max_length", "query_max_length", "batch_size"):
+        for name in ("max_length", "query_max_length", "passage_max_length", "batch_size"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
@@ -67,9 +72,10 @@ class RerankOptions:
 
     def changed(self, changes: dict[str, Any]) -> RerankOptions:
         """Returns a copy with every option that is not None replaced; TypeError names one that does not exist."""
-        unknown = set(changes) - {field.name for field in fields(self)}
-        if unknown:
-            raise TypeError(f"unknown reranking option {sorted(unknown)[0]!r}")
+        known = [field.name for field in fields(self)]
+        unknown = next((name for name in changes if name not in known), None)
+        if unknown is not None:
+            raise TypeError(f"unknown reranking option {unknown!r}{did_you_mean(unknown, known)}")
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
 
 
@@ -99,6 +105,12 @@ class Reranker:
         self.checkpoint, self.tokenizer = checkpoint, checkpoint.tokenizer
         self.scorer, self.options, self.executor = scorer, options, BatchExecutor(scorer.compute)
         scorer.outputs(options)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a loaded Reranker cannot be pickled or copied; load it where it is needed (load_reranker), or use "
+            "FlagReranker and the like, which can"
+        )
 
     @property
     def compute(self) -> Compute:
@@ -149,12 +161,13 @@ class Reranker:
         )
         return join(
             self.tokenizer, layout, token_ids(self.tokenizer, queries), token_ids(self.tokenizer, passages),
-            options.query_limit, options.max_length,
+            options.query_limit, options.max_length, options.passage_max_length,
         )  # fmt: skip
 
     def identity(self) -> dict[str, str]:
         """Returns what the scores depend on besides the texts; weights and tokenizer are sha256 sums."""
-        options = {field.name: repr(getattr(self.options, field.name)) for field in fields(self.options)}
+        given = {field.name: getattr(self.options, field.name) for field in fields(self.options)}
+        options = {name: repr(value) for name, value in given.items() if name not in NAMED_IF_SET or value is not None}
         return {
             "weights": fingerprint(self.checkpoint.folder),
             "tokenizer": self.tokenizer.sha256,

@@ -1,4 +1,4 @@
-"""What the four classes with FlagEmbedding's names share: arguments become options, several devices share the pairs.
+"""Holds what FlagEmbedding's four reranker classes share: arguments become options, several devices share the pairs.
 
 A class lists its arguments once, as dataclass fields, in upstream's order and with upstream's defaults. They stay
 attributes and are read at every call, so that `reranker.max_length = 1024` works as it does upstream.
@@ -8,12 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import KW_ONLY, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
+from torch import nn
 
 from actors.embedders.device_pool import Devices, device_names
+from actors.models.compat import ComputeArgument, UpstreamModel, compute_of
+from actors.models.transformers_objects import load_module
+from actors.rerankers.adapters import merge_lora
 from actors.rerankers.engine import Reranker, RerankOptions, Scorer, Scores, score_lists
 from actors.rerankers.loading import Checkpoint, open_checkpoint
 from actors.rerankers.pairs import checked_pairs
@@ -27,8 +33,19 @@ OLD_NAMES = {"compress_layer": "compress_layers"}
 
 
 @dataclass
-class RerankerCompat:
+class RerankerCompat(UpstreamModel):
     """One loaded reranker for each device."""
+
+    _: KW_ONLY
+    passage_max_length: int | None = None
+    """Tokens kept of a passage at most. Upstream takes and ignores it; `max_length` limits the pair in any case."""
+    device: Devices = None
+    """Another name for `devices`."""
+    compute: ComputeArgument = None
+    """None: FlagEmbedding's numbers. "auto": the fastest that this machine does well. Or a ComputeSpec."""
+
+    auto_class: ClassVar[str | None] = None
+    """transformers' class of the module that `model` gives; None where it has none."""
 
     @staticmethod
     def load(checkpoint: Checkpoint) -> Scorer:
@@ -37,7 +54,10 @@ class RerankerCompat:
 
     def __post_init__(self) -> None:
         given = vars(self)
-        self.engines = [_engine(self.load, given, device, self._options()) for device in device_names(given["devices"])]
+        if given["devices"] is None:
+            given["devices"] = self.device
+        self.target_devices = device_names(given["devices"])
+        self.engines = [_engine(self.load, given, device, self._options()) for device in self.target_devices]
 
     @classmethod
     def defaults(cls) -> RerankOptions:
@@ -49,13 +69,36 @@ class RerankerCompat:
     def engine(self) -> Reranker:
         return self.engines[0]
 
+    @property
+    def _checkpoint_folder(self) -> Path:
+        return self.engine.checkpoint.folder
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """transformers' module, for callers that reach through; loaded now, beside what scores.
+
+        Raises TypeError for the layered classes, which transformers does not have.
+        """
+        if self.auto_class is None:
+            raise TypeError(f"{type(self).__name__} has no transformers module: its decoder is tridex's own")
+        checkpoint = self.engine.checkpoint
+        module: nn.Module = load_module(
+            self.auto_class, checkpoint.folder, self.target_devices[0], checkpoint.trust_remote_code
+        )
+        if checkpoint.adapter is not None:
+            merge_lora(dict(module.named_parameters()), checkpoint.adapter)
+        return module
+
+    def stop_self_pool(self) -> None:
+        """Does nothing: there are no processes to end. Upstream's callers call it when they are done."""
+
     def compute_score(self, sentence_pairs: Any, **changes: Any) -> list[float] | list[list[float]]:
         """Scores of one (query, passage) or of a list of them, in order.
 
-        `changes` replace the constructor's arguments for this call: batch_size, query_max_length, max_length,
-        normalize, prompt, cutoff_layers, compress_layers, compress_ratio as far as the class has them. With several
-        cutoff layers: a list of lists, in the order of `cutoff_layers`. Raises TypeError or ValueError, naming the
-        pair, for anything but two strings.
+        `changes` replace the constructor's arguments for this call: batch_size, query_max_length, passage_max_length,
+        max_length, normalize, prompt, cutoff_layers, compress_layers, compress_ratio as far as the class has them. With
+        several cutoff layers: a list of lists, in the order of `cutoff_layers`. Raises TypeError or ValueError, naming
+        the pair, for anything but two strings.
         """
         pairs = checked_pairs(sentence_pairs)
         changes = {OLD_NAMES.get(name, name): value for name, value in changes.items() if name not in NO_EFFECT}
@@ -102,7 +145,10 @@ def _engine(
         cache_dir=given["cache_dir"],
         adapter=given.get("peft_path"),
         trust_remote_code=given["trust_remote_code"],
-        compute=ComputeSpec(device=device, dtype=precision(given["use_fp16"], given["use_bf16"], device)),
+        compute=compute_of(
+            given["compute"],
+            ComputeSpec(device=device, dtype=precision(given["use_fp16"], given["use_bf16"], device)),
+        ),
     )
     return Reranker(checkpoint, load(checkpoint), options)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -114,6 +115,8 @@ class FlagLLMReranker(DecoderCompat):
     query_max_length: int | None = None
     max_length: int = 512
     normalize: bool = False
+
+    auto_class: ClassVar[str | None] = "AutoModelForCausalLM"
 
     @staticmethod
     def load(checkpoint: Checkpoint) -> Scorer:

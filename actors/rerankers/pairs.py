@@ -1,9 +1,10 @@
-"""A query and a passage become one row of token ids, joined as ids and never by way of text.
+"""Joins a query and a passage into one row of token ids, as ids and never by way of text.
 
 The rules are FlagEmbedding's on transformers 4: the query is cut to `query_max_length`, the passage to `max_length`,
-and then the passage alone is cut further until the row fits. A passage that would vanish is left whole instead, so a
-row can exceed `max_length` where the query alone nearly fills it. Beyond the positions that the model has, nothing
-exists to run: there the passage is cut to what is left, and then the query, so that a row always fits the model.
+and then the passage alone is cut further until the row fits. A `passage_max_length` cuts the passage first (upstream
+takes that argument and ignores it). A passage that would vanish is left whole instead, so a row can exceed `max_length`
+where the query alone nearly fills it. Beyond the positions that the model has, nothing exists to run: there the passage
+is cut to what is left, and then the query, so that a row always fits the model.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from actors.outputs import IntArray, TokenBatch, ranges
+from actors.text.pairs import listed_pairs
 from actors.text.tokenizer import TextTokenizer, batch_of
 
 Ids = list[int]
@@ -96,8 +98,7 @@ class PairBatch:
 def checked_pairs(pairs: Any) -> list[tuple[str, str]]:
     """Returns one (query, passage) or a list of them as a list; TypeError or ValueError that names
     the pair at fault."""
-    if isinstance(pairs, (str, bytes)) or not isinstance(pairs, (Sequence, np.ndarray)):
-        raise TypeError(f"expected a (query, passage) pair or a list of pairs, got {type(pairs).__name__}")
+    pairs = listed_pairs(pairs)
     if len(pairs) and isinstance(pairs[0], str):
         pairs = [pairs]
     return [_checked_pair(i, pair) for i, pair in enumerate(pairs)]
@@ -133,12 +134,14 @@ def join(
     passages: Sequence[Ids],
     query_max_length: int,
     max_length: int,
+    passage_max_length: int | None = None,
 ) -> PairBatch:
     """Returns the rows of all pairs; `n_truncated` counts the tokens of both texts that were dropped."""
     rows, starts, dropped = [], [], []
+    passage_limit = min(max_length, passage_max_length or max_length)
     for query, passage in zip(queries, passages, strict=True):
         first = [*layout.head, *tokenizer.cut(query, query_max_length)]
-        second = [*layout.middle, *tokenizer.cut(passage, max_length)]
+        second = [*layout.middle, *tokenizer.cut(passage, passage_limit)]
         second = _fit_length(tokenizer, layout, first, second, max_length)
         first, second = _fit_positions(layout, first, second)
         rows.append([*first, *second, *layout.tail])

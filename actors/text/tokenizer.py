@@ -140,6 +140,9 @@ def checked_texts(texts: Iterable[str]) -> list[str]:
         raise TypeError(f"expected a list of str, got one {type(texts).__name__}")
     if isinstance(texts, np.ndarray) and texts.ndim != 1:
         raise TypeError(f"expected a list of str, got an array of shape {texts.shape}")
+    if isinstance(texts, Mapping) or hasattr(texts, "columns"):  # iterating either gives names, not texts
+        fix = "list(d.values())" if isinstance(texts, Mapping) else "one column, such as df['text'].tolist()"
+        raise TypeError(f"expected a list of str, got a {type(texts).__name__}: give {fix}")
     try:
         items = list(texts)
     except TypeError:
@@ -167,7 +170,7 @@ def _check_unicode(i: int, item: str) -> None:
 def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> TextTokenizer:
     """Returns the tokenizer of a checkpoint folder; without a tokenizer.json, the one that
     transformers makes of its files."""
-    wrapper = _wrapper(folder, trust_remote_code)
+    wrapper = read_transformers_tokenizer(folder, trust_remote_code)
     backend = wrapper.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
@@ -215,7 +218,8 @@ def read_library_tokenizer(folder: Path, options: Mapping[str, Any], lower_case:
     )  # fmt: skip
 
 
-def _wrapper(folder: Path, trust_remote_code: bool) -> Any:
+def read_transformers_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
+    """Reads a folder's tokenizer as transformers has it: of tokenizer.json alone where there is one."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     if (folder / "tokenizer.json").is_file():

@@ -5,22 +5,13 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-
-def did_you_mean(name: Any, known: Iterable[str]) -> str:
-    """Returns "; did you mean 'mode'?" for the known name that is nearest to a misspelt one, "" where none is near.
-
-    >>> did_you_mean("mod", ["mode", "where"])
-    "; did you mean 'mode'?"
-    """
-    near = get_close_matches(str(name).lower(), list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
+from actors.suggest import did_you_mean
 
 
 def describe_errors(error: ValidationError, model: type[BaseModel]) -> str:

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal, Protocol, TypedDict, TypeVar, runtim
 
 from pydantic import BeforeValidator, ConfigDict, Field, SkipValidation, ValidationError, field_validator
 
+from actors.suggest import did_you_mean
 from pipelines.config.channels import MODES, Channel, Mode
-from pipelines.config.describe import describe_errors, did_you_mean
+from pipelines.config.describe import describe_errors
 from pipelines.config.settings import InvalidRequest, Model
 
 Fusion = Literal["zscore", "weighted", "rrf", "dbsf"]

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
+from actors.suggest import did_you_mean
 from pipelines.config import InvalidRequest
-from pipelines.config.describe import did_you_mean
 from pipelines.evaluation.metrics import interval
 from pipelines.evaluation.report import DECIDING, Evaluation
 

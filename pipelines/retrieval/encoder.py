@@ -41,6 +41,8 @@ class QueryEncoder:
         self.uri = uri
         self.identity = identity
         self.name = name
+        self.given = embedder
+        """The model or the spec that whoever opened the index named; None for the one that the index names."""
         self._given = None if isinstance(embedder, EmbedderSpec) else embedder
         self._spec = embedder if isinstance(embedder, EmbedderSpec) else None
         self._lock = Lock()

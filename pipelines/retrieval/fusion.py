@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from actors.suggest import did_you_mean
 from pipelines.config import CHANNELS, DEFAULT_MODEL, Channel, Fusion, InvalidRequest
-from pipelines.config.describe import did_you_mean
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]

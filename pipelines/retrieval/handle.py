@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,11 +36,20 @@ class IndexHandle:
     ) -> None:
         self.snapshot = snapshot
         self.encoder = encoder
+        self._process = os.getpid()
         embedder = self.identity.embedders[self.name]
         fitted = embedder["model"] == DEFAULT_MODEL or bool(embedder.get("fitted_heads"))
         self.idf_weighting = fitted if idf_weighting is None else idf_weighting
         self.query_expansion = fitted if query_expansion is None else query_expansion
         self.column_cache = ColumnCache(snapshot, encoder.name, memory, local, disk)
+
+    def check_process(self) -> None:
+        """Raises RuntimeError in a forked child, where Lance would wait for ever for threads of the parent."""
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                f"{self.snapshot.uri}: this index was opened in process {self._process}, and what it reads with does "
+                "not survive a fork. Start workers by spawn (multiprocessing.get_context('spawn')), or open it in each"
+            )
 
     @property
     def identity(self) -> Identity:

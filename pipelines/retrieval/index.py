@@ -53,6 +53,24 @@ class Index(IndexHandle):
         channels = ", ".join(self.channels)
         return f"Index({self.snapshot.uri!r}, {len(self)} rows, version {self.version}, {self.name}: {channels})"
 
+    def __reduce__(self) -> tuple[Callable[[], Index], tuple[()]]:
+        """Pickles and copies as what opened it: whoever unpickles it opens the same version again."""
+        column_cache, given = self.column_cache, self.encoder.given
+        reopen = partial(
+            open_index,
+            self.snapshot.uri,
+            table=self.snapshot.table,
+            storage_options=self.snapshot.storage_options,
+            embedder=self.name if given is None else given,
+            version=self.version,
+            memory=column_cache.memory,
+            local=column_cache.local,
+            disk=column_cache.disk,
+            idf_weighting=self.idf_weighting,
+            query_expansion=self.query_expansion,
+        )
+        return reopen, ()
+
     @cached_property
     def channels(self) -> dict[Channel, ChannelSearch]:
         """The channels that this index has, by name."""
@@ -60,6 +78,7 @@ class Index(IndexHandle):
 
     def warm(self) -> dict[Output, str]:
         """Reads or copies now what searches would read or copy first; says where each output is held then."""
+        self.check_process()
         return self.column_cache.warm()
 
     @cached_property
@@ -161,6 +180,7 @@ class Index(IndexHandle):
 
     def request(self, options: SearchOptions) -> Request:
         """Checks options against this index; InvalidRequest names the one at fault."""
+        self.check_process()
         return check_request(options, self.snapshot, self.channels, self.default_fusion, self.filter)
 
     def filter(self, where: str) -> Filter:
@@ -208,10 +228,12 @@ class Index(IndexHandle):
 
     def upsert(self, rows: Sequence[Mapping[str, Any]]) -> int:
         """Embeds and writes whole documents (`doc_id`, `text`, own columns); see `pipelines.retrieval.upsert`."""
+        self.check_process()
         return upsert(self, rows)
 
     def delete(self, ids: Sequence[str]) -> int:
         """Deletes documents with all their chunks; returns the rows deleted."""
+        self.check_process()
         return delete(self, ids)
 
     def candidates_for(self, queries: EncodedQueries, request: Request) -> list[Candidates]:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
+from actors.suggest import did_you_mean
 from pipelines.config import CHANNELS, Channel, InvalidRequest, Reranker
-from pipelines.config.describe import did_you_mean
 from pipelines.retrieval.hits import Hit
 
 

@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from actors.suggest import did_you_mean
 from pipelines.config import InvalidRequest
-from pipelines.config.describe import did_you_mean
 
 QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`")
 T = TypeVar("T")

@@ -21,8 +21,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from actors.outputs import IntArray, offsets_of
+from actors.suggest import did_you_mean
 from pipelines.config import BuildConfig, ConfigError, InvalidRequest, absolute_uri, plain_options
-from pipelines.config.describe import did_you_mean
 from pipelines.store.conditions import evaluate_condition
 from pipelines.store.datasets import open_dataset
 from pipelines.store.schema import FORMAT_VERSION, SYSTEM_COLUMNS, Identity, metadata_columns, table_uri

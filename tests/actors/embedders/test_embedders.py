@@ -126,7 +126,7 @@ def test_lexical_scores_and_tokens(m3: BGEM3FlagModel) -> None:
     a, b = {"5": 1.0, "6": 2.0}, {"6": 0.5, "9": 3.0}
     assert m3.compute_lexical_matching_score(a, b) == 1.0
     assert np.asarray(m3.compute_lexical_matching_score([a, b], [b])).tolist() == [[1.0], [9.25]]
-    token = m3.tokenizer.backend.token_to_id("▁panda")
+    token = m3.preparation.tokenizer.backend.token_to_id("▁panda")
     assert m3.convert_id_to_token({str(token): 2.0}) == {"panda": 2.0}
     assert m3.convert_id_to_token([{str(token): 2.0}]) == {"panda": 2.0}
     assert len(m3.convert_id_to_token([{str(token): 2.0}, {}])) == 2
