@@ -76,7 +76,7 @@ def test_a_replica_that_is_killed_takes_only_its_own_requests(tmp_path: Path) ->
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "pipelines.cli", "serve", str(tmp_path / "small" / "index"), "--port", str(port)]
     log = (tmp_path / "log").open("w+")
-    process = subprocess.Popen([*command, "--ray", "--replicas", "2"], cwd=ROOT, stderr=log, stdout=log)
+    process = subprocess.Popen([*command, "--ray", "--replicas", "2", "--prewarm"], cwd=ROOT, stderr=log, stdout=log)
     try:
         wait_until(lambda: get(f"http://127.0.0.1:{port}/readyz") == 200, 240)
         statuses: list[int] = []
@@ -102,7 +102,7 @@ def test_a_replica_that_is_killed_takes_only_its_own_requests(tmp_path: Path) ->
 
 def get(url: str) -> int:
     try:
-        with urllib.request.urlopen(url, timeout=30) as answer:
+        with urllib.request.urlopen(url, timeout=180) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return int(error.code)
