@@ -1,4 +1,4 @@
-"""Time and memory of the census at many synthetic ids: `python benchmarks/census.py --rows 10000000`.
+"""Measures time and memory of change detection at many synthetic ids: `python benchmarks/census.py --rows 10000000`.
 
 Units make ids and content hashes out of numbers, so what is measured is hashing, splitting, moving between tasks,
 sorting and joining, not reading. Half of the documents are in the table already, one in a hundred of those has changed,
@@ -27,7 +27,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from pipelines.changes.detect import InProcess, OnRay, count_partitions, detect_changes
+from pipelines.changes.detect import count_partitions, detect_changes
+from pipelines.changes.tasks import InProcess, OnRay
 
 UNIT_ROWS = 200_000
 BATCH_ROWS = 20_000
@@ -63,6 +64,7 @@ def read(unit: Numbers) -> Iterator[pa.Table]:
                 "source": pa.repeat(pa.scalar("numbers"), n),
                 "position": pa.array(numbers),
                 "content_hash": content(numbers),
+                "metadata_hash": content(numbers, 7),
                 "error": pa.nulls(n, pa.string()),
             }
         )
@@ -75,8 +77,9 @@ def write_table(path: str, rows: int) -> None:
         for first in range(0, rows, UNIT_ROWS):
             numbers = np.arange(first, min(first + UNIT_ROWS, rows), 2)
             changed = np.where(numbers % 200 == 0, numbers + rows, numbers)
-            columns = [ids(numbers), content(changed), pa.repeat(pa.scalar(1, pa.int32()), len(numbers))]
-            yield pa.RecordBatch.from_arrays(columns, ["doc_id", "content_hash", "chunk_count"])
+            counts = pa.repeat(pa.scalar(1, pa.int32()), len(numbers))
+            columns = [ids(numbers), content(changed), content(numbers, 7), counts]
+            yield pa.RecordBatch.from_arrays(columns, ["doc_id", "content_hash", "metadata_hash", "chunk_count"])
 
     first = next(batches())
     lance.write_dataset(pa.RecordBatchReader.from_batches(first.schema, batches()), path, max_rows_per_file=UNIT_ROWS)
