@@ -10,11 +10,11 @@ from pathlib import Path
 
 
 class OutputExists(ValueError):
-    """Something is there already; the message names it and says what to do."""
+    """Raised where something is there already; the message names it and says what to do."""
 
 
 def refuse_file(path: str | Path, *, force: bool = False, name: str = "output") -> None:
-    """OutputExists where a file is to be written and there is one, unless `force`, or a folder.
+    """Raises OutputExists where a file is to be written and there is one, unless `force`, or a folder.
 
     name: what the message calls the path.
     """
@@ -26,7 +26,7 @@ def refuse_file(path: str | Path, *, force: bool = False, name: str = "output") 
 
 
 def refuse_folder(path: str | Path, *, marker: str | None = None, name: str = "output") -> None:
-    """OutputExists where a folder is to be written and there is a file, or a folder with something in it.
+    """Raises OutputExists where a folder is to be written and there is a file, or a folder with something in it.
 
     marker: name of a file that says that tridex made the folder, which may then be used again. A folder is never
     emptied for somebody: there is no `force`.

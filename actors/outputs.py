@@ -25,7 +25,7 @@ def _check_offsets(offsets: IntArray, size: int, what: str) -> None:
 
 
 def ranges(starts: IntArray, lengths: IntArray) -> IntArray:
-    """Positions `start, start + 1, ... start + length - 1` of every range, one after the other: int64 (sum,).
+    """Enumerates `start, start + 1, ... start + length - 1` of every range in turn: int64 (sum,).
 
     >>> ranges(np.array([10, 20]), np.array([2, 3])).tolist()
     [10, 11, 20, 21, 22]
@@ -37,7 +37,7 @@ def ranges(starts: IntArray, lengths: IntArray) -> IntArray:
 
 
 def offsets_of(lengths: npt.NDArray[np.integer[Any]]) -> IntArray:
-    """Lengths (n,) to offsets (n + 1,), starting at 0.
+    """Turns lengths (n,) into offsets (n + 1,), starting at 0.
 
     >>> offsets_of(np.array([2, 0, 3])).tolist()
     [0, 2, 2, 5]
@@ -49,7 +49,7 @@ def offsets_of(lengths: npt.NDArray[np.integer[Any]]) -> IntArray:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenBatch:
-    """Texts as token ids, special tokens included, ready for a forward pass.
+    """Holds texts as token ids, special tokens included, ready for a forward pass.
 
     ids: int32 (m,); offsets: int64 (n + 1,); n_truncated: int32 (n,), tokens that did not fit and were dropped.
     attended: int32 (n,), leading tokens of each text that attention sees (ColBERT's query expansion); None: all.
@@ -78,7 +78,7 @@ class TokenBatch:
 
 
 def concat_tokens(batches: Sequence[TokenBatch]) -> TokenBatch:
-    """One TokenBatch out of several, in order."""
+    """Concatenates several batches, in order."""
     attended = [b.lengths.astype(np.int32) if b.attended is None else b.attended for b in batches]
     return TokenBatch(
         np.concatenate([b.ids for b in batches]),
@@ -90,7 +90,7 @@ def concat_tokens(batches: Sequence[TokenBatch]) -> TokenBatch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SparseVectors:
-    """Learned lexical weights as compressed sparse rows.
+    """Holds learned lexical weights as compressed sparse rows (CSR).
 
     offsets: int64 (n + 1,); token_ids: uint32 (nnz,), strictly ascending within a row; weights: float32 (nnz,), > 0.
     """
@@ -107,12 +107,12 @@ class SparseVectors:
 
     @classmethod
     def empty(cls, rows: int) -> SparseVectors:
-        """Rows without any weight."""
+        """Makes rows without any weight."""
         return cls(np.zeros(rows + 1, np.int64), np.zeros(0, np.uint32), np.zeros(0, np.float32))
 
     @classmethod
     def join(cls, parts: Sequence[SparseVectors]) -> SparseVectors:
-        """The rows of all parts, in order; at least one part."""
+        """Concatenates the rows of all parts, in order; at least one part."""
         return cls(
             _stack([part.offsets for part in parts]),
             np.concatenate([part.token_ids for part in parts]),
@@ -129,7 +129,7 @@ class SparseVectors:
         return SparseVectors(offsets_of(lengths), self.token_ids[where], self.weights[where])
 
     def to_arrow(self) -> pa.StructArray:
-        """`struct<indices: list<uint32>, values: list<float32>>`, one struct for each row."""
+        """Converts to `struct<indices: list<uint32>, values: list<float32>>`, one struct per row, without a copy."""
         offsets = pa.array(self.offsets.astype(np.int32))
         indices = pa.ListArray.from_arrays(offsets, pa.array(self.token_ids))
         values = pa.ListArray.from_arrays(offsets, pa.array(self.weights))
@@ -148,7 +148,7 @@ class SparseVectors:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MultiVectors:
-    """Several vectors a text (ColBERT).
+    """Holds several vectors per text (ColBERT).
 
     offsets: int64 (n + 1,), counted in vectors; vectors: (m, d) float32 or float16, or (m, bytes) uint8 where a codec
     has already encoded them (`actors.codecs.table` says which one and how to read it).
@@ -175,7 +175,7 @@ class MultiVectors:
         return MultiVectors(offsets_of(lengths), self.vectors[ranges(self.offsets[:-1][rows], lengths)])
 
     def to_arrow(self) -> pa.Array:
-        """Floats: `list<fixed_size_list<float, d>>`. Codes: `large_binary`, the codes of a row one after the other."""
+        """Converts floats to `list<fixed_size_list<float, d>>`, codes to `large_binary`: those of a row in sequence."""
         if self.vectors.dtype == np.uint8:
             buffers = [
                 None,
@@ -187,7 +187,7 @@ class MultiVectors:
 
     @classmethod
     def from_arrow(cls, column: pa.Array, width: int | None = None) -> MultiVectors:
-        """Inverse of `to_arrow`; `width` is the number of bytes of one code and is needed for binary columns only."""
+        """Inverts `to_arrow`; `width` is the number of bytes of one code and is needed for binary columns only."""
         if pa.types.is_list(column.type):
             lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
             return cls(offsets_of(lengths), matrix_from_arrow(column.flatten()))
@@ -204,19 +204,19 @@ def _contiguous(values: Array) -> Array:
 
 
 def matrix_to_arrow(matrix: Array) -> pa.FixedSizeListArray:
-    """(n, d) to `fixed_size_list<float16|float32, d>` without a copy. Lance searches this type, not Ray's tensors."""
+    """Wraps (n, d) as `fixed_size_list<float16|float32, d>` without a copy: Lance searches this, not Ray's tensors."""
     return pa.FixedSizeListArray.from_arrays(pa.array(_contiguous(matrix).reshape(-1)), matrix.shape[1])
 
 
 def matrix_from_arrow(column: pa.FixedSizeListArray) -> Array:
-    """`fixed_size_list<float, d>` to (n, d), same dtype; no nulls allowed."""
+    """Views `fixed_size_list<float, d>` as (n, d), same dtype; no nulls allowed."""
     flat: Array = column.flatten().to_numpy(zero_copy_only=False)
     return flat.reshape(len(column), column.type.list_size)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EmbeddingBatch:
-    """Everything that one forward pass gave for n texts; an output that was not asked for is None.
+    """Holds everything that one forward pass gave for n texts; an output that was not asked for is None.
 
     dense: (n, d) float32, or float16 from a half-precision GPU pass. n_tokens, n_truncated: int32 (n,), tokens that
     the model saw (special tokens included) and tokens that were dropped to fit.
@@ -238,7 +238,7 @@ class EmbeddingBatch:
         return len(self.n_tokens)
 
     def take(self, rows: IntArray) -> EmbeddingBatch:
-        """The given rows, in the given order."""
+        """Returns the given rows, in the given order."""
         return EmbeddingBatch(
             None if self.dense is None else self.dense[rows],
             None if self.sparse is None else self.sparse.take(rows),
@@ -248,7 +248,7 @@ class EmbeddingBatch:
         )
 
     def to_arrow(self, name: str) -> dict[str, pa.Array]:
-        """Columns `NAME_dense`, `NAME_sparse`, `NAME_colbert` for the outputs that are there."""
+        """Makes the columns `NAME_dense`, `NAME_sparse`, `NAME_colbert` for the outputs that are there."""
         columns: dict[str, pa.Array] = {}
         if self.dense is not None:
             columns[f"{name}_dense"] = matrix_to_arrow(self.dense)
@@ -264,7 +264,7 @@ def _stack(parts: Sequence[IntArray]) -> IntArray:
 
 
 def concat(batches: Sequence[EmbeddingBatch]) -> EmbeddingBatch:
-    """One batch out of several that hold the same outputs, in order."""
+    """Concatenates batches that hold the same outputs, in order."""
     if not batches:
         raise ValueError("concat: at least one batch is needed")
     dense = [b.dense for b in batches if b.dense is not None]

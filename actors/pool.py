@@ -1,4 +1,4 @@
-"""The Ray side of the actors: a shell that holds one model in one process, and the size of a pool of them.
+"""Defines the actor that Ray runs, one model in one process, and the size of a pool of them.
 
 The shell knows nothing of storage: it takes a block with token ids, gives back the same block with output columns.
 A row that the model cannot take is found by halving the batch and marked in the block's `error` column; it costs
@@ -29,7 +29,8 @@ for ever."""
 
 
 def pool_size(pool: PoolSpec, cluster: dict[str, float], share: float = 1.0) -> int:
-    """Actors that fit into the resources; `share` is this pool's part where several pools divide the cluster."""
+    """Computes how many actors fit into the resources; `share` is this pool's part where several pools divide the
+    cluster."""
     if pool.max_size is not None:
         return pool.max_size
     fits = [1e9]
@@ -41,7 +42,7 @@ def pool_size(pool: PoolSpec, cluster: dict[str, float], share: float = 1.0) -> 
 
 
 class EmbedActor:
-    """One model in one process: a block with `NAME_ids` and `NAME_truncated` in, the same with the output columns out.
+    """Embeds blocks with one model: takes `NAME_ids` and `NAME_truncated`, returns the block with output columns.
 
     `finish` turns an EmbeddingBatch into columns (codecs live with the store, not here); `fields` are their types, so
     that a block without a single good row has the same schema as every other. `device_codec` is used on GPUs only.

@@ -1,5 +1,7 @@
-"""The one object that says which model runs and how. It is frozen, picklable and small, so it travels to Ray workers
-as it is; defaults are FlagEmbedding's."""
+"""Defines what to run: the model and its settings, as frozen, picklable objects that travel to Ray workers.
+
+Defaults are FlagEmbedding's.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,10 @@ OUTPUTS: tuple[Output, ...] = ("dense", "sparse", "colbert")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComputeSpec:
-    """How the forward pass runs. `auto` (None for numbers) decides from the hardware; see `actors.compute.resolve`."""
+    """Says how the forward pass runs.
+
+    `auto` (None for numbers) decides from the hardware; see `actors.compute.resolve`.
+    """
 
     dtype: DType = "auto"
     """fp32 is exact; auto takes bf16 where the processor multiplies it in hardware, fp32 otherwise."""
@@ -52,7 +57,7 @@ POSITIVE = {"gt": 0}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedderSpec:
-    """Which embedder runs, and how its texts are prepared. None means: what the catalogue or the checkpoint says.
+    """Says which embedder runs and how its texts are prepared. None means: what the catalogue or the checkpoint says.
 
     This is the one list of an embedder's fields. A config's `embedders` entries, an index's identity, the catalogue's
     entries and the FlagEmbedding classes take theirs from it, with these types, defaults and metadata.
@@ -122,7 +127,10 @@ class EmbedderSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSpec:
-    """Size and resources of one pool. max_size None: as many actors as the cluster holds when the job starts."""
+    """Says how large a pool of actors is and what each takes.
+
+    max_size None: as many actors as the cluster holds when the job starts.
+    """
 
     num_cpus: float = 1
     num_gpus: float = 0
@@ -135,7 +143,8 @@ Boundaries = Literal["words", "sentences"]
 
 
 class Window(NamedTuple):
-    """How long texts are cut: at most `size` tokens, special tokens not counted; neighbours share `overlap` of them."""
+    """Says how long texts are cut: at most `size` tokens, special tokens not counted; neighbours share `overlap` of
+    them."""
 
     size: int
     overlap: int

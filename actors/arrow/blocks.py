@@ -1,4 +1,4 @@
-"""Blocks that travel between stages: pyarrow tables where a failed row keeps its place, with nulls and an `error`."""
+"""Reads and writes the columns of blocks: tables between stages in which a failed row stays, null but for `error`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import pyarrow as pa
 from actors.outputs import IntArray, TokenBatch
 
 TOKENIZER_CALL_BYTES = 2**18
-"""Text, in characters or bytes, that a tokenizer gets in one call: its own objects take some 50 times the space of the
-text, and 4 MiB in one call took a sixth more time, too."""
+"""Characters or bytes of text per tokenizer call: its own objects take some 50 times the space of the text, and 4 MiB
+in one call took a sixth more time as well."""
 
 
 def tokens_from_table(table: pa.Table, name: str) -> tuple[TokenBatch, IntArray]:
-    """One embedder's token columns as a TokenBatch, and the table's rows that have any (the others have failed)."""
+    """Reads one embedder's token columns as a TokenBatch, and the rows that have any (the others have failed)."""
     ids = table.column(f"{name}_ids").combine_chunks()
     rows = np.flatnonzero(ids.is_valid().to_numpy(zero_copy_only=False)).astype(np.int64)
     good = ids.drop_null()
@@ -24,6 +24,7 @@ def tokens_from_table(table: pa.Table, name: str) -> tuple[TokenBatch, IntArray]
 
 
 def all_rows(n: int) -> IntArray:
+    """Returns the row numbers 0 to n - 1."""
     return np.arange(n, dtype=np.int64)
 
 
@@ -39,7 +40,7 @@ def split_by_size(sizes: IntArray, limit: int) -> list[IntArray]:
 
 
 def scatter_rows(column: pa.Array, positions: IntArray, size: int) -> pa.Array:
-    """A column of `size` rows with `column[i]` at `positions[i]` and null elsewhere.
+    """Scatters a column to `size` rows: `column[i]` to row `positions[i]`, null elsewhere.
 
     >>> scatter_rows(pa.array([7, 8]), np.array([2, 0]), 3).to_pylist()
     [8, None, 7]

@@ -1,4 +1,4 @@
-"""One bad row must not take a batch with it: where a step fails on many rows, the rows at fault are found by halving.
+"""Finds by bisection the rows at which a step fails, so that one bad row does not fail its batch.
 
 That costs log2(rows) further calls for each bad row, and nothing where all is well.
 """
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A row that a step could not take: what it said in one line, and where."""
+    """Describes the failure of one row: the error in one line, and the traceback."""
 
     row: int
     error: str
@@ -33,19 +33,19 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Isolated(Generic[T]):
-    """Parts that went well, each with its rows, and the rows that did not."""
+    """Holds the parts that succeeded, each with its rows, and the failures."""
 
     parts: list[tuple[IntArray, T]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
     @property
     def rows(self) -> IntArray:
-        """The good rows, in the order of the parts."""
+        """Returns the rows that succeeded, in the order of the parts."""
         return np.concatenate([rows for rows, _ in self.parts]) if self.parts else np.zeros(0, dtype=np.int64)
 
 
 def isolate_failures(apply: Callable[[IntArray], T], rows: IntArray) -> Isolated[T]:
-    """Applies a step to the rows; where it raises, to each half of them, down to the single rows that are at fault.
+    """Applies a step to the rows; where it raises, to each half of them, down to the single rows that fail.
 
     >>> found = isolate_failures(lambda rows: [1 / (int(row) - 2) for row in rows], np.arange(4))
     >>> found.rows.tolist(), [(failure.row, failure.error) for failure in found.failures]
@@ -72,8 +72,10 @@ def _isolate(apply: Callable[[IntArray], T], rows: IntArray, found: Isolated[T])
 
 
 def _leave_if_device_is_lost(error: Exception) -> None:
-    """A CUDA context that has failed answers every later call with an error, and no row is to blame for it: the process
-    ends, Ray starts the actor again with a new context and repeats the block."""
+    """Ends the process where the CUDA context has failed: every later call fails, whatever the row.
+
+    Ray then starts the actor again with a new context and repeats the block.
+    """
     if isinstance(error, RuntimeError) and "CUDA error" in str(error) and "out of memory" not in str(error):
         traceback.print_exc()
         os._exit(1)

@@ -1,9 +1,9 @@
-"""The batches of one call side by side, and a budget that an out-of-memory error lowers for good.
+"""Runs the batches of one call concurrently, and halves the token budget for good when memory runs out.
 
-A lane is a Python thread. On a CPU each lane computes a batch of its own with one torch thread: two processes of one
-thread were measured at 1.28 times one process of two, and lanes get there with one copy of the weights.
-On a GPU each lane has a stream, so one lane uploads, downloads and converts while another computes; that needs no
-other code for overlap. The price is memory: every lane holds the activations of a batch.
+On a CPU each worker thread computes a batch of its own with one torch thread: two processes of one thread were measured
+at 1.28 times one process of two, and threads get there with one copy of the weights. On a GPU each worker has a stream,
+so one uploads, downloads and converts while another computes; that needs no other code for overlap. The price is
+memory: every worker holds the activations of a batch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from actors.compute.resolve import Compute
 from actors.outputs import IntArray
 
 T = TypeVar("T")
-GPU_LANES = 2
+GPU_WORKERS = 2
 
 
 _live: weakref.WeakSet[BatchExecutor] = weakref.WeakSet()
@@ -47,7 +47,7 @@ class BatchExecutor:
     def run(
         self, lengths: IntArray, forward: Callable[[IntArray], T], budget: int | None = None
     ) -> tuple[list[IntArray], list[T]]:
-        """`forward(rows)` for batches that hold every row once, longest texts first; the batches and what they gave.
+        """Calls `forward(rows)` for batches that hold every row once, longest texts first; returns batches and results.
 
         torch.OutOfMemoryError halves the budget, and only what did not fit is planned and run again; a text that does
         not fit alone raises it. Every other error goes straight to the caller.
@@ -67,7 +67,7 @@ class BatchExecutor:
         self, lengths: IntArray, forward: Callable[[IntArray], T], planned: int, rows: IntArray
     ) -> tuple[T] | None:
         if self.budget < planned and len(rows) > 1:
-            return None  # memory ran out in another lane: this batch was planned too large
+            return None  # memory ran out in another worker: this batch was planned too large
         try:
             return (forward(rows),)
         except torch.OutOfMemoryError:
@@ -89,9 +89,9 @@ class BatchExecutor:
             return [function(rows) for rows in batches]
         threads = torch.get_num_threads()
         try:
-            return list(self._threads().map(partial(self._in_lane, function), batches))
+            return list(self._threads().map(partial(self._in_worker, function), batches))
         finally:
-            torch.set_num_threads(threads)  # a lane's setting is also the default of threads started later
+            torch.set_num_threads(threads)  # a worker's setting is also the default of threads started later
 
     def forget_threads(self) -> None:
         """Computes in the calling thread from now on, as a forked child must."""
@@ -99,17 +99,17 @@ class BatchExecutor:
         if self.device.type == "cpu":
             self.width = 1
 
-    def _in_lane(self, function: Callable[[IntArray], T], rows: IntArray) -> T:
+    def _in_worker(self, function: Callable[[IntArray], T], rows: IntArray) -> T:
         with torch.cuda.stream(self._own.stream) if self.device.type == "cuda" else contextlib.nullcontext():
             return function(rows)
 
     def _threads(self) -> ThreadPoolExecutor:
         with self._lock:
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(self.width, "lane", self._open_lane)
+                self._pool = ThreadPoolExecutor(self.width, "batch", self._start_worker)
             return self._pool
 
-    def _open_lane(self) -> None:
+    def _start_worker(self) -> None:
         if self.device.type == "cuda":
             self._own.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
             self._own.stream.wait_stream(torch.cuda.default_stream(self.device))
@@ -120,7 +120,7 @@ class BatchExecutor:
 def _width(compute: Compute) -> int:
     if compute.device.type == "cpu":
         return compute.threads or torch.get_num_threads()
-    return GPU_LANES if compute.device.type == "cuda" else 1
+    return GPU_WORKERS if compute.device.type == "cuda" else 1
 
 
 def _go_on_in_a_forked_child() -> None:

@@ -1,9 +1,10 @@
-"""Which texts share a forward pass: longest first, cut by a budget in tokens, not by a number of rows.
+"""Plans which texts share a forward pass: longest first, cut by a budget in tokens, not by a number of rows.
 
 Packing without padding leaves only one reason to sort: texts of equal length stand side by side, so attention runs on
 them as one block. Longest first means that the pass that needs most memory comes first. The price is that a text's
-vector comes back out of order; `inverse` puts it right. Batches are of nearly one size: filled to the brim, they would
-leave a remainder of any size at the end of every block, and oneDNN keeps kernels for every size that it has met.
+vector comes back out of order; `inverse_permutation` puts it right. Batches are of nearly one size: filled to the brim,
+they would leave a remainder of any size at the end of every block, and oneDNN keeps kernels for every size that it has
+met.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from actors.outputs import IntArray
 
 
 def plan_batches(lengths: IntArray, budget: int) -> list[IntArray]:
-    """Row numbers of each batch, longest text first; every row is in exactly one batch.
+    """Cuts rows into batches, longest text first; every row is in exactly one batch.
 
     lengths: int (n,), in tokens. A batch holds at most `budget` tokens; a text longer than half of that stands alone.
 
@@ -32,7 +33,7 @@ def plan_batches(lengths: IntArray, budget: int) -> list[IntArray]:
 
 
 def _even(order: IntArray, lengths: IntArray, budget: int) -> list[IntArray]:
-    """As few batches of nearly equal size as hold to the budget."""
+    """Cuts rows into as few batches of nearly equal size as keep to the budget."""
     if not len(order):
         return []
     ends = np.cumsum(lengths[order])
@@ -46,7 +47,7 @@ def _even(order: IntArray, lengths: IntArray, budget: int) -> list[IntArray]:
 
 
 def inverse_permutation(batches: Sequence[IntArray]) -> IntArray:
-    """int64 (n,): where each text's result lies once the batches' results are joined; `joined[inverse]` is in order.
+    """Inverts the order of batches: `joined[inverse]` puts the concatenated results of batches in order. int64 (n,).
 
     >>> inverse_permutation([np.array([2]), np.array([0, 1])]).tolist()
     [1, 2, 0]
@@ -58,13 +59,13 @@ def inverse_permutation(batches: Sequence[IntArray]) -> IntArray:
 
 
 def padding_share(lengths: IntArray, batches: Sequence[IntArray]) -> float:
-    """Share of computed tokens that would be padding if each batch were padded to its longest text: 0 to 1."""
+    """Computes the share of tokens that would be padding if each batch were padded to its longest text: 0 to 1."""
     padded = sum(int(lengths[batch].max()) * len(batch) for batch in batches)
     return 1 - int(lengths.sum()) / padded if padded else 0.0
 
 
 def round_up_tokens(tokens: int) -> int:
-    """The next of 32 sizes in every doubling, in whole 16s: at most 3% more than `tokens` from 512 tokens on.
+    """Rounds a batch up to one of 32 sizes per doubling, in whole 16s: at most 3% more from 512 tokens on.
 
     oneDNN compiles a kernel for every new number of rows (up to 16 ms each on one core, in bf16, where a batch of 4096
     tokens takes 300 ms), so a stream of batches has to come in few sizes.

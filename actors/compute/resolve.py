@@ -1,4 +1,4 @@
-"""Where and how a model runs. `auto` reads the hardware once and says in one line each why it chose what it chose.
+"""Decides where and how a model runs: device, dtype, token budget, threads, each with a line that says why.
 
 bf16 costs accuracy (cosine to fp32 about 0.9999 for trained BERT models) and more than doubles the speed where the
 processor multiplies it in hardware; where it only emulates bf16, fp32 is both faster and exact.
@@ -37,7 +37,7 @@ class Compute:
 
 
 def resolve_compute(spec: ComputeSpec, config: PretrainedConfig) -> Compute:
-    """Fill in every `auto` of `spec` for a model of this configuration on this machine."""
+    """Fills in every `auto` of `spec` for a model of this configuration on this machine."""
     device, why_device = _device(spec)
     dtype, why_dtype = _dtype(spec, device)
     budget, why_budget = _budget(spec, device, config)
@@ -80,7 +80,7 @@ def _budget(spec: ComputeSpec, device: torch.device, config: PretrainedConfig) -
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bf16 in hardware (AMX tiles or AVX512-BF16) rather than by way of fp32."""
+    """Tells whether the CPU multiplies bf16 in hardware (AMX tiles or AVX512-BF16) rather than by way of fp32."""
     return cpu_supports("amx_tile") or cpu_supports("avx512_bf16")
 
 
@@ -91,7 +91,7 @@ def measure_matmul_flops(
     shape: tuple[int, int, int],
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """FLOP/s of an (m, k) x (k, n) linear layer, the best of 8 passes; `shape` is (m, k, n).
+    """Measures the FLOP/s of an (m, k) x (k, n) linear layer, the best of 8 passes; `shape` is (m, k, n).
 
     clock: time.process_time, on one CPU thread, leaves out what else the machine does.
     """
@@ -117,7 +117,7 @@ _lock, _found = Lock(), list[int]()
 
 @contextmanager
 def single_torch_thread() -> Iterator[None]:
-    """torch computes with the calling thread alone: OpenMP's other threads spin for milliseconds after each call.
+    """Makes torch compute in the calling thread alone: OpenMP's other threads spin for milliseconds after each call.
 
     A thread's number is its own, but a new thread starts with the one that was set last, anywhere. So all that overlap
     give back what the first of them found; one that computes nothing but starts meanwhile keeps 1.

@@ -1,4 +1,4 @@
-"""M3 heads for an encoder that has none: `fit_heads`."""
+"""Trains M3 heads (lexical weights and ColBERT) for an encoder that has none: `fit_heads`."""
 
 from __future__ import annotations
 

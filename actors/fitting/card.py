@@ -26,7 +26,7 @@ ENCODER_FILES = ("*.json", "*.txt", "*.model", "1_Pooling/config.json")
 
 
 def check_existing_heads(folder: Path, hidden: int) -> None:
-    """ValueError where the checkpoint has a head already that does not fit its encoder."""
+    """Raises ValueError where the checkpoint has a head already that does not fit its encoder."""
     for name in HEADS:
         head = load_head(folder, name)
         if head is not None and head.weight.shape[1] != hidden:
@@ -35,7 +35,10 @@ def check_existing_heads(folder: Path, hidden: int) -> None:
 
 
 def write_checkpoint(encoder: Path | None, sparse: nn.Linear, colbert: nn.Linear | None, result: FitResult) -> None:
-    """Heads, card, mark, beside the encoder's files where `encoder` is given. colbert None: the identity, no file."""
+    """Writes heads, card and mark, beside the encoder's files where `encoder` is given.
+
+    colbert None: the identity, no file.
+    """
     output = result.output
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
@@ -69,7 +72,8 @@ def _write_head(head: nn.Linear, path: Path) -> None:
 
 
 def model_card(result: FitResult) -> str:
-    """Markdown: front matter for the hub, what the heads are, data, command, and scores on the development split."""
+    """Renders the model card as Markdown: front matter for the hub, what the heads are, data, command, and scores on
+    the development split."""
     config = result.config
     head = yaml.safe_dump(
         {"base_model": config.model, "tags": ["m3", "sparse", "colbert", "feature-extraction"]}, sort_keys=False

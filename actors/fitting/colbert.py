@@ -1,4 +1,4 @@
-"""The ColBERT head: identity, PCA, or a linear layer trained from either.
+"""Makes ColBERT heads: the identity, a PCA, or a linear layer trained from either.
 
 The identity costs nothing and is hard to beat: MaxSim over the last hidden states is the strongest single output of
 all-MiniLM-L6-v2, and trained layers of this size gained in domain what they lost outside. So training starts at the
@@ -19,12 +19,13 @@ TEMPERATURE = 0.03
 
 
 def identity(hidden: int) -> nn.Linear:
-    """hidden -> hidden, the states as they are."""
+    """Makes the identity head: the hidden states as they are."""
     return _layer(torch.eye(hidden), torch.zeros(hidden))
 
 
 def pca(collections: list[States], dim: int, sample: int, rng: np.random.Generator) -> nn.Linear:
-    """hidden -> dim: the directions of largest second moment, not centred, so that dot products survive best."""
+    """Makes a projection hidden -> dim onto the directions of largest second moment, not centred, so that dot products
+    survive best."""
     states = torch.cat(
         [c.at(np.sort(rng.permutation(len(c.hidden))[: sample // len(collections)])) for c in collections]
     )
@@ -41,7 +42,7 @@ def _layer(weight: Tensor, bias: Tensor) -> nn.Linear:
 
 
 def scores(head: nn.Linear, queries: States, passages: States, mined: Mined, rows: IntArray, count: int) -> Tensor:
-    """(len(rows), count): MaxSim over the first candidates of each query, divided by the temperature."""
+    """Computes (len(rows), count): MaxSim over the first candidates of each query, divided by the temperature."""
     lists = []
     for row in rows:
         query = token_vectors(queries, int(row), head)

@@ -1,4 +1,4 @@
-"""What heads are fitted from: labelled pairs, BEIR folders, or plain text. All become the same thing, a `Source`.
+"""Reads training data for heads: labelled pairs, BEIR folders or plain text, each as a `Source`.
 
 Each source is sampled to a size that fits minutes, not hours: its queries first, then their passages, then others
 until the passage limit, so that mined negatives come from a real collection. Queries of one passage stay on one
@@ -26,7 +26,7 @@ CROP_WORDS = (4, 14)
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Queries, the passages they are searched among, and for each query the rows of its passages.
+    """Holds queries, the passages they are searched among, and for each query the rows of its passages.
 
     negatives: rows that the data calls wrong answers, possibly none.
     """
@@ -42,7 +42,7 @@ class Source:
 
 
 def read_source(path: Path, limit: int, passage_limit: int, rng: Rng) -> Source:
-    """Pairs (.jsonl with query, positive, optional negatives), a BEIR folder, or unlabelled text (.parquet, .txt,
+    """Reads pairs (.jsonl with query, positive, optional negatives), a BEIR folder, or unlabelled text (.parquet, .txt,
     .jsonl with text and optional title, or a folder of those).
 
     Raises ValueError that names the file and line at fault.
@@ -60,7 +60,7 @@ def read_source(path: Path, limit: int, passage_limit: int, rng: Rng) -> Source:
 
 
 def split(source: Source, share: float, rng: Rng) -> tuple[IntArray, IntArray]:
-    """Query rows for training and for development; all queries of one passage go to the same side."""
+    """Splits query rows for training and for development; all queries of one passage go to the same side."""
     keys = np.array([rows[0] for rows in source.positives])
     distinct = rng.permutation(np.unique(keys))
     held = np.isin(keys, distinct[: max(1, round(share * len(distinct)))])
@@ -94,7 +94,7 @@ def _text(row: dict[str, Any], key: str, where: str) -> str:
 
 
 class _Rows(dict[str, int]):
-    """Texts to row numbers, each text once."""
+    """Numbers texts, each text once."""
 
     def of(self, text: str) -> int:
         return self.setdefault(text, len(self))
@@ -114,7 +114,8 @@ def _pairs(path: Path) -> Source:
 
 
 def _beir(folder: Path) -> Source:
-    """`queries.jsonl` and `qrels.tsv` in the folder, `corpus.jsonl` in it or in its parent (a train/ beside test)."""
+    """Reads `queries.jsonl` and `qrels.tsv` in the folder, `corpus.jsonl` in it or in its parent (a train/ beside
+    test)."""
     corpus = next((p for p in (folder / "corpus.jsonl", folder.parent / "corpus.jsonl") if p.is_file()), None)
     if corpus is None or not (folder / "qrels.tsv").is_file():
         raise ValueError(f"{folder} needs qrels.tsv, and corpus.jsonl in it or in its parent")
@@ -149,7 +150,7 @@ def _qrels(path: Path, at: dict[str, int]) -> dict[str, list[int]]:
 
 
 def _cropped(path: Path, limit: int, passage_limit: int, rng: Rng) -> Source:
-    """Half of the queries are spans cropped from a passage, half its title where it has one."""
+    """Makes queries from plain text: half of them are spans cropped from a passage, half its title where it has one."""
     texts = list(dict.fromkeys((title.strip(), text) for title, text in _documents(path) if text.strip()))
     texts = [texts[i] for i in np.sort(rng.permutation(len(texts))[:passage_limit])]
     queries: list[str] = []
@@ -164,7 +165,7 @@ def _cropped(path: Path, limit: int, passage_limit: int, rng: Rng) -> Source:
 
 
 def _crop(text: str, rng: Rng) -> str | None:
-    """A span of the text, or None where the text is too short to have one that is not most of it."""
+    """Crops a span of the text, or None where the text is too short to have one that is not most of it."""
     words = text.split()
     length = int(rng.integers(CROP_WORDS[0], CROP_WORDS[1] + 1))
     if len(words) < 2 * length:
@@ -174,7 +175,7 @@ def _crop(text: str, rng: Rng) -> str | None:
 
 
 def _documents(path: Path) -> Iterator[tuple[str, str]]:
-    """(title or "", text) of every document."""
+    """Reads (title or "", text) of every document."""
     for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
         if file.suffix == ".parquet":
             yield from _parquet(file)
@@ -197,7 +198,7 @@ def _parquet(file: Path) -> Iterator[tuple[str, str]]:
 
 
 def _check(source: Source, path: Path) -> None:
-    """ValueError where there is nothing to learn from or no way to hold anything out."""
+    """Raises ValueError where there is nothing to learn from or no way to hold anything out."""
     if not source.queries:
         raise ValueError(f"{path} gives no pairs")
     distinct = {(query, rows[0]) for query, rows in zip(source.queries, source.positives, strict=True)}

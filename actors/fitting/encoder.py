@@ -1,4 +1,4 @@
-"""The frozen encoder that heads are fitted on: any encoder-only checkpoint, with or without heads of its own."""
+"""Loads the frozen encoder that heads are fitted on: any encoder-only checkpoint, with or without heads of its own."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def load_encoder(config: FitConfig) -> Encoder:
 
 
 def encoded(encoder: Encoder, texts: Sequence[str], kind: Kind, cache: Path) -> States:
-    """Token states of the texts, from `cache` where they are there already."""
+    """Computes token states of the texts, or takes them from `cache` where they are there already."""
     cache.mkdir(parents=True, exist_ok=True)
     model = f"{fingerprint(encoder.preparation.folder)} {encoder.compute.dtype}"
     tokens = encoder.preparation.tokenise(texts, kind)

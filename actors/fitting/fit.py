@@ -1,4 +1,4 @@
-"""`fit_heads`: M3's lexical and late-interaction heads for an encoder that stays as it is.
+"""Trains M3's lexical and late-interaction heads for a frozen encoder: `fit_heads`.
 
 Texts are encoded once; all training and choosing happens on cached states. Every variant is measured on queries that
 were held out of training, and the simplest one that is not beaten is kept: an untrained head is a valid answer.
@@ -41,7 +41,7 @@ COLBERT_RATE = 3e-4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """One source, encoded, mined and split into training rows and held-out rows."""
+    """Holds one source, encoded, mined and split into training rows and held-out rows."""
 
     source: Source
     queries: States
@@ -64,7 +64,7 @@ Results = dict[str, list[Doubles]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fitted:
-    """The head that was kept, the name of its variant, and what all variants reached."""
+    """Holds the head that was kept, the name of its variant, and what all variants reached."""
 
     head: nn.Linear
     name: str
@@ -125,7 +125,8 @@ def _fit_sparse(tasks: Sequence[Task], encoder: Encoder, config: FitConfig, rng:
 
 
 def _spread_ratio(tasks: Sequence[Task], head: nn.Linear, encoder: Encoder) -> float:
-    """How much more dense scores vary among a query's candidates than lexical ones do, on the held-out queries.
+    """Measures how much more dense scores vary among a query's candidates than lexical ones do, on the held-out
+    queries.
 
     Scores are products of two weights: scaled by its root, lexical scores vary as much as dense ones, so that sums
     with M3's weights (1, .3, 1) mean what they say.
@@ -141,7 +142,7 @@ def _spread_ratio(tasks: Sequence[Task], head: nn.Linear, encoder: Encoder) -> f
 
 
 def _spread(scores: Floats, rows: IntArray) -> float:
-    """Mean deviation of a query's scores over its candidates, whose rows are given."""
+    """Computes the mean deviation of a query's scores over its candidates, whose rows are given."""
     return float(np.take_along_axis(scores, rows, axis=1).std(axis=1).mean())
 
 
@@ -193,7 +194,8 @@ def _colbert_loss(task: Task, config: FitConfig) -> tuple[str, int, Loss]:
 
 
 def _colbert_ndcg(task: Task, head: nn.Linear) -> Doubles:
-    """Of the order of the mined candidates: MaxSim with all passages would take longer than the training."""
+    """Computes nDCG of the order of the mined candidates alone: MaxSim with all passages would take longer than the
+    training."""
     scores = maxsim(task.held_queries(), task.passages, task.mined.rows[task.held], head)
     return ndcg(scores, [np.flatnonzero(np.isin(rows, right)).tolist() for rows, right in _candidates(task)])
 

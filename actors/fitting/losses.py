@@ -1,4 +1,4 @@
-"""The losses of a head. Scores are (queries, candidates) with a right passage in column 0."""
+"""Defines the losses of a head. Scores are (queries, candidates) with a right passage in column 0."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from torch.nn import functional
 
 
 def contrastive(scores: Tensor) -> Tensor:
-    """InfoNCE over a query's own candidates: cross entropy with column 0 as the answer."""
+    """Computes InfoNCE over a query's own candidates: cross entropy with column 0 as the answer."""
     return (scores.logsumexp(1) - scores[:, 0]).mean()
 
 
 def distillation(scores: Tensor, teacher: Tensor) -> Tensor:
-    """KL divergence from the teacher's distribution over a query's candidates to the student's."""
+    """Computes the KL divergence from the teacher's distribution over a query's candidates to the student's."""
     return functional.kl_div(
         functional.log_softmax(scores, 1), functional.log_softmax(teacher, 1), log_target=True, reduction="batchmean"
     )
 
 
 def l1(weights: Tensor) -> Tensor:
-    """Mean weight of a token: under a ReLU this has a gradient for every token that is not zero yet."""
+    """Computes the mean weight of a token: under a ReLU this has a gradient for every token that is not zero yet."""
     return weights.mean()

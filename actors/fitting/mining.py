@@ -1,4 +1,4 @@
-"""Hard negatives and a teacher: what the encoder and BM25 already know about which passages are nearly right.
+"""Mines hard negatives and teacher scores by the encoder's dense vectors and BM25.
 
 Candidates are the best passages by BM25 over token ids and by the dense vectors. The teacher scores them with an
 ensemble of BM25, dense and untrained MaxSim, as z-scores within a query's candidates: learning its order, not just
@@ -30,7 +30,7 @@ CHUNK = 256
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mined:
-    """Candidates of n queries. rows: (n, c) passage rows, a right passage first; teacher: float32 (n, c)."""
+    """Holds the candidates of n queries. rows: (n, c) passage rows, a right passage first; teacher: float32 (n, c)."""
 
     rows: IntArray
     teacher: Floats
@@ -39,7 +39,8 @@ class Mined:
 def mine(
     source: Source, queries: States, passages: States, dense: tuple[Tensor, Tensor], vocab: int, count: int, rng: Rng
 ) -> Mined:
-    """`count` candidates for every query: a right passage, given negatives, mined ones, and random ones to fill up."""
+    """Collects `count` candidates for every query: a right passage, given negatives, mined ones, and random ones to
+    fill up."""
     lexical, similar = bm25(queries, passages, vocab), (dense[0] @ dense[1].T).numpy()
     rows = np.stack([_candidates(source, i, lexical[i], similar[i], count, rng) for i in range(len(source))])
     late = maxsim(queries, passages, rows)
@@ -60,26 +61,27 @@ def _candidates(source: Source, query: int, lexical: Floats, similar: Floats, co
 
 
 def zscore(scores: Floats) -> Floats:
-    """Scores of each row with mean 0 and deviation 1; rows of equal scores become 0."""
+    """Standardises each row to mean 0 and deviation 1; rows of equal scores become 0."""
     spread = scores.std(axis=1, keepdims=True)
     scaled = (scores - scores.mean(axis=1, keepdims=True)) / np.where(spread > 1e-6, spread, 1)
     return np.asarray(scaled, dtype=np.float32)
 
 
 def document_frequency(texts: States, vocab: int) -> IntArray:
-    """Number of texts that each token id occurs in: int64 (vocab,)."""
+    """Counts the texts that each token id occurs in: int64 (vocab,)."""
     keys = np.unique(texts.rows()[texts.weighted] * vocab + texts.tokens.ids[texts.weighted])
     return np.bincount(keys % vocab, minlength=vocab)
 
 
 def idf(frequency: IntArray, count: int) -> Floats:
-    """Robertson's inverse document frequency with 1 added inside the logarithm, so that it is never negative."""
+    """Computes Robertson's inverse document frequency with 1 added inside the logarithm, so that it
+    is never negative."""
     values: Floats = np.log1p((count - frequency + 0.5) / (frequency + 0.5)).astype(np.float32)
     return values
 
 
 def bm25(queries: States, passages: States, vocab: int) -> Floats:
-    """float32 (queries, passages): BM25 over token ids, each distinct query token once."""
+    """Computes float32 (queries, passages): BM25 over token ids, each distinct query token once."""
     keys, counts = np.unique(
         passages.rows()[passages.weighted] * vocab + passages.tokens.ids[passages.weighted], return_counts=True
     )
@@ -104,7 +106,7 @@ def _binary(texts: States) -> SparseVectors:
 
 
 def sparse_scores(queries: SparseVectors, passages: SparseVectors, vocab: int) -> Floats:
-    """float32 (queries, passages): dot products over shared ids."""
+    """Computes float32 (queries, passages): dot products over shared ids."""
     rows = np.repeat(np.arange(len(passages)), np.diff(passages.offsets))
     places = torch.from_numpy(np.stack([rows, passages.token_ids.astype(np.int64)]))
     matrix = torch.sparse_coo_tensor(
@@ -123,7 +125,7 @@ def sparse_scores(queries: SparseVectors, passages: SparseVectors, vocab: int) -
 
 
 def dense_vectors(texts: States, pooling: Pooling) -> Tensor:
-    """float32 (n, h), unit length."""
+    """Computes dense vectors, float32 (n, h), of unit length."""
     parts = []
     for start in range(0, len(texts), CHUNK):
         rows = np.arange(start, min(start + CHUNK, len(texts)))
@@ -132,7 +134,7 @@ def dense_vectors(texts: States, pooling: Pooling) -> Tensor:
 
 
 def token_vectors(texts: States, row: int, linear: torch.nn.Linear | None = None) -> Tensor:
-    """float32 (tokens - 1, d): the ColBERT vectors of one text; `linear` None is the identity."""
+    """Computes float32 (tokens - 1, d): the ColBERT vectors of one text; `linear` None is the identity."""
     span = slice(int(texts.tokens.offsets[row]) + 1, int(texts.tokens.offsets[row + 1]))
     states = torch.from_numpy(texts.hidden[span].astype(np.float32))
     return torch.nn.functional.normalize(states if linear is None else linear(states), dim=-1)
@@ -140,7 +142,8 @@ def token_vectors(texts: States, row: int, linear: torch.nn.Linear | None = None
 
 @torch.inference_mode()
 def maxsim(queries: States, passages: States, rows: IntArray, linear: torch.nn.Linear | None = None) -> Floats:
-    """float32 (n, c): mean over a query's vectors of the maximum over a candidate's, for candidate rows (n, c)."""
+    """Computes MaxSim, float32 (n, c): mean over a query's vectors of the maximum over a candidate's, for candidate
+    rows (n, c)."""
     scores = np.zeros(rows.shape, np.float32)
     vectors = {int(row): token_vectors(passages, int(row), linear).half() for row in np.unique(rows)}
     for i, candidates in enumerate(rows):

@@ -1,4 +1,4 @@
-"""What a fit is asked for and what it answers; both are frozen and hold nothing but plain values."""
+"""Defines the settings and the result of a fit, frozen and made of plain values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SparseChoice = Literal["auto", "idf", "trained"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitConfig:
-    """Which encoder gets heads, from what data, and where they go."""
+    """Says which encoder gets heads, from what data, and where they go."""
 
     model: str
     """A registry name, a hub id or a folder; frozen."""
@@ -76,8 +76,8 @@ class FitConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     def command(self) -> str:
-        """The command line that repeats this fit into a folder of the same name; values that are the default are left
-        out."""
+        """Builds the command line that repeats this fit into a folder of the same name; values that are the default are
+        left out."""
         lines = [["tridex", "fit-heads", self.model, Path(self.output).name], *(["--data", path] for path in self.data)]
         for name in ("sparse", "colbert", "colbert_dim", "queries", "passages", "steps", "l1", "contrast"):
             value = getattr(self, name)
@@ -98,7 +98,7 @@ class SourceReport:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Mean nDCG@10 of one variant of one output on the held-out queries of one source."""
+    """Holds the mean nDCG@10 of one variant of one output on the held-out queries of one source."""
 
     output: str
     variant: str

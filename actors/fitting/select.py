@@ -1,4 +1,4 @@
-"""Which head is kept: the simplest, unless another is better on the whole and on no source worse.
+"""Chooses the head to keep: the simplest, unless another is better on the whole and on no source worse.
 
 Better and worse are one-sided paired tests over the development queries (5%), so a tie goes to the one with nothing to
 explain. Sources are tested one by one as well: a gain on a large source cannot pay for a loss on a small one, which
@@ -19,7 +19,7 @@ ONE_SIDED = 1.645
 
 
 def ndcg(scores: Floats, positives: Sequence[Sequence[int]], k: int = 10) -> Doubles:
-    """nDCG@k of each query with binary relevance; scores (n, passages), positives: rows of the right ones.
+    """Computes nDCG@k of each query with binary relevance; scores (n, passages), positives: rows of the right ones.
 
     >>> ndcg(np.array([[0.1, 0.9], [0.9, 0.1]], np.float32), [[1], [1]]).round(4).tolist()
     [1.0, 0.6309]
@@ -34,19 +34,22 @@ def ndcg(scores: Floats, positives: Sequence[Sequence[int]], k: int = 10) -> Dou
 
 
 def beats(challenger: Doubles, holder: Doubles) -> bool:
-    """Whether the mean difference is above 0 by a one-sided paired test at 5%."""
+    """Tells whether the mean difference is above 0 by a one-sided paired test at 5%."""
     difference = challenger - holder
     error = difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else np.inf
     return bool(difference.mean() > ONE_SIDED * error)
 
 
 def harms(challenger: Sequence[Doubles], holder: Sequence[Doubles]) -> bool:
-    """Whether the holder beats the challenger on any source."""
+    """Tells whether the holder beats the challenger on any source."""
     return any(beats(before, after) for before, after in zip(holder, challenger, strict=True))
 
 
 def chosen(results: Mapping[str, Sequence[Doubles]]) -> str:
-    """The name to keep. results: nDCG of the development queries of every source, the simplest variant first."""
+    """Returns the name of the variant to keep.
+
+    results: nDCG of the development queries of every source, the simplest variant first.
+    """
     simplest, *others = results
     holder = results[simplest]
     passed = [

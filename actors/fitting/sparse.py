@@ -1,4 +1,4 @@
-"""The sparse head, hidden -> 1 under a ReLU: its IDF start, its training, and its weights for whole collections.
+"""Trains the sparse head (hidden -> 1 under a ReLU) from an IDF start, and applies it to whole collections.
 
 Only tokens that a query shares with a candidate take part in a score, so their states are gathered once, before
 training: a step then reads a few thousand vectors instead of whole passages, and 400 steps take seconds. The price
@@ -26,15 +26,18 @@ IDF_POWER, IDF_SCALE, RIDGE = 0.75, 0.35, 1.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gathered:
-    """States of chosen tokens. A query's tokens lie side by side (`offsets`); tokens of one slot compete for the
-    largest weight. slot: int64 (tokens,), numbered from 0 within each query."""
+    """Holds the states of chosen tokens.
+
+    A query's tokens lie side by side (`offsets`); tokens of one slot compete for the largest weight. slot: int64
+    (tokens,), numbered from 0 within each query.
+    """
 
     states: Tensor
     slot: IntArray
     offsets: IntArray
 
     def largest(self, head: nn.Linear, rows: IntArray, sizes: IntArray) -> Tensor:
-        """The weight of every slot of the given queries, `sizes` slots each; a slot without a token has 0."""
+        """Computes the weight of every slot of the given queries, `sizes` slots each; a slot without a token has 0."""
         lengths = self.offsets[rows + 1] - self.offsets[rows]
         at = ranges(self.offsets[rows], lengths)
         where = torch.from_numpy(self.slot[at] + np.repeat(offsets_of(sizes)[:-1], lengths))
@@ -55,7 +58,7 @@ class Shared:
     candidates: int
 
     def scores(self, head: nn.Linear, rows: IntArray) -> Tensor:
-        """(len(rows), candidates): dot products of the lexical weights, differentiable in the head."""
+        """Computes (len(rows), candidates): dot products of the lexical weights, differentiable in the head."""
         sizes, count = self.sizes[rows], self.candidates
         query = self.query.largest(head, rows, sizes)
         passage = self.passage.largest(head, rows, sizes * count)
@@ -66,7 +69,7 @@ class Shared:
 
 
 def share(queries: States, passages: States, mined: Mined, rows: IntArray, vocab: int) -> Shared:
-    """What the given query rows share with their candidates."""
+    """Gathers what the given query rows share with their candidates."""
     place = np.full(vocab, ABSENT, np.int64)
     sizes, asked, found = [], [], []
     for row in rows:
@@ -87,7 +90,7 @@ def _gathered(texts: States, parts: Sequence[tuple[IntArray, IntArray]]) -> Gath
 
 
 def _matches(passages: States, candidates: IntArray, place: IntArray, size: int) -> tuple[IntArray, IntArray]:
-    """Positions of the candidates' tokens that the query has too, and the slot of each."""
+    """Finds the positions of the candidates' tokens that the query has too, and the slot of each."""
     at = passages.positions(candidates)
     order = np.repeat(np.arange(len(candidates)), passages.tokens.lengths[candidates])
     found = place[passages.tokens.ids[at]]
@@ -96,7 +99,8 @@ def _matches(passages: States, candidates: IntArray, place: IntArray, size: int)
 
 
 def idf_start(collections: list[States], vocab: int, sample: int, rng: np.random.Generator) -> nn.Linear:
-    """The linear layer that comes nearest to IDF over the given collections, from a sample of their tokens."""
+    """Fits by least squares the linear layer that comes nearest to IDF over the given collections, from a sample of
+    their tokens."""
     frequency = sum((document_frequency(texts, vocab) for texts in collections), np.zeros(vocab, np.int64))
     values = IDF_SCALE * idf(frequency, sum(map(len, collections))) ** IDF_POWER
     states: list[Tensor] = []
@@ -119,7 +123,7 @@ def _linear(solution: Tensor) -> nn.Linear:
 
 
 def lexical(texts: States, head: nn.Linear, excluded: frozenset[int]) -> SparseVectors:
-    """The lexical weights of all texts, by the rule that embedders use."""
+    """Computes the lexical weights of all texts, by the rule that embedders use."""
     parts = []
     for start in range(0, len(texts), CHUNK):
         rows = np.arange(start, min(start + CHUNK, len(texts)))

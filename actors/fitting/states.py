@@ -1,4 +1,4 @@
-"""Hidden states of texts, computed once and kept on disk as float16: training then costs minutes, not encoder passes.
+"""Caches hidden states of texts on disk as float16: training then costs minutes, not encoder passes.
 
 A token of a 384-wide encoder takes 768 bytes, a million tokens 0.8 GB of disk and little memory (the file is mapped).
 Half precision changes a head's output in the fourth digit, which is below what bf16 does to the encoder itself.
@@ -37,22 +37,23 @@ class States:
         return len(self.tokens)
 
     def at(self, positions: IntArray) -> Tensor:
-        """float32 (n, h): the states at these token positions."""
+        """Returns float32 (n, h): the states at these token positions."""
         return torch.from_numpy(self.hidden[positions]).float()
 
     def positions(self, rows: IntArray) -> IntArray:
-        """Token positions of the given texts, one after the other."""
+        """Returns the token positions of the given texts, one after the other."""
         return ranges(self.tokens.offsets[:-1][rows], self.tokens.lengths[rows])
 
     def rows(self) -> IntArray:
-        """The text that each token belongs to."""
+        """Returns the text that each token belongs to."""
         return np.repeat(np.arange(len(self)), self.tokens.lengths)
 
 
 def compute_states(
     backbone: Backbone, tokens: TokenBatch, excluded: frozenset[int], budget: int, folder: Path, model: str
 ) -> States:
-    """States of all tokens, from the cache in `folder` where the same model has seen the same ids before.
+    """Computes the states of all tokens, or reads them from the cache in `folder` where the same model has seen the
+    same ids before.
 
     model: the fingerprint of the weights. Raises ValueError where a state is not finite, with the text's row.
     """

@@ -1,4 +1,4 @@
-"""The training loop of both heads: Adam with a linear decay, one source a step, and a stop at the first NaN.
+"""Trains a head: Adam with a linear decay, one source a step, and a stop at the first NaN.
 
 Sources take turns at random with equal shares, so a large one does not drown a small one; the seed fixes the order.
 """
@@ -19,13 +19,16 @@ Loss = Callable[[nn.Linear, IntArray], Tensor]
 
 
 class TrainingError(ValueError):
-    """Training cannot go on; the message names the step and the cause."""
+    """Raised where training cannot go on; the message names the step and the cause."""
 
 
 def train(
     start: nn.Linear, losses: Sequence[tuple[str, int, Loss]], steps: int, batch: int, rate: float, seed: int
 ) -> nn.Linear:
-    """A copy of `start`, fitted. losses: (name of the source, its number of queries, loss of some of its rows)."""
+    """Trains a copy of `start` and returns it.
+
+    losses: (name of the source, its number of queries, loss of some of its rows).
+    """
     head = deepcopy(start).requires_grad_(True)
     optimizer = torch.optim.Adam(head.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (steps - step) / (0.6 * steps)))
@@ -43,7 +46,7 @@ def train(
 
 
 def mixed(start: nn.Linear, trained: nn.Linear, share: float) -> nn.Linear:
-    """The average of both layers' weights, `share` of it from the trained one."""
+    """Averages both layers' weights, `share` of it from the trained one."""
     head = deepcopy(start)
     with torch.no_grad():
         for ours, theirs in zip(head.parameters(), trained.parameters(), strict=True):
@@ -52,7 +55,7 @@ def mixed(start: nn.Linear, trained: nn.Linear, share: float) -> nn.Linear:
 
 
 def scaled(head: nn.Linear, factor: float) -> nn.Linear:
-    """The layer with its output multiplied by `factor`."""
+    """Returns the layer with its output multiplied by `factor`."""
     result = deepcopy(head)
     with torch.no_grad():
         for values in result.parameters():

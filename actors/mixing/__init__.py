@@ -1,4 +1,4 @@
-"""LM-Cocktail: one model out of several fine-tuned ones, by a weighted sum of their parameters."""
+"""Merges fine-tuned models into one by a weighted sum of their parameters (LM-Cocktail)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README.md of a mixed model: where it comes from, in the front matter that the hub reads and in a table."""
+"""Writes the README.md of a merged model: its sources, in front matter that the hub reads and in a table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import yaml
 
 
 def model_card(names: Sequence[str], weights: Sequence[float], losses: Sequence[float] | None, model_type: str) -> str:
-    """Markdown with sources, weights, and the losses on the examples where the weights came from data."""
+    """Renders Markdown with sources, weights, and the losses on the examples where the weights came from data."""
     head = yaml.safe_dump(
         {"base_model": list(names), "base_model_relation": "merge", "tags": ["lm-cocktail", "merge", model_type]},
         sort_keys=False,

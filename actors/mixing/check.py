@@ -28,7 +28,7 @@ PROBE_LENGTH = 512
 
 
 def normalised_weights(weights: Sequence[float], count: int) -> list[float]:
-    """The weights scaled to sum to exactly 1; ValueError where they sum to another number or are not one a model.
+    """Scales the weights to sum to exactly 1; ValueError where they sum to another number or are not one a model.
 
     The tolerance (1e-3, for thirds written with four digits) holds on both sides; upstream's holds above 1 only.
     """
@@ -44,7 +44,8 @@ def normalised_weights(weights: Sequence[float], count: int) -> list[float]:
 
 
 def check_alike(sources: Sequence[Source]) -> None:
-    """ValueError with the first difference between the first model and another one, in architecture or tensors."""
+    """Raises ValueError with the first difference between the first model and another one, in
+    architecture or tensors."""
     first = sources[0]
     for other in sources[1:]:
         where = f"{first.name} and {other.name} cannot be mixed"
@@ -74,7 +75,8 @@ def _check_tensors(first: dict[str, Entry], other: dict[str, Entry], where: str)
 
 
 def check_tokenizers(sources: Sequence[Source]) -> None:
-    """ValueError with the first entry that differs, or where the same vocabulary splits a probe text differently."""
+    """Raises ValueError with the first entry that differs, or where the same vocabulary splits a probe text
+    differently."""
     first = read_tokenizer(sources[0].folder)
     for source in sources[1:]:
         difference = _tokenizer_difference(first, read_tokenizer(source.folder))
@@ -97,7 +99,7 @@ def _tokenizer_difference(first: TextTokenizer, other: TextTokenizer) -> str | N
 
 
 def check_reranker(source: Source) -> None:
-    """ValueError where a checkpoint has no classifier."""
+    """Raises ValueError where a checkpoint has no classifier."""
     if not any(name.startswith(("classifier.", "score.")) for name in source.tensors):
         raise ValueError(
             f"{source.name} has no classifier, so it is no reranker: is its model_type encoder or decoder?"

@@ -1,4 +1,4 @@
-"""Mixing weights out of a few examples: a model that is worse on them gets less, `softmax(-loss / temperature)`.
+"""Computes mixing weights from a few examples: `softmax(-loss / temperature)` over each model's loss on them.
 
 One model is in memory at a time. All of them see the same batches, so the losses can be compared.
 """
@@ -41,14 +41,14 @@ class ContrastiveBatch:
 
 
 def weights_from_losses(losses: Sequence[float], temperature: float) -> list[float]:
-    """softmax(-loss / temperature), summing to 1."""
+    """Computes softmax(-loss / temperature), which sums to 1."""
     if temperature <= 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
     return torch.softmax(-torch.tensor(losses, dtype=torch.float64) / temperature, 0).tolist()
 
 
 def embedder_batches(examples: Sequence[Example], batch_size: int, negatives: int, seed: int) -> list[ContrastiveBatch]:
-    """Each query with its first positive and up to `negatives` of its negatives, drawn with `seed`."""
+    """Batches each query with its first positive and up to `negatives` of its negatives, drawn with `seed`."""
     draw = random.Random(seed)
     batches = []
     for start in _starts(len(examples), batch_size):
@@ -85,7 +85,8 @@ def _starts(count: int, batch_size: int) -> range:
 
 @torch.inference_mode()
 def embedder_loss(folder: Path, batches: Sequence[ContrastiveBatch], max_length: int) -> float:
-    """Mean cross-entropy of telling each query's positive from all other passages of its batch (CLS, unit vectors).
+    """Computes the mean cross-entropy of telling each query's positive from all other passages of its batch (CLS, unit
+    vectors).
 
     A text is cut to `max_length` tokens, or to what the model has positions for where that is less.
     """
@@ -109,7 +110,8 @@ def _dense(embedder: Embedder, texts: Sequence[str], max_length: int) -> Tensor:
 
 @torch.inference_mode()
 def decoder_loss(folder: Path, examples: Sequence[Example], batch_size: int, max_length: int) -> float:
-    """Mean over batches of the cross-entropy of a token of the output, the input given (an eos closes the output)."""
+    """Computes the mean over batches of the cross-entropy of a token of the output, the input given (an eos closes the
+    output)."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = [_labelled(tokenizer, example, i, max_length) for i, example in enumerate(examples)]
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -126,7 +128,7 @@ def decoder_loss(folder: Path, examples: Sequence[Example], batch_size: int, max
 def _labelled(
     tokenizer: PreTrainedTokenizerBase, example: Example, place: int, max_length: int
 ) -> tuple[Tensor, Tensor]:
-    """Ids of input and output, int64 (n,), and the same as labels with the input's part ignored."""
+    """Returns ids of input and output, int64 (n,), and the same as labels with the input's part ignored."""
     given, wanted = _fields(example, place, "input", "output")
     prompt, ids = tokenizer(given).input_ids, tokenizer(f"{given} {wanted}").input_ids
     ids = [*ids, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])][:max_length]

@@ -1,4 +1,4 @@
-"""Mixing models: what users call. The checks are in `check.py`, the arithmetic in `sums.py`.
+"""Merges models: the functions that users call. The checks are in `check.py`, the arithmetic in `sums.py`.
 
 A mix is written to a folder and not returned as a loaded model, as upstream does: so two models of any size mix in the
 memory of one output shard (`shard_bytes`, 2 GiB unless told), and the result loads wherever its sources do.
@@ -34,7 +34,7 @@ WEIGHT_SUFFIXES = frozenset({
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """What was mixed, and where it is now: `FlagModel(mix.folder)` loads it."""
+    """Describes a merged model: its sources, weights and folder. `FlagModel(mix.folder)` loads it."""
 
     folder: Path
     names: tuple[str, ...]
@@ -53,7 +53,7 @@ def mix_models(
     shard_bytes: int = SHARD_BYTES,
     cache_dir: str | None = None,
 ) -> Mix:
-    """Parameter-wise `sum(weight * model)`, written to `output_path` as safetensors.
+    """Sums models parameter by parameter, `sum(weight * model)`, written to `output_path` as safetensors.
 
     Config, tokenizer and the dtype of each tensor are the first model's; M3 heads are mixed too; the card names sources
     and weights. Differs from upstream on purpose: weights must sum to 1 from both sides, integer tensors must be equal
@@ -75,7 +75,7 @@ def mix_models_by_layers(
     *,
     cache_dir: str | None = None,
 ) -> Mix:
-    """`mix_models` in shards as small as the largest tensor: the least memory, at the price of many files.
+    """Merges as `mix_models`, in shards as small as the largest tensor: the least memory, at the price of many files.
 
     Upstream's version of this name keeps the whole result in memory, and fails for rerankers.
     """
@@ -137,7 +137,8 @@ def _write(
     target: Path,
     shard_bytes: int,
 ) -> Mix:
-    """Into a folder beside the target that takes its name at the end, so that no half model is ever found there."""
+    """Writes into a folder beside the target that takes its name at the end, so that no half model
+    is ever found there."""
     refuse_folder(target, name="output_path:")
     target.parent.mkdir(parents=True, exist_ok=True)
     mix = Mix(target, tuple(s.name for s in sources), tuple(weights), None if losses is None else tuple(losses))
@@ -157,7 +158,7 @@ def _write(
 
 
 def _copy_companions(source: Path, folder: Path) -> None:
-    """Config, tokenizer, sentence-transformers' modules: all of the first model but its weights and its card."""
+    """Copies config, tokenizer, sentence-transformers' modules: all of the first model but its weights and its card."""
 
     def left_out(parent: str, names: list[str]) -> set[str]:
         return {n for n in names if n in NOT_COPIED or n.startswith(".") or Path(n).suffix in WEIGHT_SUFFIXES}
@@ -166,7 +167,7 @@ def _copy_companions(source: Path, folder: Path) -> None:
 
 
 def _describe_pooling(folder: Path) -> None:
-    """CLS pooling and normalisation in sentence-transformers' files, as upstream writes for every encoder."""
+    """Writes CLS pooling and normalisation into sentence-transformers' files, as upstream writes for every encoder."""
     modules = ("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")
     listed = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}

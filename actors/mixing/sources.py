@@ -1,4 +1,4 @@
-"""A checkpoint folder as a table of tensors that are mapped, not read: a model of any size opens in milliseconds.
+"""Opens a checkpoint folder as a table of memory-mapped tensors: a model of any size opens in milliseconds.
 
 Both formats map lazily (safetensors always, `pytorch_model.bin` where it is a zip file), so only the pages that a sum
 touches come into memory, and they go when the file is let go. What this costs: a page that was dropped is read again.
@@ -26,7 +26,7 @@ PREFIXES = ("bert.", "roberta.", "model.")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where a tensor lies and what it looks like."""
+    """Describes a tensor: its file, shape and dtype."""
 
     file: Path
     key: str
@@ -37,7 +37,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Source:
-    """One of the models to mix."""
+    """Describes one of the models to merge."""
 
     name: str
     """As the caller named it: a hub id or a folder."""
@@ -49,7 +49,10 @@ class Source:
 
 
 def mapped(path: Path) -> dict[str, Tensor]:
-    """All tensors of a weight file by name, their data mapped. CheckpointError names a file that cannot be read."""
+    """Maps all tensors of a weight file by name, their data mapped.
+
+    CheckpointError names a file that cannot be read.
+    """
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
     try:
@@ -88,7 +91,7 @@ def _entries(file: Path) -> dict[str, Entry]:
 
 
 def _named(tensors: dict[str, Entry], config: dict[str, Any], base_only: bool) -> dict[str, Entry]:
-    """Without what older transformers stored and newer ones compute: position buffers, and the copy of a tied head."""
+    """Drops what older transformers stored and newer ones compute: position buffers, and the copy of a tied head."""
     tied = {"lm_head.weight"} if config.get("tie_word_embeddings") else set()
     return {
         name: entry

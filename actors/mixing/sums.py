@@ -1,4 +1,4 @@
-"""The weighted sum of tensors that lie in mapped files, one output shard at a time.
+"""Computes the weighted sum of tensors in memory-mapped files, one output shard at a time.
 
 Memory is that of one output shard: sums run over small blocks, each shard is written and let go. They run in float64,
 which makes a model mixed with itself come back bit for bit in every dtype.
@@ -25,7 +25,8 @@ Table = Mapping[str, Entry]
 
 
 def write_sum(tables: Sequence[Table], weights: Sequence[float], folder: Path, shard_bytes: int) -> None:
-    """`sum(weight * model)` as safetensors of at most `shard_bytes` each (or one tensor, where that is larger)."""
+    """Writes `sum(weight * model)` as safetensors of at most `shard_bytes` each (or one tensor,
+    where that is larger)."""
     shapes = {name: torch.empty(entry.shape, dtype=entry.dtype, device="meta") for name, entry in tables[0].items()}
     split = split_torch_state_dict_into_shards(shapes, max_shard_size=shard_bytes)
     for file, names in split.filename_to_tensors.items():
@@ -37,7 +38,7 @@ def write_sum(tables: Sequence[Table], weights: Sequence[float], folder: Path, s
 
 
 def mixed_tensors(tables: Sequence[Table], weights: Sequence[float]) -> dict[str, Tensor]:
-    """The weighted sum of the tensors of each name; their files stay mapped while this runs."""
+    """Yields the weighted sum of the tensors of each name; their files stay mapped while this runs."""
     read = functools.cache(mapped)
     return {
         name: weighted_sum([read(table[name].file)[table[name].key] for table in tables], weights, name)
@@ -46,7 +47,8 @@ def mixed_tensors(tables: Sequence[Table], weights: Sequence[float]) -> dict[str
 
 
 def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float], name: str) -> Tensor:
-    """The sum, rounded once, in the first tensor's dtype; tensors that are no floats must be equal: ValueError."""
+    """Computes the sum, rounded once, in the first tensor's dtype; tensors that are no floats must be equal:
+    ValueError."""
     first = tensors[0]
     if not first.is_floating_point():
         if not all(torch.equal(first, other) for other in tensors[1:]):

@@ -1,4 +1,4 @@
-"""The vision tower of EVA02-CLIP in plain torch, under the names of the published weights.
+"""Implements the vision tower of EVA02-CLIP in plain torch, under the names of the published weights.
 
 timm has the same tower, but needs torchvision, which drags in gigabytes; this is its forward pass alone. Its sizes are
 read off the weights, so that the base and the large tower (and tiny ones in tests) are one class. Positions are learned
@@ -22,7 +22,7 @@ ROPE_BASE = 10_000.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaConfig:
-    """Sizes of a tower; `width` is a multiple of 64, the width of every attention head."""
+    """Holds the sizes of a tower; `width` is a multiple of 64, the width of every attention head."""
 
     width: int
     depth: int
@@ -35,7 +35,7 @@ class EvaConfig:
 
     @property
     def size(self) -> int:
-        """Side of the square picture in pixels."""
+        """Returns the side of the square picture in pixels."""
         return self.patch * self.grid
 
     @property
@@ -44,7 +44,7 @@ class EvaConfig:
 
 
 def config_of(weights: Mapping[str, Tensor]) -> EvaConfig:
-    """Sizes read off a tower's weights (published names); KeyError where one that tells a size is missing."""
+    """Reads the sizes off a tower's weights (published names); KeyError where one that tells a size is missing."""
     blocks = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
     patches = weights["pos_embed"].shape[1] - 1
     return EvaConfig(
@@ -57,7 +57,7 @@ def config_of(weights: Mapping[str, Tensor]) -> EvaConfig:
 
 
 def rope_angles(grid: int) -> Tensor:
-    """float32 (grid * grid, 64): the angle of each channel, rows in the first half, columns in the second."""
+    """Computes float32 (grid * grid, 64): the angle of each channel, rows in the first half, columns in the second."""
     bands = ROPE_BASE ** -(torch.arange(HEAD_WIDTH // 4, dtype=torch.float32) / (HEAD_WIDTH // 4))
     places = torch.arange(grid, dtype=torch.float32) / grid * ROPE_GRID
     angles = places[:, None] * bands
@@ -66,14 +66,14 @@ def rope_angles(grid: int) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns channel pairs (0, 1), (2, 3), ... of the patches; the class token, first, has no place and stays."""
+    """Rotates channel pairs (0, 1), (2, 3), ... of the patches (RoPE); the class token, first, has no position."""
     first, patches = x[:, :, :1], x[:, :, 1:]
     turned = torch.stack([-patches[..., 1::2], patches[..., ::2]], -1).flatten(-2)
     return torch.cat([first, patches * cos + turned * sin], 2)
 
 
 class Attention(nn.Module):
-    """Rotary attention without key bias, a LayerNorm before the output layer."""
+    """Computes rotary attention without key bias, a LayerNorm before the output layer."""
 
     def __init__(self, config: EvaConfig) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class Attention(nn.Module):
 
 
 class GatedLayers(nn.Module):
-    """SwiGLU with a LayerNorm before the layer that narrows."""
+    """Computes SwiGLU with a LayerNorm before the layer that narrows."""
 
     def __init__(self, config: EvaConfig) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class PatchEmbedding(nn.Module):
 
 
 class EvaTower(nn.Module):
-    """Pixels to token states; the final norm and the CLIP head of the published tower are not part of it."""
+    """Turns pixels into token states; the final norm and the CLIP head of the published tower are not part of it."""
 
     def __init__(self, config: EvaConfig) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class EvaTower(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(n, 3, size, size) to (n, 1 + patches, width): class token first, before the final norm."""
+        """Maps (n, 3, size, size) to (n, 1 + patches, width): class token first, before the final norm."""
         patches = self.patch_embed(pixels)
         x = torch.cat([self.cls_token.expand(len(pixels), -1, -1), patches], 1) + self.pos_embed
         angles = rope_angles(self.config.grid).to(pixels.device)

@@ -1,4 +1,6 @@
-"""Pictures to the pixels that the tower sees: upright, RGB, shortest side 224, the middle square. CPU only.
+"""Decodes pictures to the pixels that the vision tower takes: upright, RGB, shortest side 224, the middle square.
+
+CPU only.
 
 Strict where upstream guesses: a truncated file is an error and no grey area, 16-bit pictures are scaled and not clipped
 to white, a palette is applied before resizing, a photo is turned as its EXIF data say. Sizes are checked on the header,
@@ -39,12 +41,12 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class PictureError(ValueError):
-    """A picture cannot be used; the message names it and says why."""
+    """Raised where a picture cannot be used; the message names it and says why."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """What is left of a picture: the pixels for the tower, uint8 (size, size, 3), and a small JPEG for people."""
+    """Holds a decoded picture: the pixels for the tower, uint8 (size, size, 3), and a small JPEG for people."""
 
     pixels: Pixels
     thumbnail: bytes
@@ -58,14 +60,14 @@ def prepare(
     thumbnail_side: int = 160,
     name: str | None = None,
 ) -> Prepared:
-    """Decodes once for the tower and for the eye (not at all for it where `thumbnail_side` is 0). See `load`."""
+    """Decodes a picture once, for the tower and for its thumbnail (none where `thumbnail_side` is 0). See `load`."""
     image = load(picture, max_pixels=max_pixels, name=name)
     thumbnail = thumbnail_of(image, thumbnail_side) if thumbnail_side else b""
     return Prepared(pixels_of(image, size), thumbnail)
 
 
 def load(picture: Picture, *, max_pixels: int = MAX_PIXELS, name: str | None = None) -> Image.Image:
-    """An upright RGB image; of an animation the first frame, of a picture with transparency the colours alone.
+    """Decodes an upright RGB image; of an animation the first frame, of a picture with transparency the colours alone.
 
     Raises PictureError, which calls the picture by `name`, or by its path where there is no name.
     """
@@ -117,7 +119,7 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def pixels_of(image: Image.Image, size: int = SIZE) -> Pixels:
-    """RGB image to uint8 (size, size, 3): bicubic to a shortest side of `size`, then the middle square."""
+    """Resizes an RGB image to uint8 (size, size, 3): bicubic to a shortest side of `size`, then the middle square."""
     width, height = image.size
     short = min(width, height)
     resized = image.resize((size * width // short, size * height // short), Image.Resampling.BICUBIC)
@@ -126,7 +128,7 @@ def pixels_of(image: Image.Image, size: int = SIZE) -> Pixels:
 
 
 def thumbnail_of(image: Image.Image, side: int) -> bytes:
-    """RGB image to a JPEG whose longer side is at most `side` pixels."""
+    """Encodes an RGB image as a JPEG whose longer side is at most `side` pixels."""
     small = image.copy()
     small.thumbnail((side, side))
     buffer = io.BytesIO()
@@ -135,7 +137,7 @@ def thumbnail_of(image: Image.Image, side: int) -> bytes:
 
 
 def normalised(pixels: Pixels, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """uint8 (n, size, size, 3) to (n, 3, size, size) with CLIP's mean and standard deviation taken out."""
+    """Normalises uint8 (n, size, size, 3) to (n, 3, size, size) with CLIP's mean and standard deviation taken out."""
     values = torch.tensor(pixels, device=device).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD))
     return ((values - mean) / std).to(dtype)

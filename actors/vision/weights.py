@@ -1,4 +1,4 @@
-"""The one state dict of a Visualized-BGE checkpoint, taken apart under the names of its three models.
+"""Splits the state dict of a Visualized-BGE checkpoint into its three models.
 
 The published files carry more than inference needs: the pooler, the tower's final norm and CLIP head, rotary tables.
 Those are known and left aside; any other name that does not fit is an error.
@@ -27,7 +27,7 @@ UNUSED = re.compile(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Parts:
-    """The three modules, in eval mode and without gradients."""
+    """Holds the three modules, in eval mode and without gradients."""
 
     text: PreTrainedModel
     tower: EvaTower
@@ -54,7 +54,7 @@ def load_parts(path: Path, config: PretrainedConfig, device: torch.device, dtype
 
 
 def tower_of(path: Path) -> EvaConfig:
-    """Sizes of the tower in a file whose tensors are mapped, not read."""
+    """Reads the sizes of the tower in a file whose tensors are mapped, not read."""
     return _sizes(_taken(load_tensors(path), "model_visual.visual."), path)
 
 
