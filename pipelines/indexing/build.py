@@ -47,7 +47,7 @@ from pipelines.reading.listing import count_by_kind
 from pipelines.reading.memory import LABEL, Rows, spooled
 from pipelines.reading.units import Unit, metadata_fields, plan_input, read_unit
 from pipelines.store.commit import Committer, Totals, create_or_open
-from pipelines.store.datasets import open_dataset, open_version
+from pipelines.store.datasets import check_writable, open_dataset, open_version
 from pipelines.store.evolve import check_columns, evolve_table
 from pipelines.store.interrupt import interruptible
 from pipelines.store.lease import Lease, acquire
@@ -106,6 +106,7 @@ def config_for_data(
 
 
 def _build(config: BuildConfig, only: RowFilter | None) -> Summary:
+    check_writable(config.index.uri)
     config = with_index_boundaries(config)
     log = RunLog(config)
     with closing(log.status), interruptible():

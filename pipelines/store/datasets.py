@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import lance
 import pyarrow as pa
 
+from pipelines.config import ConfigError, absolute_uri, scheme_of
 from pipelines.store.schema import Target
 
 
@@ -39,3 +42,15 @@ def create_dataset(uri: str, schema: pa.Schema, options: Mapping[str, str]) -> l
         if dataset is None:
             raise
         return dataset
+
+
+def check_writable(uri: str) -> None:
+    """ConfigError where a local folder cannot be written, or made, by this user; only the store knows of others."""
+    if scheme_of(uri):
+        return
+    folder = Path(absolute_uri(uri))
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise ConfigError(f"index.uri: {uri}: {there} is a file, a folder is needed")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"index.uri: {uri}: {there} cannot be written by this user, or is on a read-only file system")

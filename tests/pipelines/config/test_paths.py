@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import absolute_model, absolute_uri, load_config, printable_uri, resolve_paths
+from pipelines.config import ConfigError, absolute_model, absolute_uri, load_config, printable_uri, resolve_paths
+from pipelines.store.datasets import check_writable
 from pipelines.store.schema import table_uri
 
 
@@ -74,3 +75,16 @@ def test_a_folder_named_as_the_packaged_model_does_not_hide_it(tmp_path: Path, m
     assert absolute_model("all-MiniLM-L6-v2") == "all-MiniLM-L6-v2"
     assert absolute_model("~/nowhere") == "~/nowhere"
     assert absolute_model("./all-MiniLM-L6-v2") == f"{tmp_path}/all-MiniLM-L6-v2"
+
+
+def test_an_index_that_cannot_be_written_is_named_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"index\.uri: .*/file/idx: .*/file is a file, a folder is needed"):
+        check_writable(str(tmp_path / "file" / "idx"))
+    check_writable(str(tmp_path / "new" / "idx"))
+    check_writable("s3://bucket/idx")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ConfigError, match="cannot be written by this user, or is on a read-only file system"):
+        check_writable(str(tmp_path / "idx"))
