@@ -12,6 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, partial
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from torch import Tensor, nn
 from transformers import AutoConfig
@@ -129,6 +131,14 @@ class Embedder:
         0
         """
         return self.embed_tokens(self.tokenise(texts, "query"), outputs, kind="query")
+
+    def scored_tokens(self, tokens: TokenBatch, kind: Kind) -> npt.NDArray[np.bool_]:
+        """Which tokens have a ColBERT vector: bool (T,). M3 leaves out each text's first; others have rules."""
+        if self.preparation.rules is not None:
+            return self.preparation.rules.scored(tokens.ids, kind == "query")
+        keep = np.ones(len(tokens.ids), bool)
+        keep[tokens.offsets[:-1]] = False
+        return keep
 
     def identity(self) -> Identity:
         """What an index must have been built with to be searched with this embedder."""

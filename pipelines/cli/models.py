@@ -1,4 +1,4 @@
-"""Commands that make models: heads for an encoder, one model out of several."""
+"""Commands about models: what is known and how a folder would run; heads for an encoder, one model out of several."""
 
 from __future__ import annotations
 
@@ -11,6 +11,44 @@ import typer
 
 from pipelines.cli.app import Json, app, print_json
 from pipelines.config import ConfigError, apply_override, parse_override
+
+
+@app.command("models")
+def list_models(as_json: Json = False) -> None:
+    """List the models known by name: class, outputs, pooling, length and how a query is prompted."""
+    from actors.models.inspection import catalogue_rows
+
+    rows = catalogue_rows()
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        typer.echo("  ".join(str(value) for value in row.values() if value != ""))
+
+
+@app.command("inspect")
+def inspect(
+    model: Annotated[str, typer.Argument(help="A name, hub id or folder.")],
+    model_class: Annotated[str | None, typer.Option(help="Read it as this class.")] = None,
+    query_prompt: Annotated[str | None, typer.Option(help="Name of a stored prompt for queries.")] = None,
+    passage_prompt: Annotated[str | None, typer.Option(help="Name of a stored prompt for passages.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a model would be loaded as, and why; no weights are loaded."""
+    from actors.models.inspection import as_lines, inspect_model
+    from actors.spec import EmbedderSpec
+
+    known = cast(Any, model_class)
+    try:
+        report = inspect_model(
+            EmbedderSpec(model=model, model_class=known, query_prompt=query_prompt, passage_prompt=passage_prompt)
+        )
+    except (ValueError, OSError) as error:
+        raise ConfigError(str(error)) from error
+    if as_json:
+        print_json(report)
+    else:
+        typer.echo("\n".join(as_lines(report)))
 
 
 @app.command("fit-heads")

@@ -95,11 +95,11 @@ class QueryEncoder:
         return ids, pieces(self.embedder.tokenizer.continuing[ids], offsets)
 
     def token_ids(self, texts: Sequence[str]) -> tuple[IntArray, IntArray]:
-        """Returns (ids, offsets) of the tokens behind the ColBERT vectors: all but the first of each query."""
+        """Returns (ids, offsets) of the tokens behind the queries' ColBERT vectors."""
         tokens = self.embedder.tokenise(list(texts), "query")
-        keep = np.ones(len(tokens.ids), bool)
-        keep[tokens.offsets[:-1]] = False
-        return tokens.ids[keep].astype(np.int64), tokens.offsets - np.arange(len(tokens.offsets))
+        keep = self.embedder.scored_tokens(tokens, "query")
+        before: IntArray = np.concatenate([np.zeros(1, np.int64), np.cumsum(keep, dtype=np.int64)])
+        return tokens.ids[keep].astype(np.int64), before[tokens.offsets]
 
 
 def pieces(continuing: npt.NDArray[np.bool_], offsets: IntArray) -> IntArray:

@@ -1,0 +1,120 @@
+"""Folders that cannot be run as their own library would run them: one line that names what is missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints_chains import build_chain
+from safetensors.torch import save_file
+
+from actors import ComputeSpec, EmbedderSpec, load_embedder
+
+
+def load(folder: Path, **options: Any) -> Any:
+    return load_embedder(EmbedderSpec(model=str(folder), compute=ComputeSpec(dtype="fp32", device="cpu"), **options))
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def unknown_module(folder: Path) -> None:
+    listed = json.loads((folder / "modules.json").read_text())
+    listed[2]["type"] = "sentence_transformers.models.WeightedLayerPooling"
+    (folder / "modules.json").write_text(json.dumps(listed))
+
+
+def own_code(folder: Path) -> None:
+    listed = json.loads((folder / "modules.json").read_text())
+    listed[0]["type"] = "custom_st.Transformer"
+    (folder / "modules.json").write_text(json.dumps(listed))
+    (folder / "custom_st.py").write_text("raise SystemExit('this code must not run')")
+
+
+def narrow_dense(folder: Path) -> None:
+    edit(folder / "2_Dense" / "config.json", in_features=31)
+
+
+def other_shape(folder: Path) -> None:
+    save_file(
+        {"linear.weight": torch.zeros(7, 32), "linear.bias": torch.zeros(7)}, folder / "2_Dense" / "model.safetensors"
+    )
+
+
+def own_activation(folder: Path) -> None:
+    edit(folder / "2_Dense" / "config.json", activation_function="os.system")
+
+
+def no_bias(folder: Path) -> None:
+    save_file({"linear.weight": torch.zeros(24, 32)}, folder / "2_Dense" / "model.safetensors")
+
+
+def unknown_pooling(folder: Path) -> None:
+    edit(folder / "1_Pooling" / "config.json", pooling_mode="median")
+
+
+def other_family(folder: Path) -> None:
+    edit(folder / "config_sentence_transformers.json", model_type="CrossEncoder")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (unknown_module, r"modules\.json lists WeightedLayerPooling.*Dense, LayerNorm, Normalize, Pooling"),
+        (own_code, r"runs its own code \(custom_st\.Transformer in custom_st\.py\)"),
+        (narrow_dense, r"2_Dense/config\.json: this Dense takes vectors of 31 dimensions, .* gives 32"),
+        (other_shape, r"2_Dense: linear\.weight has the shape \(7, 32\), its config\.json says \(24, 32\)"),
+        (own_activation, r"activation_function os\.system is no class of torch\.nn"),
+        (no_bias, r"2_Dense: the weights of this Dense lack linear\.bias"),
+        (unknown_pooling, r"1_Pooling/config\.json pools by 'median'; known are cls, max"),
+        (other_family, r"names model_type 'CrossEncoder'; an embedder is one of"),
+    ],
+)
+def test_a_chain_that_cannot_run_is_refused(damage: Callable[[Path], None], message: str, tmp_path: Path) -> None:
+    folder = build_chain("mean_dense_tanh", tmp_path / "model")
+    damage(folder)
+    with pytest.raises(ValueError, match=message):
+        load(folder)
+
+
+def test_a_prompt_that_is_not_stored_lists_those_that_are(tmp_path: Path) -> None:
+    folder = build_chain("mean_dense_tanh", tmp_path / "model")
+    with pytest.raises(ValueError, match=r"no prompt is named 'task'; the folder stores: Clustering, document, query"):
+        load(folder, query_prompt="task")
+    by_name, explicit = load(folder, query_prompt="Clustering"), load(folder, query_instruction="cluster the the ")
+    assert (by_name.embed_queries(["panda"]).dense == explicit.embed_queries(["panda"]).dense).all()
+    assert load(folder, query_instruction="").embed_queries(["panda"]).n_tokens[0] == 3
+
+
+def test_a_query_table_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    folder = build_chain("inference_free", tmp_path / "model")
+    tokenizer = folder / "query_0_SparseStaticEmbedding" / "tokenizer.json"
+    content = json.loads(tokenizer.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["panda"], vocabulary["bear"] = vocabulary["bear"], vocabulary["panda"]
+    tokenizer.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"query table's tokenizer numbers tokens otherwise"):
+        load(folder)
+
+
+def test_a_marker_without_a_token_is_refused(tmp_path: Path) -> None:
+    folder = build_chain("pylate", tmp_path / "model")
+    edit(folder / "config_sentence_transformers.json", query_prefix="[QUERY] ")
+    with pytest.raises(ValueError, match=r"lacks the marker '\[QUERY\] '"):
+        load(folder)
+
+
+def test_explicit_arguments_win_over_the_folder(tmp_path: Path) -> None:
+    folder = build_chain("max_not_normalised", tmp_path / "model")
+    texts = ["the panda is a bear", "river"]
+    raw, unit = load(folder).embed_corpus(texts).dense, load(folder, normalize=True).embed_corpus(texts).dense
+    assert abs((raw**2).sum(1) - 1).min() > 0.1
+    assert abs((unit**2).sum(1) - 1).max() < 1e-5
+    assert load(folder, truncate_dim=5).dim == 5
+    assert load(folder, passage_max_length=4).embed_corpus(texts).n_tokens.max() == 4
+    assert load(folder, pooling="mean").identity() != load(folder).identity()
