@@ -5,7 +5,7 @@ driver never saw the reply. write_deaths: so many write tasks kill their process
 their records are not returned. slow: seconds that each write task sleeps, so that there is time to be killed. memory:
 tokens in a forward pass beyond which the actors' device has no memory left. freeze: the driver stops after its second
 lease check, as a process that was suspended, and goes on when there is a file `thaw` beside CONFIG. small_commits:
-metadata is committed unit by unit.
+metadata is committed in four parts, each of which meets every fragment.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 import pipelines.indexing.build
@@ -63,6 +65,18 @@ def freeze_after_check(folder: Path) -> None:
                 time.sleep(0.2)
 
     Lease.check = freezing  # type: ignore[method-assign]
+
+
+def commit_metadata_in_parts(parts: int) -> None:
+    """Cuts what would be one commit of metadata, for a corpus of this size, into several."""
+    real = pipelines.indexing.metadata._batches
+
+    def in_parts(*arguments: Any) -> Iterator[pa.Table]:
+        for rows in real(*arguments):
+            numbers = np.arange(len(rows))
+            yield from (rows.take(pa.array(numbers[numbers % parts == part])) for part in range(parts))
+
+    pipelines.indexing.metadata._batches = in_parts
 
 
 def small_device(tokens: int) -> Any:
@@ -117,7 +131,7 @@ def main(path: str, faults: dict[str, Any]) -> None:
     if "freeze" in faults:
         freeze_after_check(folder)
     if "small_commits" in faults:
-        pipelines.indexing.metadata.COMMIT_BYTES = pipelines.indexing.metadata.UNITS_AT_ONCE = 1
+        commit_metadata_in_parts(4)
     pipelines.indexing.build.write_block = slow_and_mortal(
         str(folder), faults.get("write_deaths", 0), faults.get("slow", 0.0)
     )
