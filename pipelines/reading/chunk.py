@@ -52,7 +52,8 @@ def fill_places(chunks: pa.Table, documents: pa.Table) -> pa.Table:
     names = [name for name in PLACES if name in chunks.column_names]
     if not names:
         return chunks
-    texts = dict(zip(documents["doc_id"].to_pylist(), documents["text"].to_pylist(), strict=True))
+    pairs = zip(documents["doc_id"].to_pylist(), documents["text"].to_pylist(), strict=True)
+    texts = {document: text for document, text in pairs if text is not None}  # a duplicate has none
     wanted = {source: is_document(source) for source in chunks["source"].unique().to_pylist()}
     outlines: dict[str, Outline] = {}
     found: dict[str, list[Any]] = {name: chunks[name].to_pylist() for name in names}
@@ -61,7 +62,7 @@ def fill_places(chunks: pa.Table, documents: pa.Table) -> pa.Table:
         if start is None or not wanted[source]:
             continue
         if document not in outlines:
-            outlines[document] = Outline.of(texts[document] or "")
+            outlines[document] = Outline.of(texts[document])
         place = outlines[document].place(start)
         for name in names:
             found[name][i] = place[name]

@@ -36,7 +36,7 @@ CONVERTERS = {
 """Suffix to the class in `markitdown.converters`."""
 MAX_FILE_BYTES = 256 * 2**20
 """A longer file is a bad row: converters hold it in memory, several times over."""
-SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("title", pa.string())])
+SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string())])
 
 
 def inspect(file: File, part_bytes: int, options: ReadOptions) -> Inspection:
@@ -45,20 +45,20 @@ def inspect(file: File, part_bytes: int, options: ReadOptions) -> Inspection:
 
 
 def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, options: ReadOptions) -> Iterator[RawRows]:
-    """One row: the path, the text as Markdown, and the title where the format has one."""
-    text = title = error = None
+    """One row: the path, and the text as Markdown, below its title where the format has one."""
+    text = error = None
     try:
-        text, title = _convert(file)
+        text = _convert(file)
     except READ_ERRORS as failure:
         error = f"cannot be read: {failure}"
     except Exception as failure:  # the converters' libraries raise anything
         reason = " ".join(str(failure).split())[:300]
         error = f"cannot be converted to text: {type(failure).__name__}: {reason}"
-    values = {"id": [path_id(file)], "text": [text], "title": [title]}
+    values = {"id": [path_id(file)], "text": [text]}
     yield RawRows(values, np.zeros(1, dtype=np.int64), [error])
 
 
-def _convert(file: File) -> tuple[str, str | None]:
+def _convert(file: File) -> str:
     from markitdown import StreamInfo
 
     with file.open() as handle:
@@ -69,7 +69,13 @@ def _convert(file: File) -> tuple[str, str | None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = _converter(suffix).convert(io.BytesIO(content), StreamInfo(extension=suffix))
-    return result.markdown, result.title
+    return _with_title(result.markdown, result.title)
+
+
+def _with_title(text: str, title: str | None) -> str:
+    """The text below its title as a heading, unless it begins with it."""
+    title = " ".join((title or "").split())
+    return text if not title or title in text[: len(title) + 200] else f"# {title}\n\n{text}"
 
 
 @lru_cache(maxsize=16)

@@ -139,3 +139,11 @@ def test_without_the_extra_they_are_skipped_with_its_name(tmp_path: Path, monkey
     for paths in ((str(tmp_path / "a.html"),), (str(tmp_path / "*.html"),)):
         with pytest.raises(ConfigError, match=r"needs the extra 'documents': pip install 'tridex\[documents\]'"):
             plan_input(InputConfig(paths=paths))
+
+
+def test_a_duplicate_in_the_same_block_does_not_take_the_headings_away(tmp_path: Path) -> None:
+    _write(tmp_path, {"a.html": documents.HTML})
+    good = _read(tmp_path)
+    twice = good.set_column(good.column_names.index("text"), "text", pa.array([None], pa.string()))
+    table = chunk_table(pa.concat_tables([good, twice]), Words(), None)
+    assert table["heading"].to_pylist() == ["Herons", None]
