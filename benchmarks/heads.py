@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from actors.checkpoints.loading import load_head
 from actors.codecs.sparse_weighting import weight_sparse
-from actors.fitting.encoder import Encoder, encoded, load_encoder
+from actors.fitting.encoder import Encoder, encode_texts, load_encoder
 from actors.fitting.mining import dense_vectors, document_frequency, idf, sparse_scores
 from actors.fitting.result import FitConfig
-from actors.fitting.sparse import idf_start, lexical
+from actors.fitting.sparse import idf_start, lexical_weights
 from actors.fitting.states import States
 from actors.outputs import IntArray, SparseVectors
 from pipelines.config import Channel
@@ -136,7 +136,7 @@ def lexical_scores(encoder: Encoder, texts: tuple[States, States], named: Mappin
     rarity, scores = rarities(found, encoder.vocab), {}
     neighbours = QueryExpander(encoder.backbone.words, encoder.preparation.tokenizer.names)
     for name, head in named.items():
-        asks, holds = (lexical(t, head, encoder.excluded) for t in (asked, found))
+        asks, holds = (lexical_weights(t, head, encoder.excluded) for t in (asked, found))
         root = np.sqrt(asks.weights) * rarity[asks.token_ids]
         weighed = SparseVectors(asks.offsets, asks.token_ids, root)
         scores[f"{name} plain"] = sparse_scores(asks, holds, encoder.vocab)
@@ -149,8 +149,8 @@ def lexical_scores(encoder: Encoder, texts: tuple[States, States], named: Mappin
 def channels_of(
     encoder: Encoder, queries: list[str], passages: list[str], folders: list[Path], cache: Path
 ) -> dict[str, Scores]:
-    asked = encoded(encoder, queries, "query", cache)
-    found = encoded(encoder, passages, "passage", cache)
+    asked = encode_texts(encoder, queries, "query", cache)
+    found = encode_texts(encoder, passages, "passage", cache)
     fitted = {f"sparse {folder.name}": head_of(folder, "sparse_linear") for folder in folders[1:]}
     named = {
         "sparse idf": idf_start([found], encoder.vocab, 100_000, np.random.default_rng(0)),

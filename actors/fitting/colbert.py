@@ -23,7 +23,7 @@ def identity(hidden: int) -> nn.Linear:
     return _layer(torch.eye(hidden), torch.zeros(hidden))
 
 
-def pca(collections: list[States], dim: int, sample: int, rng: np.random.Generator) -> nn.Linear:
+def pca_projection(collections: list[States], dim: int, sample: int, rng: np.random.Generator) -> nn.Linear:
     """Makes a projection hidden -> dim onto the directions of largest second moment, not centred, so that dot products
     survive best."""
     states = torch.cat(

@@ -52,7 +52,7 @@ def load_encoder(config: FitConfig) -> Encoder:
     return Encoder(preparation, backbone, compute, preparation.spec.pooling, excluded)
 
 
-def encoded(encoder: Encoder, texts: Sequence[str], kind: Kind, cache: Path) -> States:
+def encode_texts(encoder: Encoder, texts: Sequence[str], kind: Kind, cache: Path) -> States:
     """Computes token states of the texts, or takes them from `cache` where they are there already."""
     cache.mkdir(parents=True, exist_ok=True)
     model = f"{fingerprint(encoder.preparation.folder)} {encoder.compute.dtype}"

@@ -20,13 +20,22 @@ from torch import Tensor, nn
 from actors.fitting import colbert, sparse
 from actors.fitting.card import write_checkpoint
 from actors.fitting.data import Rng, Source, read_source, split
-from actors.fitting.encoder import Encoder, encoded, load_encoder
+from actors.fitting.encoder import Encoder, encode_texts, load_encoder
 from actors.fitting.losses import contrastive, distillation, l1
-from actors.fitting.mining import Floats, Mined, bm25, dense_vectors, document_frequency, maxsim, mine, sparse_scores
+from actors.fitting.mining import (
+    Floats,
+    Mined,
+    bm25,
+    dense_vectors,
+    document_frequency,
+    maxsim,
+    mine_candidates,
+    sparse_scores,
+)
 from actors.fitting.result import FitConfig, FitResult, Score, SourceReport
-from actors.fitting.select import Doubles, chosen, ndcg
+from actors.fitting.select import Doubles, choose_variant, ndcg
 from actors.fitting.states import States
-from actors.fitting.train import Loss, mixed, scaled, train
+from actors.fitting.train import Loss, average_layers, scale_output, train
 from actors.output_paths import refuse_folder
 from actors.outputs import IntArray
 
@@ -102,11 +111,11 @@ def _task(
     source: Source, encoder: Encoder, config: FitConfig, cache: Path, rng: Rng, progress: Callable[[str], None]
 ) -> Task:
     progress(f"{source.name}: encoding {len(source.queries)} queries and {len(source.passages)} passages")
-    queries = encoded(encoder, source.queries, "query", cache)
-    passages = encoded(encoder, source.passages, "passage", cache)
+    queries = encode_texts(encoder, source.queries, "query", cache)
+    passages = encode_texts(encoder, source.passages, "passage", cache)
     progress(f"{source.name}: mining candidates")
     dense = dense_vectors(queries, encoder.pooling), dense_vectors(passages, encoder.pooling)
-    mined = mine(source, queries, passages, dense, encoder.vocab, config.candidates, rng)
+    mined = mine_candidates(source, queries, passages, dense, encoder.vocab, config.candidates, rng)
     return Task(source, queries, passages, mined, *split(source, config.dev_share, rng))
 
 
@@ -118,10 +127,10 @@ def _fit_sparse(tasks: Sequence[Task], encoder: Encoder, config: FitConfig, rng:
         losses = [_sparse_loss(task, encoder, config, rng) for task in tasks]
         trained = train(start, losses, config.steps, config.batch, config.learning_rate, config.seed)
         if config.sparse == "auto":
-            heads |= {f"{share:.0%} trained": mixed(start, trained, share) for share in SHARES}
+            heads |= {f"{share:.0%} trained": average_layers(start, trained, share) for share in SHARES}
         heads["trained"] = trained
     kept = _kept(heads, {name: [_sparse_ndcg(task, head, encoder) for task in tasks] for name, head in heads.items()})
-    return replace(kept, head=scaled(kept.head, sqrt(_spread_ratio(tasks, kept.head, encoder))))
+    return replace(kept, head=scale_output(kept.head, sqrt(_spread_ratio(tasks, kept.head, encoder))))
 
 
 def _spread_ratio(tasks: Sequence[Task], head: nn.Linear, encoder: Encoder) -> float:
@@ -136,7 +145,7 @@ def _spread_ratio(tasks: Sequence[Task], head: nn.Linear, encoder: Encoder) -> f
         queries, rows = task.held_queries(), task.mined.rows[task.held]
         asked, found = dense_vectors(queries, encoder.pooling), dense_vectors(task.passages, encoder.pooling)
         dense += _spread((asked @ found.T).numpy(), rows)
-        asks, holds = (sparse.lexical(texts, head, encoder.excluded) for texts in (queries, task.passages))
+        asks, holds = (sparse.lexical_weights(texts, head, encoder.excluded) for texts in (queries, task.passages))
         lexical += _spread(sparse_scores(asks, holds, encoder.vocab), rows)
     return dense / lexical if lexical else 1.0
 
@@ -147,7 +156,7 @@ def _spread(scores: Floats, rows: IntArray) -> float:
 
 
 def _sparse_loss(task: Task, encoder: Encoder, config: FitConfig, rng: Rng) -> tuple[str, int, Loss]:
-    shared = sparse.share(task.queries, task.passages, task.mined, task.train, encoder.vocab)
+    shared = sparse.gather_shared_tokens(task.queries, task.passages, task.mined, task.train, encoder.vocab)
     teacher = torch.from_numpy(config.sharpness * task.mined.teacher[task.train])
     weighted = np.flatnonzero(task.passages.weighted)
     others = task.passages.at(np.sort(rng.permutation(weighted)[:REGULAR_SAMPLE]))
@@ -161,8 +170,8 @@ def _sparse_loss(task: Task, encoder: Encoder, config: FitConfig, rng: Rng) -> t
 
 
 def _sparse_ndcg(task: Task, head: nn.Linear, encoder: Encoder) -> Doubles:
-    queries = sparse.lexical(task.held_queries(), head, encoder.excluded)
-    passages = sparse.lexical(task.passages, head, encoder.excluded)
+    queries = sparse.lexical_weights(task.held_queries(), head, encoder.excluded)
+    passages = sparse.lexical_weights(task.passages, head, encoder.excluded)
     return ndcg(sparse_scores(queries, passages, encoder.vocab), task.positives())
 
 
@@ -172,7 +181,7 @@ def _fit_colbert(tasks: Sequence[Task], encoder: Encoder, config: FitConfig, rng
         name, start = "identity", colbert.identity(hidden)
     else:
         name = f"pca {config.colbert_dim}"
-        start = colbert.pca([task.passages for task in tasks], config.colbert_dim, START_SAMPLE, rng)
+        start = colbert.pca_projection([task.passages for task in tasks], config.colbert_dim, START_SAMPLE, rng)
     heads = {} if config.colbert == "trained" else {name: start}
     if config.colbert in ("auto", "trained"):
         losses = [_colbert_loss(task, config) for task in tasks]
@@ -205,7 +214,7 @@ def _candidates(task: Task) -> Iterator[tuple[IntArray, list[int]]]:
 
 
 def _kept(heads: dict[str, nn.Linear], results: Results) -> Fitted:
-    name = chosen(results)
+    name = choose_variant(results)
     return Fitted(heads[name], name, results)
 
 
@@ -236,7 +245,7 @@ def _result(
         *_scores("colbert", late.results, tasks, late.name),
     ]
     passages = sum(len(task.passages) for task in tasks)
-    weights = sum(len(sparse.lexical(t.passages, lexical.head, encoder.excluded).weights) for t in tasks)
+    weights = sum(len(sparse.lexical_weights(t.passages, lexical.head, encoder.excluded).weights) for t in tasks)
     distinct = sum(int(document_frequency(task.passages, encoder.vocab).sum()) for task in tasks)
     return FitResult(
         config, lexical.name, late.name, tuple(reports), tuple(scores),

@@ -36,7 +36,7 @@ class Mined:
     teacher: Floats
 
 
-def mine(
+def mine_candidates(
     source: Source, queries: States, passages: States, dense: tuple[Tensor, Tensor], vocab: int, count: int, rng: Rng
 ) -> Mined:
     """Collects `count` candidates for every query: a right passage, given negatives, mined ones, and random ones to

@@ -33,19 +33,19 @@ def ndcg(scores: Floats, positives: Sequence[Sequence[int]], k: int = 10) -> Dou
     return values
 
 
-def beats(challenger: Doubles, holder: Doubles) -> bool:
+def is_significantly_better(challenger: Doubles, holder: Doubles) -> bool:
     """Tells whether the mean difference is above 0 by a one-sided paired test at 5%."""
     difference = challenger - holder
     error = difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else np.inf
     return bool(difference.mean() > ONE_SIDED * error)
 
 
-def harms(challenger: Sequence[Doubles], holder: Sequence[Doubles]) -> bool:
+def is_worse_on_any_source(challenger: Sequence[Doubles], holder: Sequence[Doubles]) -> bool:
     """Tells whether the holder beats the challenger on any source."""
-    return any(beats(before, after) for before, after in zip(holder, challenger, strict=True))
+    return any(is_significantly_better(before, after) for before, after in zip(holder, challenger, strict=True))
 
 
-def chosen(results: Mapping[str, Sequence[Doubles]]) -> str:
+def choose_variant(results: Mapping[str, Sequence[Doubles]]) -> str:
     """Returns the name of the variant to keep.
 
     results: nDCG of the development queries of every source, the simplest variant first.
@@ -55,6 +55,7 @@ def chosen(results: Mapping[str, Sequence[Doubles]]) -> str:
     passed = [
         name
         for name in others
-        if beats(np.concatenate(results[name]), np.concatenate(holder)) and not harms(results[name], holder)
+        if is_significantly_better(np.concatenate(results[name]), np.concatenate(holder))
+        and not is_worse_on_any_source(results[name], holder)
     ]
     return max(passed, key=lambda name: float(np.mean([values.mean() for values in results[name]])), default=simplest)

@@ -68,7 +68,7 @@ class Shared:
         return torch.zeros(len(every)).index_add(0, pair, query[partner] * passage).view(len(rows), count)
 
 
-def share(queries: States, passages: States, mined: Mined, rows: IntArray, vocab: int) -> Shared:
+def gather_shared_tokens(queries: States, passages: States, mined: Mined, rows: IntArray, vocab: int) -> Shared:
     """Gathers what the given query rows share with their candidates."""
     place = np.full(vocab, ABSENT, np.int64)
     sizes, asked, found = [], [], []
@@ -122,7 +122,7 @@ def _linear(solution: Tensor) -> nn.Linear:
     return layer
 
 
-def lexical(texts: States, head: nn.Linear, excluded: frozenset[int]) -> SparseVectors:
+def lexical_weights(texts: States, head: nn.Linear, excluded: frozenset[int]) -> SparseVectors:
     """Computes the lexical weights of all texts, by the rule that embedders use."""
     parts = []
     for start in range(0, len(texts), CHUNK):

@@ -45,7 +45,7 @@ def train(
     return head.requires_grad_(False)
 
 
-def mixed(start: nn.Linear, trained: nn.Linear, share: float) -> nn.Linear:
+def average_layers(start: nn.Linear, trained: nn.Linear, share: float) -> nn.Linear:
     """Averages both layers' weights, `share` of it from the trained one."""
     head = deepcopy(start)
     with torch.no_grad():
@@ -54,7 +54,7 @@ def mixed(start: nn.Linear, trained: nn.Linear, share: float) -> nn.Linear:
     return head
 
 
-def scaled(head: nn.Linear, factor: float) -> nn.Linear:
+def scale_output(head: nn.Linear, factor: float) -> nn.Linear:
     """Returns the layer with its output multiplied by `factor`."""
     result = deepcopy(head)
     with torch.no_grad():

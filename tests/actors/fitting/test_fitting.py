@@ -15,14 +15,14 @@ from torch import nn
 
 from actors.embedders.registry import load_embedder
 from actors.fitting import FitConfig, FitResult, fit_heads
-from actors.fitting.colbert import identity, pca
+from actors.fitting.colbert import identity, pca_projection
 from actors.fitting.data import read_source, split
 from actors.fitting.losses import distillation
 from actors.fitting.mining import Mined, bm25, idf, sparse_scores, zscore
-from actors.fitting.select import chosen, ndcg
-from actors.fitting.sparse import idf_start, lexical, share
+from actors.fitting.select import choose_variant, ndcg
+from actors.fitting.sparse import gather_shared_tokens, idf_start, lexical_weights
 from actors.fitting.states import States
-from actors.fitting.train import mixed, scaled
+from actors.fitting.train import average_layers, scale_output
 from actors.models.identity import ASSETS, describe
 from actors.models.preparation import load_preparation
 from actors.outputs import TokenBatch, offsets_of
@@ -190,9 +190,9 @@ def test_scores_in_training_are_the_scores_of_search() -> None:
     rows = np.array([[0, 2, 1], [1, 0, 2]])
     head = nn.Linear(6, 1).requires_grad_(False)
     nn.init.constant_(head.bias, 0.5)
-    shared = share(queries, passages, Mined(rows, np.zeros((2, 3), np.float32)), np.arange(2), 10)
+    shared = gather_shared_tokens(queries, passages, Mined(rows, np.zeros((2, 3), np.float32)), np.arange(2), 10)
     excluded = frozenset({0, 1})
-    full = sparse_scores(lexical(queries, head, excluded), lexical(passages, head, excluded), 10)
+    full = sparse_scores(lexical_weights(queries, head, excluded), lexical_weights(passages, head, excluded), 10)
     expected = np.take_along_axis(full, rows, axis=1)
     assert expected.any()
     np.testing.assert_allclose(shared.scores(head, np.arange(2)).numpy(), expected, rtol=1e-5)
@@ -218,7 +218,7 @@ def test_bm25_is_the_formula() -> None:
 def test_pca_keeps_dot_products_that_its_dimensions_can_hold() -> None:
     flat = states([[2] * 50], hidden=6)
     flat.hidden[:, 3:] = 0
-    head = pca([flat], 3, 1000, np.random.default_rng(0))
+    head = pca_projection([flat], 3, 1000, np.random.default_rng(0))
     before = torch.from_numpy(flat.hidden.astype(np.float32))
     after = head(before)
     torch.testing.assert_close(after @ after.T, before @ before.T, rtol=1e-3, atol=1e-3)
@@ -257,7 +257,7 @@ def test_the_simplest_is_kept_unless_another_gains_and_nowhere_loses(gains: tupl
     noise = np.random.default_rng(0).normal(0, 0.05, 100)
     base = np.full(100, 0.5)
     trained = [base + gain + noise - noise.mean() for gain in gains]
-    assert chosen({"simple": [base, base], "trained": trained}) == kept
+    assert choose_variant({"simple": [base, base], "trained": trained}) == kept
 
 
 def test_of_several_that_win_the_best_mean_over_sources_is_kept() -> None:
@@ -265,16 +265,16 @@ def test_of_several_that_win_the_best_mean_over_sources_is_kept() -> None:
         return [np.linspace(mean - 0.01, mean + 0.01, 50) for mean in means]
 
     heads = {"idf": results(0.5, 0.5), "half": results(0.6, 0.7), "all": results(0.7, 0.5)}
-    assert chosen(heads) == "half"
+    assert choose_variant(heads) == "half"
 
 
 def test_mixed_heads_lie_between_both() -> None:
     start, trained = nn.Linear(3, 1), nn.Linear(3, 1)
-    quarter = mixed(start, trained, 0.25)
+    quarter = average_layers(start, trained, 0.25)
     x = torch.randn(5, 3)
     torch.testing.assert_close(quarter(x), 0.75 * start(x) + 0.25 * trained(x))
-    assert torch.equal(mixed(start, trained, 1.0).weight, trained.weight)
-    torch.testing.assert_close(scaled(start, 3)(x), 3 * start(x))
+    assert torch.equal(average_layers(start, trained, 1.0).weight, trained.weight)
+    torch.testing.assert_close(scale_output(start, 3)(x), 3 * start(x))
 
 
 def test_cached_states_are_used_again(tmp_path: Path) -> None:
