@@ -201,8 +201,18 @@ def python() -> str:
     parts = ["# Python", "`from tridex import ...` gives every name on this page."]
     for title, package in (("Indexes and jobs", pipelines), ("Models", actors)):
         parts.append(f"## {title}")
-        parts += [f"::: {package._HOMES[name]}.{name}" for name in package.__all__]
+        names = sorted(package.__all__, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
+        parts += [f"::: {package._HOMES[name]}.{name}{_without_keys(name)}" for name in names]
     return "\n\n".join(parts) + "\n"
+
+
+FIRST = ("open_index", "Index", "Hits", "Hit", "load_config", "build_index", "submit_job", "FlagAutoModel", "FlagModel")
+"""What a reader looks for first; the rest follows by name."""
+
+
+def _without_keys(name: str) -> str:
+    """Settings have a page of their own, so their classes are not listed key by key."""
+    return "\n    options:\n      members: false" if name.endswith("Config") else ""
 
 
 def frameworks() -> str:

@@ -97,7 +97,7 @@ class TridexDocumentStore:
         return self.documents.delete([document.id for document in self.documents.documents(self.where(filters))])
 
     def update_by_filter(self, filters: Filters, meta: dict[str, Any]) -> int:
-        """Changes metadata of the documents that meet the filters; returns how many."""
+        """Changes metadata of the documents that meet the filters, without embedding them again; returns how many."""
         found = list(self.documents.documents(self.where(filters)))
         return self.documents.upsert([StoredDocument(d.id, d.text, {**d.metadata, **meta}) for d in found])
 

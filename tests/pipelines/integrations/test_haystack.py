@@ -146,6 +146,15 @@ def test_dates_in_texts_compare_as_moments(store: TridexDocumentStore) -> None:
     assert sorted(document.id for document in found) == ["t1", "t2"]
 
 
+def test_metadata_is_updated_without_embedding(
+    store: TridexDocumentStore, monkeypatch: pytest.MonkeyPatch, embedder: Any
+) -> None:
+    monkeypatch.setattr(embedder, "embed_tokens", lambda *_: pytest.fail("the text is the same"))
+    assert store.update_by_filter({"field": "meta.n", "operator": "==", "value": 2}, {"seen": True}) == 1
+    (document,) = store.filter_documents({"field": "meta.seen", "operator": "==", "value": True})
+    assert (document.id, document.meta) == ("2", {"n": 2, "kind": "a", "seen": True})
+
+
 def test_components_are_stored_as_yaml_and_come_back(tmp_path: Path) -> None:
     store = TridexDocumentStore(tmp_path / "idx")
     pipeline = Pipeline()
