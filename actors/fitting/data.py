@@ -42,8 +42,8 @@ class Source:
 
 
 def read_source(path: Path, limit: int, passage_limit: int, rng: Rng) -> Source:
-    """Reads pairs (.jsonl with query, positive, optional negatives), a BEIR folder, or unlabelled text (.parquet, .txt,
-    .jsonl with text and optional title, or a folder of those).
+    """Reads pairs (.jsonl with query, positive, optional negatives; or FlagEmbedding's query, pos, neg), a BEIR folder,
+    or unlabelled text (.parquet, .txt, .jsonl with text and optional title, or a folder of those).
 
     Raises ValueError that names the file and line at fault.
     """
@@ -93,6 +93,13 @@ def _text(row: dict[str, Any], key: str, where: str) -> str:
     return value
 
 
+def _texts(row: dict[str, Any], key: str, where: str) -> list[str]:
+    texts = row.get(key) or []
+    if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError(f"{where}: {key} must be a list of texts without empty ones")
+    return texts
+
+
 class _Rows(dict[str, int]):
     """Numbers texts, each text once."""
 
@@ -105,11 +112,11 @@ def _pairs(path: Path) -> Source:
     for number, row in _rows(path):
         where = f"{path}:{number}"
         queries.append(_text(row, "query", where))
-        positives.append([rows.of(_text(row, "positive", where))])
-        wrong = row.get("negatives") or []
-        if not isinstance(wrong, list) or not all(isinstance(text, str) and text.strip() for text in wrong):
-            raise ValueError(f"{where}: negatives must be a list of texts without empty ones")
-        negatives.append([rows.of(text) for text in wrong])
+        right = _texts(row, "pos", where) if "pos" in row else [_text(row, "positive", where)]
+        if not right:
+            raise ValueError(f"{where}: pos is empty, expected at least one text")
+        positives.append([rows.of(text) for text in right])
+        negatives.append([rows.of(text) for text in _texts(row, "neg" if "pos" in row else "negatives", where)])
     return Source(path.stem, queries, list(rows), positives, negatives)
 
 

@@ -175,6 +175,17 @@ def test_queries_of_one_passage_stay_on_one_side(tmp_path: Path) -> None:
     assert (len(train), len(held)) == (45, 15)
 
 
+def test_flag_embeddings_rows_are_read(tmp_path: Path) -> None:
+    texts = sentences(9)
+    rows = [{"query": f"{t} {i}", "pos": [t, texts[8]], "neg": [texts[(i + 3) % 8]]} for i, t in enumerate(texts[:8])]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    source = read_source(tmp_path / "train.jsonl", 99, 99, np.random.default_rng(0))
+    for i, row in enumerate(rows):
+        assert source.queries[i] == row["query"]
+        assert [source.passages[j] for j in source.positives[i]] == row["pos"]
+        assert [source.passages[j] for j in source.negatives[i]] == row["neg"]
+
+
 def test_given_negatives_come_right_after_the_positive(tmp_path: Path) -> None:
     texts = sentences(8)
     rows = [{"query": texts[i], "positive": texts[i], "negatives": [texts[(i + 3) % 8]]} for i in range(8)]
