@@ -35,7 +35,7 @@ def takes_search_options(*left_out: str) -> Callable[[F], F]:
 
 def _option(name: str) -> inspect.Parameter:
     field = SearchOptions.model_fields[name]
-    kind = field.annotation if field.annotation in (int, bool) else str
+    kind = field.annotation if field.annotation in (int, bool, float) else str
     shown = "" if field.default is None or kind is bool else f" ({field.default})"
     flag = FLAGS.get(name, "--" + name.replace("_", "-"))
     option = typer.Option(flag, help=f"{(field.description or '').removesuffix('.')}{shown}.")

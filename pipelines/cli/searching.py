@@ -68,6 +68,20 @@ def explain(
 
 
 @app.command()
+def show(
+    index: Index,
+    document: Annotated[str, typer.Argument(help="A document's or a chunk's id.")],
+    as_json: Json = False,
+) -> None:
+    """Print a document as the index holds it: chunks, places, metadata."""
+    from pipelines.retrieval.show import read_document
+    from pipelines.store.table import open_table
+
+    found = read_document(open_table(index), document)
+    print_json(found.to_dict()) if as_json else typer.echo(str(found))
+
+
+@app.command()
 def rerank(
     index: Index,
     run: Annotated[Path, typer.Argument(help="Run file, TREC or JSON Lines: query id, document id.")],

@@ -135,3 +135,15 @@ def test_a_bad_page_is_one_message_and_status_2(uri: str, index: Index, argument
     result = run(app, ["search", uri, QUERY, *arguments])
     assert result.exit_code == 2, result.output
     assert message in result.stderr
+
+
+def test_show_prints_a_document_with_its_metadata_or_names_what_is_missing(uri: str) -> None:
+    shown = json.loads(run(app, ["show", uri, "d0003", "--json"]).stdout)
+    assert (shown["doc_id"], shown["metadata"]) == ("d0003", {"year": 2003, "kind": "k0"})
+    assert [chunk["text"] for chunk in shown["chunks"]] == [corpus()["d0003"]]
+    text = run(app, ["show", uri, "d0003"]).stdout
+    assert corpus()["d0003"] in text
+    assert "year: 2003" in text
+    refused = run(app, ["show", uri, "nowhere"])
+    assert refused.exit_code == 2
+    assert "id: the index has no document or chunk 'nowhere'" in refused.stderr
