@@ -20,14 +20,25 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from actors.checkpoints.files import CheckpointError, weight_files
 
 T = TypeVar("T")
-SMALL_FILES = ["*.json", "*.txt", "*.model", "1_Pooling/config.json", "*_linear.safetensors", "*_linear.pt"]
+SMALL_FILES = [
+    "*.json",
+    "*.txt",
+    "*.model",
+    "1_Pooling/config.json",
+    "artifact.metadata",
+    "*_linear.safetensors",
+    "*_linear.pt",
+]
 """What is read beside the weights. Code (`*.py`) is fetched only when the user trusts it."""
 
 WEIGHTS = ("*.safetensors", "*.bin")
 """Only the first kind that the repository has is fetched."""
 
-NOT_OURS = ["onnx/*", "openvino/*", "*/*.safetensors", "*/*.bin", "*/*.txt", "*/*.model"]
-"""Other runtimes, and weights in subfolders; a `*` of the hub's patterns matches slashes."""
+NOT_OURS = [
+    "onnx/*", "openvino/*", "[!0-9dq]*/*.safetensors", "[!0-9dq]*/*.bin", "[!0-9dq]*/*.txt", "[!0-9dq]*/*.model",
+]  # fmt: skip
+"""Other runtimes, and weights in subfolders but for modules' (`2_Dense`, `document_0_...`, `query_0_...`); a `*` of the
+hub's patterns matches slashes."""
 
 FAILURES: tuple[type[Exception], ...] = (cast(type[Exception], HfHubHTTPError.__bases__[0]), OSError)
 """What a request may end with: the HTTP client's own errors (which client that is depends on huggingface_hub), offline
@@ -97,6 +108,8 @@ class Repository:
 
 def is_complete(folder: Path) -> bool:
     """Returns whether there is a config and every weight file that it needs."""
+    if (folder / "router_config.json").exists():  # a sentence-transformers Router keeps its model in a subfolder
+        return all((path / "config.json").exists() for path in folder.glob("document_0_*"))
     try:
         return (folder / "config.json").exists() and all(path.exists() for path in weight_files(folder))
     except CheckpointError:
