@@ -10,6 +10,7 @@ import ray
 from pipelines.changes.tasks import InProcess, OnRay
 from pipelines.config import load_config
 from pipelines.indexing.session import RaySession, describe_wait
+from pipelines.monitor.progress import format_duration
 from pipelines.monitor.runlog import RunLog
 
 
@@ -23,7 +24,7 @@ def test_without_a_need_nothing_is_started(tmp_path: Path, monkeypatch: pytest.M
     log = a_log(tmp_path)
     with RaySession(log.config.ray, log, start=False) as session:
         assert isinstance(session.tasks, InProcess)
-        assert session.call(len, "abc") == 3
+        assert session.call(format_duration, 65) == "1m05s"
     assert not ray.is_initialized()
 
 
@@ -32,7 +33,7 @@ def test_a_ray_that_is_there_is_used_and_left(ray_session: None, tmp_path: Path)
     log = a_log(tmp_path)
     with RaySession(log.config.ray, log, start=False) as session:
         assert isinstance(session.tasks, OnRay)
-        assert session.call(len, "abc") == 3
+        assert session.call(format_duration, 65) == "1m05s"
     assert ray.is_initialized()
 
 
