@@ -74,5 +74,7 @@ format: $(READY)  ## let ruff rewrite the sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## remove the environment and what demo wrote
-	rm -rf .venv .venv-adapters .venv-docs site .venv-bench .venv-clients demo
+# A folder `demo` that `tridex demo` did not make has no marker, and other files in one that it made are somebody's.
+clean:  ## remove the environments and what demo wrote
+	rm -rf .venv .venv-adapters .venv-docs site .venv-bench .venv-clients
+	if [ -f demo/.tridex-demo ]; then rm -rf demo/corpus demo/index demo/.tridex-demo; rmdir demo 2>/dev/null || true; fi

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,8 @@ from pipelines.config import load_config
 from pipelines.monitor.memory import last_config
 from pipelines.monitor.report import Facts, write_report
 from tests.indexes import corpus, make_index
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def run(*arguments: str) -> Any:
@@ -55,6 +58,24 @@ def test_a_second_demo_replaces_what_the_first_wrote_and_nothing_else(tmp_path: 
         (folder / name).write_text("x")
     claim_folder(folder)
     assert sorted(contents(folder)) == [MARKER, "notes.txt"]
+
+
+@pytest.mark.parametrize("made_by_demo", [True, False])
+def test_make_clean_removes_what_a_demo_wrote_and_nothing_else(tmp_path: Path, made_by_demo: bool) -> None:
+    for name in ("corpus/part-0", "index/table"):
+        (tmp_path / "demo" / name).parent.mkdir(parents=True)
+        (tmp_path / "demo" / name).write_text("x")
+    if made_by_demo:
+        (tmp_path / "demo" / MARKER).touch()
+    clean = ["make", "-C", str(tmp_path), "-f", str(ROOT / "Makefile"), "clean"]
+    subprocess.run(clean, check=True, capture_output=True)
+    assert sorted(contents(tmp_path)) == ([] if made_by_demo else ["demo/corpus/part-0", "demo/index/table"])
+    if made_by_demo:
+        assert not (tmp_path / "demo").exists()
+        claim_folder(tmp_path / "demo")
+        (tmp_path / "demo" / "notes.txt").write_text("mine")
+        subprocess.run(clean, check=True, capture_output=True)
+        assert contents(tmp_path) == {"demo/notes.txt": "mine"}
 
 
 @pytest.fixture
