@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from pipelines.retrieval import Hits as Hits
     from pipelines.retrieval import Index as Index
     from pipelines.retrieval import open_index as open_index
+    from pipelines.retrieval.create import create_index as create_index
 
 _HOMES = {
     "build_index": "pipelines.indexing.build",
+    "create_index": "pipelines.retrieval.create",
     "open_index": "pipelines.retrieval",
     "Index": "pipelines.retrieval",
     "Hits": "pipelines.retrieval",

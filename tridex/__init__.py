@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from pipelines import Index as Index
     from pipelines import SearchConfig as SearchConfig
     from pipelines import build_index as build_index
+    from pipelines import create_index as create_index
     from pipelines import load_config as load_config
     from pipelines import open_index as open_index
     from pipelines import submit_job as submit_job

@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 CODE = """
 from tridex import (
-    BGEM3FlagModel, FlagAutoModel, FlagAutoReranker, FlagModel, FlagReranker, build_index, load_config, open_index,
+    BGEM3FlagModel, FlagAutoModel, FlagAutoReranker, FlagModel, FlagReranker, build_index, create_index, load_config,
+    open_index,
 )
 
 config = load_config(input={"paths": ["shards/*.parquet"]}, index={"uri": "./idx"})
@@ -31,6 +32,7 @@ EXPRESSIONS = (
     "report",
     "report.text()",
     "index",
+    "create_index('./notes')",
     "hits",
     "hits.to_pandas()",
     "hits.ids",
