@@ -168,7 +168,7 @@ def stages(index: Index, queries: EncodedQueries, n: int, rule: FusionRule) -> f
         search = index.channels[channel]
         rows = found if channel == "colbert" else brought
         timed(f"  {channel}: exact scores", n, lambda i, s=search, r=rows: s.scores(singles[i], 0, r[i]), whole)
-    timed("  colbert: rough scores", n, lambda i: colbert.rough(singles[i], 0, brought[i]), whole)
+    timed("  colbert: approximate scores", n, lambda i: colbert.approximate_scores(singles[i], 0, brought[i]), whole)
     request = index.request(search_options(k=K, fusion=rule.fusion, weights=dict(rule.weights), candidates=N))
     timed("hybrid with texts of the best 100", n, lambda i: index.answer(singles[i], request), whole)
     for threads in (1, 2, 4):

@@ -1,7 +1,7 @@
-"""The inner loops, compiled by numba: selection of the best, products with chosen rows, maxima of segments.
+"""Implements the inner loops of scoring in numba: top-n selection, dot products with chosen rows, segment maxima.
 
-Beside each stands what numpy does where numba is absent or switched off (NUMBA_DISABLE_JIT=1), with the same results.
-They release the GIL and use one thread each; callers split work over threads themselves, because numba's own
+Each has a numpy twin (`_plain_*`) with the same results, for machines without numba or with NUMBA_DISABLE_JIT=1.
+Kernels release the GIL and use one thread each; callers split work over threads themselves, because numba's own
 threading layers are not safe to enter from several Python threads.
 """
 
@@ -22,13 +22,13 @@ Floats = npt.NDArray[np.float32]
 
 @lru_cache(maxsize=1)
 def workers(threads: int) -> ThreadPoolExecutor:
-    """Threads for kernels, one pool for the process: starting them costs as much as scoring fifty documents."""
+    """Returns the thread pool of the kernels, one per process: starting it costs as much as scoring fifty documents."""
     return ThreadPoolExecutor(threads, "kernels")
 
 
 @compiled
 def _sift_down(values: Any, items: Any, i: int, size: int) -> None:
-    """Min-heap by value; of equal values the later item is the smaller, so that earlier items stay."""
+    """Restores the min-heap from node i down; of equal values the later item is the smaller, so earlier ones stay."""
     value, item = values[i], items[i]
     while True:
         child = 2 * i + 1
@@ -58,6 +58,8 @@ def _plain_select(scores: Any, allowed: Any, above: float, values: Any, items: A
 
 @compiled_or(_plain_select)
 def _select(scores: Any, allowed: Any, above: float, values: Any, items: Any) -> int:
+    # (1) The first n rows above the bar fill the arrays unordered. (2) One bottom-up heapify, O(n). (3) From then on
+    # the root is the bar: most rows fail one comparison, and only better ones cost a sift of log n.
     size, n = 0, len(values)
     masked = len(allowed) > 0
     for i in range(len(scores)):
@@ -84,8 +86,7 @@ _ALL = np.zeros(0, np.bool_)
 def top_n(
     scores: Floats, n: int, allowed: npt.NDArray[np.bool_] | None = None, above: float = -np.inf
 ) -> tuple[IntArray, Floats]:
-    """Returns positions and scores of the n best above `above`, best first; of equal scores the
-    lower position comes first."""
+    """Selects positions and scores of the n best above `above`, best first; of equal ones the lower position first."""
     size = min(n, len(scores))
     values, items = np.empty(size, np.float32), np.empty(size, np.int64)
     if size:
@@ -104,7 +105,7 @@ def _plain_sparse_dots(query: Any, offsets: Any, token_ids: Any, weights: Any, r
 
 @compiled_or(_plain_sparse_dots)
 def sparse_dots(query: Any, offsets: Any, token_ids: Any, weights: Any, rows: Any, out: Any) -> None:
-    """out[i] = sum over the tokens of row rows[i] of weight * query[token]; `query` is a dense (vocabulary,) vector.
+    """Writes out[i] = sum over the tokens of row rows[i] of weight * query[token]; `query` is dense, (vocabulary,).
 
     Summed in float64, as numpy's counting does it.
     """
@@ -124,7 +125,7 @@ def _plain_dense_dots(query: Any, vectors: Any, rows: Any, out: Any) -> None:
 
 @compiled_or(_plain_dense_dots, fast=True)
 def dense_dots(query: Any, vectors: Any, rows: Any, out: Any) -> None:
-    """out[i] = query . vectors[rows[i]]."""
+    """Writes out[i] = query . vectors[rows[i]]; the compiled loop may reorder the float32 sum."""
     for i in range(len(rows)):
         row = vectors[rows[i]]
         total = np.float32(0)
@@ -139,7 +140,7 @@ def _plain_accumulate(positions: Any, weights: Any, factor: float, scores: Any) 
 
 @compiled_or(_plain_accumulate)
 def accumulate(positions: Any, weights: Any, factor: float, scores: Any) -> None:
-    """Adds factor * weights to the scores of rows that are named once each."""
+    """Adds factor * weights to the scores at these positions, which are distinct."""
     for i in range(len(positions)):
         scores[positions[i]] += factor * weights[i]
 
@@ -153,10 +154,11 @@ def _plain_segment_max(products: Any, offsets: Any, weights: Any, out: Any) -> N
 
 @compiled_or(_plain_segment_max)
 def segment_max(products: Any, offsets: Any, weights: Any, out: Any) -> None:
-    """products: (query vectors, document vectors); out[i] = sum over query vectors of weight * max over document i."""
+    """Writes out[i] = sum over query vectors of weight * max over document i; products: (query, document vectors)."""
     for i in range(len(offsets) - 1):
         start, end = offsets[i], offsets[i + 1]
         total = np.float32(0)
+        # Query vectors outside, a document's products inside: each row of `products` is read in memory order.
         if end > start:
             for q in range(len(products)):
                 best = products[q, start]

@@ -1,9 +1,9 @@
-"""Adds up a query's postings page by page and keeps the rows that may be among the best (MaxScore).
+"""Scores postings document-at-a-time by pages of 65,536 rows, with MaxScore's split into essential lists and others.
 
-Lists that name a quarter of a page's rows or more are held as one weight a row: adding up 65,536 of them takes some
+Lists that name a quarter of a page's rows or more are held as one weight per row: adding up 65,536 of them takes some
 microseconds, and looking one up is a load. Those of them that together cannot lift a row into the best n are not added
-up, only looked up for rows that are promising without them; the bar rises with every row found, so that a larger table
-costs less a row. Short lists are always added up: leaving them out, too, and searching them for promising rows took up
+up, only looked up for candidates found without them; the bar rises with every row found, so that a larger table
+costs less per row. Short lists are always added up: leaving them out, too, and searching them for candidates took up
 to twenty times as long. Skipping within a page by finer maxima was not built: with rows in no order of content,
 neighbours share no tokens.
 """
@@ -21,14 +21,14 @@ from pipelines.search_indexes.posting_blocks import LEVELS, PAGE, PAGE_BITS
 
 Floats = npt.NDArray[np.float32]
 STRIDE = 64
-"""Sums that are looked at together."""
+"""Rows of a page that one vectorised comparison with the bar covers."""
 MANY = 1000
-"""Promising rows of a page, from which on adding up the lists that were left out takes less than looking them up."""
+"""Candidates of a page from which on adding up the non-essential lists takes less time than looking each row up."""
 TINY = np.float32(1e-30)
 
 
 class Terms(NamedTuple):
-    """A query's tokens: the range of each one's blocks, and its weight."""
+    """Holds a query's tokens: the range of each one's blocks, and its weight."""
 
     lows: IntArray
     highs: IntArray
@@ -36,7 +36,7 @@ class Terms(NamedTuple):
 
 
 class Lists(NamedTuple):
-    """Blocks as `pipelines.search_indexes.posting_blocks.Blocks` has them."""
+    """Holds the posting blocks of a segment as arrays; see `pipelines.search_indexes.posting_blocks.Blocks`."""
 
     pages: Any
     maxima: Any
@@ -49,14 +49,14 @@ class Lists(NamedTuple):
 
 
 class Live(NamedTuple):
-    """positions: int32 position of each physical row, -1 where deleted. allowed: by position; empty allows all."""
+    """Holds which rows count. positions: int32 per physical row, -1 if deleted; allowed: by position, empty for all."""
 
     positions: Any
     allowed: Any
 
 
 @compiled
-def _push(heap: Any, size: int, value: float) -> int:
+def _push_heap(heap: Any, size: int, value: float) -> int:
     """Adds to a min-heap of at most len(heap) values; returns the new size."""
     if size < len(heap):
         i = size
@@ -83,8 +83,11 @@ def _push(heap: Any, size: int, value: float) -> int:
 
 
 @compiled
-def _page_lists(terms: Any, lists: Any, page: int, cursor: Any, blocks: Any, steps: Any) -> int:
-    """Blocks of one page, the shortest first, and what one level of their weights adds to a score; how many."""
+def _collect_page_blocks(terms: Any, lists: Any, page: int, cursor: Any, blocks: Any, steps: Any) -> int:
+    """Collects the query's blocks of one page into `blocks`, shortest first; returns how many.
+
+    steps[e]: what one quantisation level of block e adds to a score. cursor: each token's next block; pages ascend.
+    """
     m = 0
     for t in range(len(cursor)):
         while cursor[t] < terms.highs[t] and lists.pages[cursor[t]] < page:
@@ -101,9 +104,11 @@ def _page_lists(terms: Any, lists: Any, page: int, cursor: Any, blocks: Any, ste
 
 
 @compiled
-def _split(lists: Any, blocks: Any, steps: Any, m: int, bar: float) -> tuple[int, Any]:
-    """Returns how many of the lists are added up, and the most that the rest adds; 0 where all
-    together do not suffice."""
+def _split_essential(lists: Any, blocks: Any, steps: Any, m: int, bar: float) -> tuple[int, Any]:
+    """Splits the lists into essential ones and the rest: how many are essential, and the most that the rest can add.
+
+    0 if all lists together cannot reach the bar.
+    """
     total = np.float32(0)
     for e in range(m):
         total += steps[e] * LEVELS
@@ -120,6 +125,7 @@ def _split(lists: Any, blocks: Any, steps: Any, m: int, bar: float) -> tuple[int
 def _add_up(lists: Any, blocks: Any, steps: Any, first: int, last: int, sums: Any) -> None:
     for e in range(first, last):
         b, step = blocks[e], steps[e]
+        # A long list has one weight per row of the page: a plain vectorised multiply-add. A short one is a scatter.
         if lists.places[b] >= 0:
             row = lists.unfolded[lists.places[b]]
             for i in range(PAGE):
@@ -130,10 +136,10 @@ def _add_up(lists: Any, blocks: Any, steps: Any, first: int, last: int, sums: An
 
 
 @compiled
-def _completed(
+def _add_non_essential(
     lists: Any, blocks: Any, steps: Any, essential: int, m: int, row: int, score: float, rest: float, bar: float
 ) -> float:
-    """Returns the row's score with the lists that were not added up, as far as it can still reach the bar."""
+    """Adds the non-essential lists to one row's score, the longest first; stops once the bar is out of reach."""
     for e in range(m - 1, essential - 1, -1):
         if score + rest < bar:
             return score
@@ -143,8 +149,8 @@ def _completed(
 
 
 @compiled
-def _above(sums: Any, first: int, last: int, least: float) -> int:
-    """Returns how many of sums[first:last] may matter; without a branch, so that it is vectorised."""
+def _count_above(sums: Any, first: int, last: int, least: float) -> int:
+    """Counts sums[first:last] at or above `least`; without a branch, so that the compiler vectorises it."""
     above = 0
     for i in range(first, last):
         above += sums[i] >= least
@@ -154,7 +160,7 @@ def _above(sums: Any, first: int, last: int, least: float) -> int:
 def _plain_search_segment(
     terms: Terms, lists: Lists, live: Live, error: float, heap: Any, size: int, found: Any, bounds: Any
 ) -> tuple[int, int]:
-    """`search_segment` by numpy: adds up all lists of a page."""
+    """Does what `search_segment` does in numpy: adds up all lists of a page."""
     counted = 0
     for page in range(-(-len(live.positions) // PAGE)):
         positions = live.positions[page << PAGE_BITS : (page + 1) << PAGE_BITS]
@@ -180,37 +186,46 @@ def _plain_search_segment(
 def search_segment(
     terms: Any, lists: Any, live: Any, error: float, heap: Any, size: int, found: Any, bounds: Any
 ) -> tuple[int, int]:
-    """Writes promising rows (positions, upper bounds) into found and bounds; returns (heap size, rows found).
+    """Writes candidate rows (positions, upper bounds) into found and bounds; returns (heap size, rows found).
 
     heap: the n best upper bounds so far, over all segments; its smallest is at 0.
     """
+    # Arrays: sums, one float32 per row of a page (256 KiB), reused for every page; blocks and steps, one entry per
+    # query token; cursor, each token's place in its list, so that all lists are read once, front to back.
     cursor, blocks = terms.lows.copy(), np.empty(len(terms.lows), np.int64)
     steps, sums = np.empty(len(terms.lows), np.float32), np.zeros(PAGE, np.float32)
     masked, counted, skipped = len(live.allowed) > 0, 0, False
     for page in range((len(live.positions) + PAGE - 1) >> PAGE_BITS):
+        # (1) The bar: the n-th best upper bound so far, less the quantisation error. Pages that cannot reach it are
+        # skipped without being read.
         bar = heap[0] - error if size == len(heap) else np.float32(0)
-        m = _page_lists(terms, lists, page, cursor, blocks, steps)
-        essential, rest = _split(lists, blocks, steps, m, bar)
+        m = _collect_page_blocks(terms, lists, page, cursor, blocks, steps)
+        essential, rest = _split_essential(lists, blocks, steps, m, bar)
         if essential == 0:
             continue
+        # (2) Essential lists are added up: short ones always (searching them by bisection took 3.9 to 60 ms on a
+        # million rows; leaving out only long ones, by look-up, 1.3 to 10 ms). (3) With more than MANY candidates the
+        # rest is added up as well: 1.5 to 3.4 ms (benchmarks/RESEARCH_LOG.md, 12 questions, n = 200).
         sums[:] = 0
         _add_up(lists, blocks, steps, 0, essential, sums)
-        if essential < m and _above(sums, 0, PAGE, max(bar - rest, TINY)) > MANY:
+        if essential < m and _count_above(sums, 0, PAGE, max(bar - rest, TINY)) > MANY:
             _add_up(lists, blocks, steps, essential, m, sums)
             essential, rest = m, np.float32(0)
+        # (4) Candidates: STRIDE sums at a time against the bar, then row by row; deleted and filtered rows go before
+        # the look-ups. Each row that stays may raise the bar for the rows behind it.
         first = page << PAGE_BITS
         for i in range(min(PAGE, len(live.positions) - first)):
             if i % STRIDE == 0:
-                skipped = _above(sums, i, i + STRIDE, max(bar - rest, TINY)) == 0
+                skipped = _count_above(sums, i, i + STRIDE, max(bar - rest, TINY)) == 0
             score = sums[i]
             if skipped or score == 0 or score + rest < bar:
                 continue
             position = live.positions[first + i]
             if position < 0 or (masked and not live.allowed[position]):
                 continue
-            score = _completed(lists, blocks, steps, essential, m, i, score, rest, bar)
+            score = _add_non_essential(lists, blocks, steps, essential, m, i, score, rest, bar)
             if score >= bar:
-                size = _push(heap, size, score)
+                size = _push_heap(heap, size, score)
                 found[counted], bounds[counted] = position, score
                 counted += 1
                 if size == len(heap):

@@ -1,4 +1,4 @@
-"""ColBERT scores: the mean over query vectors of the best product with a document's vectors, as the codec stores them.
+"""Computes ColBERT scores (MaxSim): the mean over query vectors of the best product with a document's stored vectors.
 
 The query stays in float. One-bit codes are scored in integers first (`maxsim_1bit`), exactly, product-quantised ones
 by looking products up (`maxsim_pq`); all other codecs are decoded in blocks that fit the cache and multiplied by BLAS.
@@ -27,7 +27,7 @@ BLOCK_VECTORS = 4096
 
 
 def normalised_weights(n: int, weights: Floats | None) -> Floats:
-    """Weights of n query vectors with sum 1; None weighs all alike."""
+    """Scales the weights of n query vectors to sum to 1; None weighs all alike."""
     if weights is None or not weights.sum() > 0:
         return np.full(n, 1 / max(n, 1), np.float32)
     shares: Floats = weights / weights.sum()
@@ -41,11 +41,13 @@ def maxsim(
     weights: Floats | None = None,
     threads: int = 1,
     rows: IntArray | None = None,
-    rough: bool = False,
+    approximate: bool = False,
 ) -> Floats:
-    """Scores of all documents, or of these rows of them: float32 (n,); a document without vectors scores 0.
+    """Computes the weighted MaxSim of one query with all documents, or with these rows of them: float32 (n,).
 
-    query: (m, dim); weights: (m,) or None, made to sum to 1. rough: signs are compared with the query's signs.
+    A document without vectors scores 0. query: (m, dim); weights: (m,) or None, scaled to sum to 1. approximate:
+    approximate scores for preselection, which compare the signs of the query with one-bit codes (other codes are
+    scored exactly).
     """
     n = len(documents) if rows is None else len(rows)
     shares = normalised_weights(len(query), weights)
@@ -53,7 +55,7 @@ def maxsim(
         return np.zeros(n, np.float32)
     query, codec = get_codec(codec).transform_query(query)
     prepare = KERNELS.get(codec.scorer)
-    prepared = None if prepare is None else prepare(query, codec, rough)
+    prepared = None if prepare is None else prepare(query, codec, approximate)
     if rows is not None and (prepared is None or documents.vectors.shape[1] % 8):  # codes in whole words stay in place
         documents, rows = documents.take(rows), None
     starts, ends = documents.offsets[:-1], documents.offsets[1:]
@@ -73,11 +75,11 @@ def maxsim(
     return np.concatenate(list(workers(threads).map(score, parts)))
 
 
-def _prepare_sign_bits(query: Floats, codec: Codec, rough: bool) -> BitQuery | SignQuery:
-    return SignQuery(query) if rough else BitQuery(query)
+def _prepare_sign_bits(query: Floats, codec: Codec, approximate: bool) -> BitQuery | SignQuery:
+    return SignQuery(query) if approximate else BitQuery(query)
 
 
-def _prepare_lookup_table(query: Floats, codec: Codec, rough: bool) -> TableQuery:
+def _prepare_lookup_table(query: Floats, codec: Codec, approximate: bool) -> TableQuery:
     assert isinstance(codec, TrainedCodec)
     return TableQuery(query, codec.required_parameters())
 
@@ -107,7 +109,7 @@ def _decoded_scores(query: Floats, documents: MultiVectors, rows: slice, codec: 
 
 
 def best_matches(query: Floats, document: MultiVectors, codec: str | Codec) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """For one document (a MultiVectors of one row): each query vector's best product, and which vector gave it."""
+    """Returns each query vector's largest product with one document (a MultiVectors of one row), and its vector."""
     query, codec = get_codec(codec).transform_query(query)
     products = query @ decode(document.vectors, codec, query.shape[1]).T
     best = products.argmax(axis=1)

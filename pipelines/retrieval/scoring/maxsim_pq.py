@@ -1,4 +1,4 @@
-"""MaxSim of float queries against product-quantised codes: a product is a sum of looked-up parts.
+"""Computes MaxSim of float queries and product-quantised codes by asymmetric distance tables (ADC).
 
 The products of 16 query vectors with every centroid are one table, in which the 16 numbers that belong to one centroid
 lie side by side: a code costs one vector load and one vector addition for 16 query vectors, and nothing is decoded. At
@@ -20,7 +20,7 @@ LANES = 16
 
 @compiled
 def _maxsim(tables: Any, weights: Any, codes: Any, starts: Any, ends: Any, out: Any) -> None:
-    """out[i] = sum over query vectors of weight * max over codes starts[i]:ends[i]; 0 where there are none."""
+    """Writes out[i] = sum over query vectors of weight * max over codes starts[i]:ends[i]; 0 where there are none."""
     product, best = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     for i in range(len(starts)):
         out[i] = 0
@@ -28,6 +28,8 @@ def _maxsim(tables: Any, weights: Any, codes: Any, starts: Any, ends: Any, out: 
             continue
         for group in range(len(tables)):
             best[:] = -np.inf
+            # One code at a time: its product with 16 query vectors is the sum over the parts of one row of 16 floats,
+            # tables[group, part, centroid]. The lanes are innermost, so that the row is one 64-byte vector load.
             for t in range(starts[i], ends[i]):
                 product[:] = 0
                 for part in range(codes.shape[1]):
@@ -36,12 +38,16 @@ def _maxsim(tables: Any, weights: Any, codes: Any, starts: Any, ends: Any, out: 
                         product[lane] += tables[group, part, centroid, lane]
                 for lane in range(LANES):
                     best[lane] = max(best[lane], product[lane])
+            # Padded lanes have weight 0, so the last group needs no bound of its own.
             for lane in range(LANES):
                 out[i] += weights[group, lane] * best[lane]
 
 
 class TableQuery:
-    """One query's vectors, (m, dim) float32, made ready for codes of a codebook (parts, 256, dims) in float32."""
+    """Holds one query's products with every centroid of a codebook.
+
+    vectors: (m, dim) float32; book: the codebook, float32 (parts, 256, dims).
+    """
 
     def __init__(self, vectors: Floats, book: Floats) -> None:
         parts, _, dims = book.shape
@@ -54,7 +60,7 @@ class TableQuery:
         self.tables = np.ascontiguousarray(tables)
 
     def scores(self, codes: Array, starts: IntArray, ends: IntArray, weights: Floats) -> Floats:
-        """Weighted sum over query vectors of the best product in each document: float32 (documents,).
+        """Sums over query vectors the weight times the best product in each document: float32 (documents,).
 
         Document i has codes[starts[i]:ends[i]].
         """

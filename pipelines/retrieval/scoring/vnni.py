@@ -1,9 +1,9 @@
-"""Products of 16 query vectors with one-bit codes by the 8-bit dot product of AVX-512 (VNNI), where the machine has it.
+"""Multiplies 16 query vectors with one-bit codes by AVX-512's 8-bit dot product (VNNI), where the machine has it.
 
-A code is unfolded to one byte a dimension; one instruction then multiplies four of its dimensions by the same four of
-all 16 query vectors. Four codes go together, so that the query is loaded once for them. The 16 sums stand side by side
-and need no adding across lanes, which is most of what the popcounts of `bits` spend: 3 to 4 times fewer cycles a
-product. numba offers no such instruction, so the inner loop is written as LLVM here; other machines use the popcounts.
+A code is expanded to one byte per dimension; one instruction then multiplies four of its dimensions by the same four of
+all 16 query vectors. Eight codes go together, so that the query is loaded once for them. The 16 sums stand side by side
+and need no adding across lanes, which is most of what the popcounts of `maxsim_1bit` spend: 3 to 4 times fewer cycles
+per product. numba offers no such instruction, so the inner loop is written as LLVM here; other machines use popcounts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SUMS = ir.VectorType(I32, LANES)
 
 @lru_cache(maxsize=1)
 def has_vnni() -> bool:
-    """Returns whether this processor has the instructions."""
+    """Returns whether this processor has AVX512-VNNI, -BW and -VL."""
     features = llvmlite.binding.get_host_cpu_features()
     return all(features.get(name, False) for name in ("avx512vnni", "avx512bw", "avx512vl"))
 
@@ -41,6 +41,8 @@ def _build_unfold(context: Any, builder: Any, signature: Any, arguments: Any) ->
     code = builder.gep(codes.data, [builder.mul(arguments[1], words)])
     width = builder.mul(words, i64(WORD))
     place = builder.gep(target.data, [builder.mul(arguments[3], width)])
+    # One iteration per 64-bit word of the code: load it, view it as a vector of 64 single bits, zero-extend them to 64
+    # bytes, and store them as dimensions 64 * i .. 64 * i + 63 of the row.
     with cgutils.for_range(builder, words) as loop:
         bits = builder.bitcast(builder.load(builder.gep(code, [loop.index])), ir.VectorType(ir.IntType(1), WORD))
         ones = builder.zext(bits, ir.VectorType(I8, WORD))
@@ -51,7 +53,10 @@ def _build_unfold(context: Any, builder: Any, signature: Any, arguments: Any) ->
 
 @intrinsic  # type: ignore[untyped-decorator]
 def unfold(_context: Any, codes: Any, t: Any, target: Any, row: Any) -> Any:
-    """target[row, d] = bit d of code t; C arrays codes (n, words) uint64, target (CODES, words * 64) uint8."""
+    """Expands a code to bytes: target[row, d] = bit d of code t; C arrays.
+
+    codes: (n, words) uint64; target: (CODES, words * 64) uint8.
+    """
     return types.void(codes, types.int64, target, types.int64), _build_unfold
 
 
@@ -60,17 +65,23 @@ def _build_products(context: Any, builder: Any, signature: Any, arguments: Any) 
         context.make_array(kind)(context, builder, value)
         for kind, value in zip(signature.args[:3], arguments[:3], strict=True)
     )
+    # Registers: CODES accumulators of 16 int32, lane l the sum for query vector l. They are stack slots here, which
+    # LLVM promotes to zmm registers because nothing takes their address.
     steps = cgutils.unpack_tuple(builder, query.shape)[0]
     zero = ir.Constant(_SUMS, [0] * LANES)
     sums = [cgutils.alloca_once_value(builder, zero) for _ in range(CODES)]
     vectors = builder.bitcast(query.data, _SUMS.as_pointer())
     fours = builder.bitcast(unfolded.data, I32.as_pointer())
+    # One iteration per four dimensions: `values` (16 query vectors x 4 int8, 64 bytes) is loaded once and used for all
+    # CODES codes; of each code the same four bytes are broadcast to all lanes. vpdpbusd multiplies unsigned bytes (the
+    # code's 0 and 1) by signed ones (the query) and adds the four products to the lane's sum.
     with cgutils.for_range(builder, steps) as loop:
         values = builder.load(builder.gep(vectors, [loop.index]), align=1)
         for code, total in enumerate(sums):
             at = builder.add(builder.mul(steps, i64(code)), loop.index)
             four = splat(builder, builder.load(builder.gep(fours, [at]), align=1), LANES)
             builder.store(call(builder, MULTIPLY, _SUMS, builder.load(total), four, values), total)
+    # Only now do the sums leave the registers: one 64-byte store per code, out[row + c, 0..15].
     target = builder.bitcast(out.data, _SUMS.as_pointer())
     for code, total in enumerate(sums):
         at = builder.add(arguments[3], i64(code))
@@ -80,7 +91,7 @@ def _build_products(context: Any, builder: Any, signature: Any, arguments: Any) 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def products(_context: Any, query: Any, unfolded: Any, out: Any, row: Any) -> Any:
-    """out[row + c, l] = sum over d of query vector l at d, where unfolded[c, d] is one; for c in 0..3, l in 0..15.
+    """Multiplies CODES expanded codes with 16 query vectors: out[row + c, l] = sum over d of query * unfolded[c].
 
     C arrays: query (steps, 16, 4) int8, unfolded (CODES, steps * 4) uint8, out (rows, 16) int32.
     """
@@ -88,7 +99,7 @@ def products(_context: Any, query: Any, unfolded: Any, out: Any, row: Any) -> An
 
 
 def query_lanes(rounded: npt.NDArray[np.int8]) -> Array:
-    """Rounded query vectors (m, dim) as groups of 16: int8 (groups, steps, 16, 4), filled up with zeros."""
+    """Lays rounded query vectors (m, dim) out in groups of 16: int8 (groups, steps, 16, 4), padded with zeros."""
     m, dim = rounded.shape
     padded = np.zeros((-(-m // LANES) * LANES, -(-dim // WORD) * WORD), np.int8)
     padded[:m, :dim] = rounded
