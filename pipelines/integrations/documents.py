@@ -1,4 +1,4 @@
-"""An index as an application's document store: documents come and go one by one, and searches see them at once.
+"""Wraps an index as a document store with single-document writes that are visible to searches at once.
 
 All adapters share it. `Index` is a snapshot; `DocumentIndex` opens it again after each of its own writes (when the next
 search needs it), adds a column for a metadata key that is new, and keeps the full-text index and the token counts young
@@ -37,7 +37,7 @@ WRITTEN_TOGETHER = 1000
 
 @dataclass(frozen=True, slots=True)
 class StoredDocument:
-    """One document: its whole text, and its metadata as it was given."""
+    """Holds one document: its whole text, and its metadata as it was given."""
 
     id: str
     text: str
@@ -45,10 +45,10 @@ class StoredDocument:
 
 
 class DocumentIndex:
-    """Reads and writes one index. Safe to share between threads."""
+    """Reads and writes one index. Thread-safe."""
 
     def __init__(self, index: Index, **options: Any) -> None:
-        """index: an opened index. options: of `open_index`, for opening it again."""
+        """Wraps an opened index. options: those of `open_index`, for opening it again."""
         self._index: Index | None = index
         self._options = {"table": index.snapshot.table, "storage_options": index.snapshot.storage_options, **options}
         self._embedder: Embedder | str | None = options.pop("embedder", None)
@@ -60,7 +60,7 @@ class DocumentIndex:
     def open(
         cls, uri: str | Path, *, create: bool = True, embedder: Mapping[str, Any] | None = None, **options: Any
     ) -> DocumentIndex:
-        """Opens the index at `uri`; makes an empty one if there is none.
+        """Opens the index at `uri`, or creates an empty one if there is none.
 
         embedder: the keys of `embedders.0` in a job's config, for an index that is made. options: of `open_index`.
         create: False raises ConfigError for a missing index instead.
@@ -76,7 +76,7 @@ class DocumentIndex:
 
     @property
     def index(self) -> Index:
-        """The index as it is after the last write of this object."""
+        """Returns the index as of this object's last write."""
         with self._lock:
             if self._index is None:
                 options = {**self._options, "embedder": self._embedder}
@@ -85,7 +85,7 @@ class DocumentIndex:
 
     @property
     def embedder(self) -> Embedder:
-        """The index's model, loaded once for all versions."""
+        """Returns the index's model, loaded once for all versions."""
         with self._lock:
             found = self.index.encoder.embedder
             if not isinstance(self._embedder, str):
@@ -93,7 +93,7 @@ class DocumentIndex:
             return found
 
     def refresh(self) -> None:
-        """Opens the newest version at the next use: for what other programs have written."""
+        """Opens the newest version at the next use, to see what other programs wrote."""
         with self._lock:
             if self._index is not None and not isinstance(self._embedder, str):
                 self._embedder = self._index.encoder.loaded
@@ -101,22 +101,22 @@ class DocumentIndex:
 
     @property
     def columns(self) -> dict[str, pa.DataType]:
-        """The metadata columns and their types."""
+        """Returns the metadata columns with their types."""
         snapshot = self.index.snapshot
         return {name: snapshot.schema.field(name).type for name in snapshot.metadata_columns}
 
     @property
     def metadata_keys(self) -> dict[str, pa.DataType]:
-        """The metadata keys that filters can name, and their types."""
+        """Returns the metadata keys that filters can name, with their types."""
         return {keys.key_of(name): kind for name, kind in self.columns.items() if name != keys.REST}
 
     def search(self, query: str, k: int = 10, **options: Any) -> Hits:
-        """`Index.search`; nothing is found in an empty index."""
+        """Searches as `Index.search` does; an empty index has no hits."""
         index = self.index
         return index.search(query, k, **options) if len(index) else Hits(query, (), "hybrid", None, {})
 
     def upsert(self, documents: Sequence[StoredDocument]) -> int:
-        """Writes documents; one whose id is there takes its place. Searches of this object see them at once.
+        """Writes documents; one whose id exists is replaced. Searches through this object see them at once.
 
         Raises ConfigError that names the document at fault.
         """
@@ -137,7 +137,7 @@ class DocumentIndex:
         return len(documents)
 
     def delete(self, ids: Sequence[str]) -> int:
-        """Deletes documents; returns how many there were. Unknown ids are no error."""
+        """Deletes documents; returns how many existed. Unknown ids are no error."""
         with self._lock:
             found = self._existing(ids)
             if found:
@@ -152,16 +152,16 @@ class DocumentIndex:
         return sorted(found)
 
     def existing(self, ids: Sequence[str]) -> set[str]:
-        """Those of the ids that the index has."""
+        """Returns those of the ids that the index contains."""
         return set(self._existing(ids))
 
     def get(self, ids: Sequence[str]) -> list[StoredDocument]:
-        """Documents by id, in the order of the ids; unknown ids are left out."""
+        """Returns documents by id, in the order of the ids; unknown ids are left out."""
         found = {d.id: d for part in _parts(ids) for d in self.documents(sql_in("doc_id", part))}
         return [found[i] for i in ids if i in found]
 
     def documents(self, where: str | None = None) -> Iterator[StoredDocument]:
-        """Documents that meet a SQL condition over the columns (None: all), in the order of the table."""
+        """Returns documents that meet a SQL condition over the columns (None: all), in table order."""
         names = [*self.columns]
         table = self._scan(["doc_id", "chunk_index", "start", "end", "text", *names], where)
         chunks: dict[str, list[dict[str, Any]]] = {}
@@ -172,12 +172,12 @@ class DocumentIndex:
             yield StoredDocument(doc_id, join_chunks(rows), keys.from_columns(values))
 
     def count(self, where: str | None = None) -> int:
-        """Documents that meet a SQL condition (None: all)."""
+        """Counts documents that meet a SQL condition (None: all)."""
         condition = "chunk_index = 0" if where is None else f"chunk_index = 0 AND {where}"
         return int(self.index.snapshot.dataset.count_rows(filter=condition))
 
     def values(self, key: str, where: str | None = None) -> list[Any]:
-        """The values of a metadata key, one per document that has one."""
+        """Returns the values of a metadata key, one per document that has one."""
         names = [name for name in (keys.column_of(key), keys.REST) if name in self.columns]
         condition = "chunk_index = 0" if where is None else f"chunk_index = 0 AND {where}"
         rows = self._scan(names, condition).to_pylist() if names else []
@@ -185,7 +185,7 @@ class DocumentIndex:
         return [value for value in found if value is not None]
 
     def dense_vectors(self, chunk_ids: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
-        """The stored dense vectors of some chunks."""
+        """Returns the stored dense vectors of some chunks."""
         column = f"{self.index.name}_dense"
         if column not in self.index.snapshot.schema.names:
             return {}
@@ -194,7 +194,7 @@ class DocumentIndex:
         return dict(zip(table["chunk_id"].to_pylist(), vectors, strict=True))
 
     def dense_query(self, query: str) -> npt.NDArray[np.float32]:
-        """The query's dense vector."""
+        """Encodes a query as a dense vector."""
         dense = self.embedder.embed_queries([query], ["dense"]).dense
         if dense is None:
             raise ConfigError(f"{self.uri}: its model has no dense output")
@@ -205,7 +205,7 @@ class DocumentIndex:
         return scanner.to_table()
 
     def _update_search_indexes(self) -> None:
-        """Full text and token counts, when the index has doubled since: in all a constant cost per document."""
+        """Updates full-text index and token counts once the index has doubled: amortised constant cost per document."""
         index = self.index
         has_text = "text" in index.snapshot.indexes()
         if not len(index) or (has_text and len(index) < 2 * self._indexed_rows):
@@ -218,7 +218,7 @@ class DocumentIndex:
 
 
 def join_chunks(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A document's text from its chunks, which overlap; what no chunk holds (blanks between two) becomes blanks.
+    """Joins overlapping chunks into a document's text; characters that no chunk holds (between two) become blanks.
 
     >>> join_chunks([{"start": 0, "end": 5, "text": "ab cd"}, {"start": 3, "end": 8, "text": "cd ef"}])
     'ab cd ef'
@@ -230,7 +230,7 @@ def join_chunks(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _is_absent(uri: str | Path) -> bool:
-    """Whether nothing is there: a folder with other files in it is not made an index."""
+    """Tells whether nothing exists at a location: a folder with other files in it must not become an index."""
     if "://" in str(uri):
         return True
     folder = Path(uri)

@@ -1,4 +1,4 @@
-"""DSPy: a retriever over a tridex index. Extra: `dspy`.
+"""Adapts a tridex index to DSPy as a retriever. Extra: `dspy`.
 
 search = TridexRetriever("./idx", k=3)
 search("what moves sand").passages          # in a program, or as a tool of dspy.ReAct
@@ -23,25 +23,25 @@ except ModuleNotFoundError as error:
 
 
 class _Searches:
-    """What both classes share: an index, and the keywords of every search."""
+    """Holds what both classes share: an index, and the options of every search."""
 
     def __init__(self, index: str | Path | DocumentIndex, *, k: int = 3, **options: Any) -> None:
-        """index: its folder or URI. options: of every search, such as `mode`, `where`, `weights` or `rerank`."""
+        """Opens an index. index: its folder or URI. options: of every search, such as `mode`, `where` or `rerank`."""
         super().__init__()
         self.documents = index if isinstance(index, DocumentIndex) else DocumentIndex.open(index, create=False)
         self.k = k
         self.options = options
 
     def hits(self, query: str, k: int | None = None, **options: Any) -> Hits:
-        """The hits as tridex gives them."""
+        """Searches the index and returns tridex's own hits."""
         return self.documents.search(query, self.k if k is None else k, **{**self.options, **options})
 
 
 class TridexRetriever(_Searches, dspy.Module):
-    """A module: a query in, passages out, with ids, scores and every channel's own score beside them."""
+    """Retrieves passages for a query, with ids, scores and every channel's own score."""
 
     def forward(self, query: str, k: int | None = None, **options: Any) -> dspy.Prediction:
-        """`passages`, and in the same order `doc_ids`, `scores`, `channel_scores` and `metadata`."""
+        """Returns `passages`, and in the same order `doc_ids`, `scores`, `channel_scores` and `metadata`."""
         hits = self.hits(query, k, **options)
         return dspy.Prediction(
             passages=[hit.text for hit in hits],
@@ -53,10 +53,10 @@ class TridexRetriever(_Searches, dspy.Module):
 
 
 class TridexRM(_Searches):
-    """A retrieval model for `dspy.configure(rm=...)`."""
+    """Serves as a retrieval model for `dspy.configure(rm=...)`."""
 
     def __call__(self, query: str, k: int | None = None, **options: Any) -> list[dotdict]:
-        """Passages as `dspy.Retrieve` wants them: `long_text`, `doc_id`, `score` and `channel_scores` each."""
+        """Returns passages in the form of `dspy.Retrieve`: `long_text`, `doc_id`, `score` and `channel_scores` each."""
         return [
             dotdict(long_text=hit.text, doc_id=hit.doc_id, score=hit.score, channel_scores=dict(hit.scores))
             for hit in self.hits(query, k, **options)

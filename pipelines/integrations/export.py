@@ -1,4 +1,4 @@
-"""An index for other systems: its table as Parquet, bit for bit, or its vectors one chunk at a time, decoded."""
+"""Exports an index to other systems: its table as Parquet, bit for bit, or decoded vectors one chunk at a time."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What an export wrote."""
+    """Counts what an export wrote."""
 
     folder: str
     files: int
     rows: int
 
     def text(self) -> str:
-        """One line."""
+        """Formats the counts as one line."""
         return f"{self.rows:,} rows in {self.files} Parquet file{'s' * (self.files != 1)}: {self.folder}"
 
 
@@ -56,7 +56,7 @@ def export_parquet(
 
 
 def _write_files(snapshot: Snapshot, folder: Path, rows: int) -> Iterator[Path]:
-    """One file per `rows` rows, in the order of the table; at least one."""
+    """Writes one file per `rows` rows, in table order; at least one."""
     columns = snapshot.schema.names
     for number, first in enumerate(range(0, max(1, len(snapshot)), rows)):
         part = snapshot.take(np.arange(first, min(first + rows, len(snapshot))), columns)
@@ -67,7 +67,7 @@ def _write_files(snapshot: Snapshot, folder: Path, rows: int) -> Iterator[Path]:
 
 @dataclass(frozen=True, slots=True)
 class ExportedChunk:
-    """One row of an index with its vectors as floats."""
+    """Holds one row of an index with its vectors as floats."""
 
     doc_id: str
     chunk_id: str
@@ -82,7 +82,7 @@ class ExportedChunk:
 
 
 def read_chunks(index: str | Path | Index, batch_rows: int = 1024) -> Iterator[ExportedChunk]:
-    """Every row of an index with its vectors, in the order of the table, for loading into another system."""
+    """Yields every row of an index with its vectors, in table order, for loading into another system."""
     opened = index if isinstance(index, Index) else open_index(index)
     snapshot, cache = opened.snapshot, opened.column_cache
     names = ["doc_id", "chunk_id", "text", *snapshot.metadata_columns]

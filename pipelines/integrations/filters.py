@@ -1,4 +1,4 @@
-"""Filters of other frameworks as SQL conditions over an index's columns.
+"""Translates filters of other frameworks to SQL conditions over an index's columns.
 
 All conditions are true or false, never null: a document that lacks the column compares as None does in Python, so that
 "not equal" and NOT mean in SQL what the frameworks say they mean.
@@ -20,14 +20,14 @@ ALWAYS, NEVER = "true", "false"
 
 
 def quoted(column: str) -> str:
-    """A column's name as SQL; ConfigError for one that SQL cannot name."""
+    """Quotes a column's name for SQL; ConfigError for one that SQL cannot name."""
     if not column or "`" in column or "." in column:
         raise ConfigError(f"filter: {column!r} is no column that a filter can name")
     return f"`{column}`"
 
 
 def literal(value: Any, kind: pa.DataType) -> str | None:
-    """A value as a SQL literal of the column's type; None for a value that no row of that type can equal."""
+    """Formats a value as a SQL literal of the column's type; None for a value that no row of that type can equal."""
     if pa.types.is_boolean(kind):
         return str(value).lower() if isinstance(value, bool) else None
     if isinstance(value, bool):
@@ -48,7 +48,7 @@ def literal(value: Any, kind: pa.DataType) -> str | None:
 
 
 def moment(value: Any) -> datetime | None:
-    """A datetime, date or ISO text as a moment without a zone (UTC)."""
+    """Parses a datetime, date or ISO text as a UTC datetime without a time zone."""
     if isinstance(value, str):
         try:
             value = datetime.fromisoformat(value)
@@ -60,7 +60,7 @@ def moment(value: Any) -> datetime | None:
 
 
 def equals(columns: Mapping[str, pa.DataType], column: str, value: Any) -> str:
-    """The column has this value; for a list column, it is this list. None: the column has no value."""
+    """Tests that the column equals a value (a list column: the whole list); None tests that it has no value."""
     kind = columns.get(column)
     if value is None:
         return ALWAYS if kind is None else f"({quoted(column)} IS NULL)"
@@ -75,12 +75,12 @@ def equals(columns: Mapping[str, pa.DataType], column: str, value: Any) -> str:
 
 
 def one_of(columns: Mapping[str, pa.DataType], column: str, values: Sequence[Any]) -> str:
-    """The column has one of these values."""
+    """Tests that the column equals one of these values."""
     return any_of(equals(columns, column, value) for value in values)
 
 
 def contains(columns: Mapping[str, pa.DataType], column: str, value: Any, ignore_case: bool = False) -> str:
-    """A list column has this item; a text column has this substring."""
+    """Tests that a list column contains an item, or a text column a substring."""
     kind = columns.get(column)
     if kind is None:
         return NEVER
@@ -95,7 +95,7 @@ def contains(columns: Mapping[str, pa.DataType], column: str, value: Any, ignore
 
 
 def empty(columns: Mapping[str, pa.DataType], column: str) -> str:
-    """The column has no value, or an empty list."""
+    """Tests that the column has no value, or an empty list."""
     kind = columns.get(column)
     if kind is None:
         return ALWAYS
@@ -104,7 +104,7 @@ def empty(columns: Mapping[str, pa.DataType], column: str) -> str:
 
 
 def ordered(columns: Mapping[str, pa.DataType], column: str, operator: str, value: Any) -> str:
-    """The column is greater or less than a value of its type. ConfigError for a value that has no order with it."""
+    """Compares the column with a value of its type by order. ConfigError for a value that cannot be ordered with it."""
     kind = columns.get(column)
     if value is None or kind is None:
         return NEVER
@@ -122,7 +122,7 @@ def ordered(columns: Mapping[str, pa.DataType], column: str, operator: str, valu
 
 
 def ordered_dates(columns: Mapping[str, pa.DataType], column: str, operator: str, value: str) -> str:
-    """The column's text, read as an ISO date, is before or after one; a text that is no date meets no condition."""
+    """Compares the column's text as an ISO date with a date; a text that is no date meets no condition."""
     at = moment(value)
     if column not in columns or at is None:
         return NEVER
@@ -131,17 +131,17 @@ def ordered_dates(columns: Mapping[str, pa.DataType], column: str, operator: str
 
 
 def all_of(conditions: Iterable[str]) -> str:
-    """AND; true if there are none."""
+    """Joins conditions by AND; true if there are none."""
     made = list(conditions)
     return f"({' AND '.join(made)})" if made else ALWAYS
 
 
 def any_of(conditions: Iterable[str]) -> str:
-    """OR; false if there are none."""
+    """Joins conditions by OR; false if there are none."""
     made = list(conditions)
     return f"({' OR '.join(made)})" if made else NEVER
 
 
 def negated(condition: str) -> str:
-    """NOT."""
+    """Negates a condition."""
     return f"(NOT {condition})"

@@ -1,4 +1,4 @@
-"""Haystack: a document store, a retriever, embedders and a ranker. Extra: `haystack`.
+"""Adapts tridex to Haystack: a document store, a retriever, embedders and a ranker. Extra: `haystack`.
 
     store = TridexDocumentStore("./idx")
     store.write_documents([Document(content="Rivers carry sediment.", meta={"year": 2020})])
@@ -40,12 +40,12 @@ COMPARISONS = ("==", "!=", *sql.ORDERED, "in", "not in")
 
 
 class TridexDocumentStore:
-    """A tridex index as a Haystack document store."""
+    """Wraps a tridex index as a Haystack document store."""
 
     def __init__(
         self, index: str | Path | DocumentIndex, *, embedder: Mapping[str, Any] | None = None, table: str = "documents"
     ) -> None:
-        """Opens an index, or makes an empty one where there is none.
+        """Opens an index, or creates an empty one if there is none.
 
         index: its folder or URI. embedder: the model of an index that is made, as `embedders.0` in a job's config.
         """
@@ -56,20 +56,20 @@ class TridexDocumentStore:
             self.documents = DocumentIndex.open(index, embedder=embedder, table=table)
 
     def to_dict(self) -> dict[str, Any]:
-        """The store as plain values; documents stay where they are."""
+        """Serialises the store's settings as plain values; documents are not included."""
         return default_to_dict(self, index=str(self.documents.uri), **self._given)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TridexDocumentStore:
-        """Opens the store that `to_dict` describes."""
+        """Opens the store from the settings that `to_dict` returned."""
         return default_from_dict(cls, data)
 
     def count_documents(self) -> int:
-        """How many documents there are."""
+        """Counts the documents."""
         return self.documents.count()
 
     def filter_documents(self, filters: Filters | None = None) -> list[Document]:
-        """Whole documents that meet the filters (None: all)."""
+        """Returns whole documents that meet the filters (None: all)."""
         found = self.documents.documents(self.where(filters))
         return [Document(id=d.id, content=d.text, meta=dict(d.metadata)) for d in found]
 
@@ -89,7 +89,7 @@ class TridexDocumentStore:
         self.documents.delete(document_ids)
 
     def delete_all_documents(self) -> None:
-        """Deletes every document; the index and its columns stay."""
+        """Deletes every document; the index and its columns remain."""
         self.documents.delete([document.id for document in self.documents.documents()])
 
     def delete_by_filter(self, filters: Filters) -> int:
@@ -97,24 +97,24 @@ class TridexDocumentStore:
         return self.documents.delete([document.id for document in self.documents.documents(self.where(filters))])
 
     def update_by_filter(self, filters: Filters, meta: dict[str, Any]) -> int:
-        """Changes metadata of the documents that meet the filters, without embedding them again; returns how many."""
+        """Changes metadata of the documents that meet the filters, without embedding again; returns their number."""
         found = list(self.documents.documents(self.where(filters)))
         return self.documents.upsert([StoredDocument(d.id, d.text, {**d.metadata, **meta}) for d in found])
 
     def count_documents_by_filter(self, filters: Filters) -> int:
-        """How many documents meet the filters."""
+        """Counts documents that meet the filters."""
         return self.documents.count(self.where(filters))
 
     def count_unique_metadata_by_filter(self, filters: Filters, metadata_fields: list[str]) -> dict[str, int]:
-        """How many different values each field has among the documents that meet the filters."""
+        """Counts the distinct values of each field over the documents that meet the filters."""
         return {name: len(self._unique(name, filters)) for name in map(_bare, metadata_fields)}
 
     def get_metadata_fields_info(self) -> dict[str, dict[str, str]]:
-        """The fields that filters can name, each with its type."""
+        """Returns the fields that filters can name, each with its type."""
         return {key: {"type": str(kind)} for key, kind in self.documents.metadata_keys.items()}
 
     def get_metadata_field_min_max(self, metadata_field: str) -> dict[str, Any]:
-        """The least and the greatest value of a field; None where no document has it."""
+        """Returns the minimum and the maximum of a field; None if no document has it."""
         values = self.documents.values(_bare(metadata_field))
         return {"min": min(values, default=None), "max": max(values, default=None)}
 
@@ -126,20 +126,20 @@ class TridexDocumentStore:
         size: int = 10,
         filters: Filters | None = None,
     ) -> tuple[list[Any], int]:
-        """A page of a field's values, and how many there are. search_term: a part of the value, in any case."""
+        """Returns a page of a field's values and their total. search_term: a substring, case-insensitive."""
         values = self._unique(_bare(metadata_field), filters)
         if search_term is not None:
             values = [value for value in values if search_term.lower() in str(value).lower()]
         return values[from_ : from_ + size], len(values)
 
     def _unique(self, key: str, filters: Filters | None) -> list[Any]:
-        """Values of one type in their order; 1, 1.0, True and "1" are four."""
+        """Sorts the distinct values of a key by type and value; 1, 1.0, True and "1" are four values."""
         values = self.documents.values(key, self.where(filters))
         found = {(type(value).__name__, repr(value)): value for value in values}
         return sorted(found.values(), key=lambda value: (isinstance(value, str), str(type(value)), value))
 
     def where(self, filters: Filters | None) -> str | None:
-        """Haystack's filters as a SQL condition; FilterError says what is wrong with them."""
+        """Translates Haystack's filters to a SQL condition; FilterError says what is wrong with them."""
         if not filters:
             return None
         try:
@@ -148,33 +148,33 @@ class TridexDocumentStore:
             raise FilterError(str(error)) from error
 
     async def count_documents_async(self) -> int:
-        """`count_documents` in a thread, as the methods below."""
+        """Runs `count_documents` in a thread."""
         return await asyncio.to_thread(self.count_documents)
 
     async def filter_documents_async(self, filters: Filters | None = None) -> list[Document]:
-        """`filter_documents` in a thread."""
+        """Runs `filter_documents` in a thread."""
         return await asyncio.to_thread(self.filter_documents, filters)
 
     async def write_documents_async(
         self, documents: list[Document], policy: DuplicatePolicy = DuplicatePolicy.NONE
     ) -> int:
-        """`write_documents` in a thread."""
+        """Runs `write_documents` in a thread."""
         return await asyncio.to_thread(self.write_documents, documents, policy)
 
     async def delete_documents_async(self, document_ids: list[str]) -> None:
-        """`delete_documents` in a thread."""
+        """Runs `delete_documents` in a thread."""
         await asyncio.to_thread(self.delete_documents, document_ids)
 
     async def delete_all_documents_async(self) -> None:
-        """`delete_all_documents` in a thread."""
+        """Runs `delete_all_documents` in a thread."""
         await asyncio.to_thread(self.delete_all_documents)
 
     async def delete_by_filter_async(self, filters: Filters) -> int:
-        """`delete_by_filter` in a thread."""
+        """Runs `delete_by_filter` in a thread."""
         return await asyncio.to_thread(self.delete_by_filter, filters)
 
     async def update_by_filter_async(self, filters: Filters, meta: dict[str, Any]) -> int:
-        """`update_by_filter` in a thread."""
+        """Runs `update_by_filter` in a thread."""
         return await asyncio.to_thread(self.update_by_filter, filters, meta)
 
 
@@ -191,7 +191,7 @@ class TridexRetriever:
         filter_policy: str | FilterPolicy = FilterPolicy.REPLACE,
         options: dict[str, Any] | None = None,
     ) -> None:
-        """options: keywords of `Index.search` for every query, such as `mode`, `weights` or `rerank`."""
+        """Creates the retriever. options: keywords of `Index.search` for every query, such as `mode` or `rerank`."""
         self.document_store = document_store
         self.filters = filters
         self.top_k = top_k
@@ -199,7 +199,7 @@ class TridexRetriever:
         self.options = options or {}
 
     def to_dict(self) -> dict[str, Any]:
-        """The component as plain values."""
+        """Serialises the component as plain values."""
         return default_to_dict(
             self,
             document_store=self.document_store.to_dict(),
@@ -211,7 +211,7 @@ class TridexRetriever:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TridexRetriever:
-        """The component that `to_dict` describes."""
+        """Creates the component from the settings that `to_dict` returned."""
         store = data["init_parameters"]["document_store"]
         if isinstance(store, dict):
             data["init_parameters"]["document_store"] = TridexDocumentStore.from_dict(store)
@@ -225,7 +225,7 @@ class TridexRetriever:
         top_k: int | None = None,
         options: dict[str, Any] | None = None,
     ) -> dict[str, list[Document]]:
-        """The `top_k` best documents. filters: beside or instead of the component's own, as `filter_policy` says."""
+        """Returns the `top_k` best documents. filters: added to or replacing the component's, by `filter_policy`."""
         wanted = apply_filter_policy(self.filter_policy, self.filters, filters)
         asked = {**self.options, **(options or {})}
         where = self.document_store.where(wanted)
@@ -235,14 +235,14 @@ class TridexRetriever:
 
 @component
 class TridexTextEmbedder:
-    """The dense and, where the model has one, the sparse vector of a query."""
+    """Embeds a query: a dense vector and, if the model has sparse output, a sparse one."""
 
     def __init__(self, model: str = DEFAULT_MODEL) -> None:
-        """model: a name, hub id or folder."""
+        """Creates the embedder. model: a name, hub id or folder."""
         self.model = model
 
     def to_dict(self) -> dict[str, Any]:
-        """The component as plain values."""
+        """Serialises the component as plain values."""
         return default_to_dict(self, model=self.model)
 
     @component.output_types(embedding=list[float], sparse_embedding=SparseEmbedding | None)
@@ -257,20 +257,20 @@ class TridexTextEmbedder:
 
 @component
 class TridexDocumentEmbedder:
-    """Gives documents their dense and, where the model has one, sparse vectors, for other document stores."""
+    """Embeds documents for other document stores: dense vectors and, if the model has them, sparse ones."""
 
     def __init__(self, model: str = DEFAULT_MODEL, meta_fields_to_embed: list[str] | None = None) -> None:
-        """model: a name, hub id or folder. meta_fields_to_embed: metadata that stands before the text, one a line."""
+        """Creates the embedder. model: a name, hub id or folder. meta_fields_to_embed: prepended, one per line."""
         self.model = model
         self.meta_fields_to_embed = meta_fields_to_embed or []
 
     def to_dict(self) -> dict[str, Any]:
-        """The component as plain values."""
+        """Serialises the component as plain values."""
         return default_to_dict(self, model=self.model, meta_fields_to_embed=self.meta_fields_to_embed)
 
     @component.output_types(documents=list[Document])
     def run(self, documents: list[Document]) -> dict[str, list[Document]]:
-        """Embeds documents; those given stay as they are."""
+        """Embeds documents; returns copies and leaves the given ones unchanged."""
         if not isinstance(documents, list) or not all(isinstance(document, Document) for document in documents):
             raise TypeError("TridexDocumentEmbedder embeds a list of documents; TridexTextEmbedder embeds a text")
         embedder = models.as_embedder(self.model)
@@ -300,17 +300,17 @@ class TridexRanker:
     """Orders documents by a reranker; `score` is its score."""
 
     def __init__(self, model: Any = "BAAI/bge-reranker-v2-m3", top_k: int | None = None) -> None:
-        """model: a reranker's name, hub id or folder, or any object with `.score(query, passages)`."""
+        """Creates the ranker. model: a reranker's name, hub id, folder, or object with `.score(query, passages)`."""
         self.model = model
         self.top_k = top_k
 
     def to_dict(self) -> dict[str, Any]:
-        """The component as plain values."""
+        """Serialises the component as plain values."""
         return default_to_dict(self, model=self.model, top_k=self.top_k)
 
     @component.output_types(documents=list[Document])
     def run(self, query: str, documents: list[Document], top_k: int | None = None) -> dict[str, list[Document]]:
-        """The `top_k` best documents (None: all), best first."""
+        """Returns the `top_k` best documents (None: all), best first."""
         scores = models.rerank(self.model, query, [document.content or "" for document in documents])
         order = models.best(scores, self.top_k if top_k is None else top_k)
         return {"documents": [_scored(documents[i], scores[i]) for i in order]}
@@ -354,12 +354,12 @@ def _vectors(batch: EmbeddingBatch) -> list[tuple[list[float], SparseEmbedding |
 
 
 def _bare(field: str) -> str:
-    """A field's name without Haystack's prefix."""
+    """Removes Haystack's prefix from a field's name."""
     return field.removeprefix("meta.")
 
 
 def as_where(filters: Mapping[str, Any], columns: Mapping[str, pa.DataType]) -> str:
-    """Haystack's filters as a SQL condition. ConfigError says what is wrong with them."""
+    """Translates Haystack's filters to a SQL condition. ConfigError says what is wrong with them."""
     if "field" in filters:
         return _comparison(filters, columns)
     operator, conditions = filters.get("operator"), filters.get("conditions")
@@ -395,7 +395,7 @@ def _comparison(filter: Mapping[str, Any], columns: Mapping[str, pa.DataType]) -
 
 
 def _ordered(field: str, operator: str, value: Any, columns: Mapping[str, pa.DataType]) -> str:
-    """A comparison of numbers or moments; texts have an order only as ISO dates, as in Haystack."""
+    """Compares numbers or datetimes; texts are ordered only as ISO dates, as in Haystack."""
     column, known = _column(field, columns)
     if isinstance(value, str) and sql.moment(value) is None:
         raise ConfigError(f"filters: {operator} compares numbers and ISO dates, got {value!r}")
@@ -406,7 +406,7 @@ def _ordered(field: str, operator: str, value: Any, columns: Mapping[str, pa.Dat
 
 
 def _column(field: str, columns: Mapping[str, pa.DataType]) -> tuple[str, Mapping[str, pa.DataType]]:
-    """The column that a field names: `meta.KEY` or `KEY`, `id`, `content`."""
+    """Returns the column of a filter's field: `meta.KEY` or `KEY`, `id`, `content`."""
     own = {"id": "doc_id", "content": "text"}
     if field in own:
         return own[field], {own[field]: pa.string()}

@@ -1,4 +1,4 @@
-"""LanceDB: tridex's models as a registered embedding function, for tables of your own.
+"""Registers tridex's models as a LanceDB embedding function, for any LanceDB table.
 
     from lancedb.embeddings import get_registry
     import pipelines.integrations.lancedb                       # registers "tridex"
@@ -23,7 +23,7 @@ from pipelines.integrations import models
 
 @register("tridex")
 class TridexEmbeddingFunction(TextEmbeddingFunction):  # type: ignore[misc]
-    """The dense vectors of a BGE model, or of any other that tridex runs; queries get the model's instruction."""
+    """Embeds texts as dense vectors of any model that tridex runs; queries get the model's instruction."""
 
     model: str = DEFAULT_MODEL
     """A name, hub id or folder."""
@@ -31,15 +31,15 @@ class TridexEmbeddingFunction(TextEmbeddingFunction):  # type: ignore[misc]
     max_length: int | None = None
 
     def ndims(self) -> int:
-        """Dimensions of a vector."""
+        """Returns the number of dimensions of a vector."""
         return int(self._embedder.dim)
 
     def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> list[npt.NDArray[np.float32]]:
-        """Vectors of passages."""
+        """Embeds passages."""
         return [np.asarray(v, np.float32) for v in models.passage_vectors(self._embedder, list(texts))]
 
     def compute_query_embeddings(self, query: str, *args: Any, **kwargs: Any) -> list[npt.NDArray[np.float32]]:
-        """The vector of a query."""
+        """Embeds a query."""
         return [np.asarray(models.query_vector(self._embedder, query), np.float32)]
 
     @property

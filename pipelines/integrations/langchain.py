@@ -1,4 +1,4 @@
-"""LangChain: a vector store with hybrid search, a retriever, embeddings and a reranker. Extra: `langchain`.
+"""Adapts tridex to LangChain: a hybrid vector store, a retriever, embeddings and a reranker. Extra: `langchain`.
 
     store = TridexVectorStore("./idx")
     store.add_texts(["Rivers carry sediment."], [{"year": 2020}], ids=["river"])
@@ -43,10 +43,10 @@ Filter = str | Mapping[str, Any]
 
 
 class TridexEmbeddings(Embeddings):
-    """The dense vectors of a BGE model, or of any other that tridex runs."""
+    """Embeds texts as dense vectors of a BGE model, or of any other that tridex runs."""
 
     def __init__(self, model: Any = DEFAULT_MODEL, **options: Any) -> None:
-        """model: a name, hub id or folder, or a loaded embedder. options: further fields of `EmbedderSpec`."""
+        """Loads a model. model: a name, hub id, folder or loaded embedder. options: fields of `EmbedderSpec`."""
         self.embedder = models.as_embedder(EmbedderSpec(model=model, **options) if options else model)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
@@ -59,7 +59,7 @@ class TridexEmbeddings(Embeddings):
 
 
 class TridexVectorStore(VectorStore):
-    """A tridex index as a LangChain vector store."""
+    """Wraps a tridex index as a LangChain vector store."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class TridexVectorStore(VectorStore):
         channel_scores: bool = False,
         **options: Any,
     ) -> None:
-        """Opens an index, or makes an empty one where there is none.
+        """Opens an index, or creates an empty one if there is none.
 
         index: its folder or URI. embedder: the model of an index that is made, as `embedders.0` in a job's config.
         channel_scores: puts `chunk_id`, `score` and `scores` (by channel) into the metadata of what is found.
@@ -81,7 +81,7 @@ class TridexVectorStore(VectorStore):
 
     @property
     def embeddings(self) -> TridexEmbeddings:
-        """The index's own model."""
+        """Returns the index's own model."""
         return TridexEmbeddings(self.documents.embedder)
 
     def add_texts(
@@ -92,7 +92,7 @@ class TridexVectorStore(VectorStore):
         ids: list[str] | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        """Adds texts; one whose id is there takes its place. Returns the ids."""
+        """Adds texts; one whose id exists is replaced. Returns the ids."""
         bodies = list(texts)
         names = [i or uuid4().hex for i in (ids or [""] * len(bodies))]
         given = metadatas or [{} for _ in bodies]
@@ -110,30 +110,30 @@ class TridexVectorStore(VectorStore):
         return True
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """Whole documents by id; unknown ids are left out."""
+        """Returns whole documents by id; unknown ids are left out."""
         return [Document(id=d.id, page_content=d.text, metadata=dict(d.metadata)) for d in self.documents.get(ids)]
 
     def search_hits(self, query: str, k: int = 4, filter: Filter | None = None, **options: Any) -> Hits:
-        """The hits as tridex gives them: every channel's score, and the rows in a notebook."""
+        """Searches the index and returns tridex's own hits, with every channel's score and a notebook view."""
         where = options.pop("where", None) or as_where(filter, self.documents.columns)
         return self.documents.search(query, k, where=where, **{**self.options, **options})
 
     def similarity_search(self, query: str, k: int = 4, filter: Filter | None = None, **options: Any) -> list[Document]:
-        """The k best documents."""
+        """Returns the k best documents."""
         hits = self.search_hits(query, k, filter, **options)
         return [as_document(hit, self.channel_scores) for hit in hits]
 
     def similarity_search_with_score(
         self, query: str, k: int = 4, filter: Filter | None = None, **options: Any
     ) -> list[tuple[Document, float]]:
-        """The k best documents with the score that ranks them: higher is better, and its range depends on `fusion`."""
+        """Returns the k best documents with their ranking scores: higher is better; the range depends on `fusion`."""
         hits = self.search_hits(query, k, filter, **options)
         return [(as_document(hit, self.channel_scores), hit.score) for hit in hits]
 
     def _similarity_search_with_relevance_scores(
         self, query: str, k: int = 4, **options: Any
     ) -> list[tuple[Document, float]]:
-        """The k best documents in the order of their score, each with its cosine similarity, cut to 0 to 1."""
+        """Returns the k best documents in ranking order, each with its cosine similarity, clipped to 0 to 1."""
         hits = self.search_hits(query, k, **options)
         return [(as_document(h, self.channel_scores), min(1.0, max(0.0, h.scores["dense"]))) for h in hits]
 
@@ -146,7 +146,7 @@ class TridexVectorStore(VectorStore):
         filter: Filter | None = None,
         **options: Any,
     ) -> list[Document]:
-        """k of the `fetch_k` best documents, chosen to be near the query and unlike each other (dense vectors)."""
+        """Selects k of the `fetch_k` best documents by maximal marginal relevance over dense vectors."""
         hits = self.search_hits(query, fetch_k, filter, **options)
         vectors = self.documents.dense_vectors([hit.chunk_id for hit in hits])
         asked = self.documents.dense_query(query)
@@ -165,7 +165,7 @@ class TridexVectorStore(VectorStore):
         index: str | Path = "./idx",
         **kwargs: Any,
     ) -> TridexVectorStore:
-        """Makes or opens the index at `index` and adds texts.
+        """Opens or creates the index at `index` and adds texts.
 
         embedding: None or TridexEmbeddings; the index embeds by itself, all outputs in one pass.
         """
@@ -224,7 +224,7 @@ class TridexReranker(BaseDocumentCompressor):
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> Sequence[Document]:
-        """The `top_n` best documents (None: all), best first."""
+        """Returns the `top_n` best documents (None: all), best first."""
         scores = models.rerank(self.model, query, [document.page_content for document in documents])
         return [
             documents[i].model_copy(update={"metadata": {**documents[i].metadata, "relevance_score": scores[i]}})
@@ -233,13 +233,13 @@ class TridexReranker(BaseDocumentCompressor):
 
 
 def as_document(hit: Hit, scores: bool) -> Document:
-    """A hit as LangChain's Document; its text is the chunk that matched best."""
+    """Converts a hit to LangChain's Document; its text is the best matching chunk."""
     metadata = of_hit(hit) if scores else from_columns(hit.metadata)
     return Document(id=hit.doc_id, page_content=hit.text, metadata=metadata)
 
 
 def as_where(filter: Filter | None, columns: Mapping[str, pa.DataType]) -> str | None:
-    """A LangChain filter as a SQL condition; a string is one already. ConfigError names an operator that is unknown.
+    """Translates a LangChain filter to a SQL condition; a string is kept. ConfigError names an unknown operator.
 
     >>> as_where({"year": {"$gte": 2019}, "lang": "en"}, {"year": pa.int64(), "lang": pa.string()})
     "((`year` IS NOT NULL AND `year` >= 2019) AND (`lang` IS NOT NULL AND `lang` = 'en'))"

@@ -1,4 +1,4 @@
-"""LlamaIndex: a vector store, a retriever, embeddings and a reranking postprocessor. Extra: `llamaindex`.
+"""Adapts tridex to LlamaIndex: a vector store, a retriever, embeddings and a reranker. Extra: `llamaindex`.
 
     store = TridexVectorStore("./idx")
     index = VectorStoreIndex.from_vector_store(store, embed_model=store.embedding)
@@ -61,19 +61,19 @@ MODES = {
 
 
 class TridexEmbedding(BaseEmbedding):
-    """The dense vectors of a BGE model, or of any other that tridex runs."""
+    """Embeds texts as dense vectors of a BGE model, or of any other that tridex runs."""
 
     _embedder: Any = PrivateAttr()
 
     def __init__(self, model: Any = DEFAULT_MODEL, **kwargs: Any) -> None:
-        """model: a name, hub id or folder, or a loaded embedder."""
+        """Loads a model. model: a name, hub id or folder, or a loaded embedder."""
         embedder = models.as_embedder(model)
         super().__init__(model_name=str(embedder.spec.model), **kwargs)
         self._embedder = embedder
 
     @classmethod
     def class_name(cls) -> str:
-        """The name in LlamaIndex's records."""
+        """Returns the class name that LlamaIndex serialises."""
         return "TridexEmbedding"
 
     def _get_query_embedding(self, query: str) -> list[float]:
@@ -90,7 +90,7 @@ class TridexEmbedding(BaseEmbedding):
 
 
 class TridexVectorStore(BasePydanticVectorStore):
-    """A tridex index as a LlamaIndex vector store; each node is a document of the index."""
+    """Wraps a tridex index as a LlamaIndex vector store; each node is a document of the index."""
 
     stores_text: bool = True
     is_embedding_query: bool = False
@@ -102,7 +102,7 @@ class TridexVectorStore(BasePydanticVectorStore):
     def __init__(
         self, index: str | Path | DocumentIndex, *, embedder: Mapping[str, Any] | None = None, **options: Any
     ) -> None:
-        """Opens an index, or makes an empty one where there is none.
+        """Opens an index, or creates an empty one if there is none.
 
         index: its folder or URI. embedder: the model of an index that is made, as `embedders.0` in a job's config.
         options: keywords of every search, such as `mode`, `weights` or `rerank`.
@@ -112,21 +112,21 @@ class TridexVectorStore(BasePydanticVectorStore):
 
     @classmethod
     def class_name(cls) -> str:
-        """The name in LlamaIndex's records."""
+        """Returns the class name that LlamaIndex serialises."""
         return "TridexVectorStore"
 
     @property
     def client(self) -> DocumentIndex:
-        """The index behind the store."""
+        """Returns the index that the store wraps."""
         return self._documents
 
     @property
     def embedding(self) -> TridexEmbedding:
-        """The index's own model, for LlamaIndex's `embed_model`."""
+        """Returns the index's own model, for LlamaIndex's `embed_model`."""
         return TridexEmbedding(self._documents.embedder)
 
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
-        """Adds nodes; one whose id is there takes its place."""
+        """Adds nodes; one whose id exists is replaced."""
         self._documents.upsert([_as_stored(node) for node in nodes])
         return [node.node_id for node in nodes]
 
@@ -150,7 +150,7 @@ class TridexVectorStore(BasePydanticVectorStore):
         self._documents.delete([document.id for document in self._documents.documents(where)])
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
-        """Whole nodes by id and filter (None: all)."""
+        """Returns whole nodes by id and filter (None: all)."""
         found = self._documents.documents(self._where(filters, node_ids))
         return [_as_node(d.id, d.text, dict(d.metadata)) for d in found]
 
@@ -179,7 +179,7 @@ class TridexVectorStore(BasePydanticVectorStore):
         return sql.all_of([*conditions, *([where] if where else [])]) if conditions or where else None
 
     def _diverse(self, query: VectorStoreQuery, k: int, options: dict[str, Any]) -> VectorStoreQueryResult:
-        """Maximal marginal relevance over the four times k best hits."""
+        """Selects k hits by maximal marginal relevance over the 4 k best."""
         hits = self._documents.search(query.query_str or "", 4 * k, **options)
         vectors = self._documents.dense_vectors([hit.chunk_id for hit in hits])
         asked = self._documents.dense_query(query.query_str or "")
@@ -191,18 +191,18 @@ class TridexVectorStore(BasePydanticVectorStore):
 
 
 class TridexRetriever(BaseRetriever):
-    """Finds nodes by all channels, in any index: one that `tridex build` made, too."""
+    """Retrieves nodes by all channels from any index, including one that `tridex build` made."""
 
     def __init__(
         self, index: str | Path | DocumentIndex, *, k: int = 4, where: str | None = None, **options: Any
     ) -> None:
-        """index: its folder or URI. where: a SQL condition. options: of every search, such as `mode` or `rerank`."""
+        """Opens an index. index: its folder or URI. where: a SQL condition. options: of every search."""
         self.documents = index if isinstance(index, DocumentIndex) else DocumentIndex.open(index, create=False)
         self.options = {"k": k, "where": where, **options}
         super().__init__()
 
     def search(self, query: str) -> Hits:
-        """The hits as tridex gives them."""
+        """Searches the index and returns tridex's own hits."""
         return self.documents.search(query, **self.options)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
@@ -218,7 +218,7 @@ class TridexReranker(BaseNodePostprocessor):
 
     @classmethod
     def class_name(cls) -> str:
-        """The name in LlamaIndex's records."""
+        """Returns the class name that LlamaIndex serialises."""
         return "TridexReranker"
 
     def _postprocess_nodes(
@@ -237,7 +237,7 @@ def _as_stored(node: BaseNode) -> StoredDocument:
 
 
 def _as_node(doc_id: str, text: str, metadata: dict[str, Any]) -> BaseNode:
-    """The node that was added; for an index that `tridex build` made, a TextNode of the row."""
+    """Returns the node that was added; for an index that `tridex build` made, a TextNode of the row."""
     if "_node_content" not in metadata:
         return TextNode(id_=doc_id, text=text, metadata=metadata)
     return metadata_dict_to_node(metadata, text=text)
@@ -257,7 +257,7 @@ def _result(hits: list[Hit]) -> VectorStoreQueryResult:
 
 
 def _mode_options(query: VectorStoreQuery) -> dict[str, Any]:
-    """`Index.search` options for the query's mode; alpha weighs dense against BM25, as LlamaIndex defines it."""
+    """Converts the query's mode to `Index.search` options; alpha weighs dense against BM25, as in LlamaIndex."""
     if query.mode not in MODES:
         raise ConfigError(f"mode: {query.mode.value!r} is not there; there are {', '.join(m.value for m in MODES)}")
     options: dict[str, Any] = dict(MODES[query.mode])
@@ -267,7 +267,7 @@ def _mode_options(query: VectorStoreQuery) -> dict[str, Any]:
 
 
 def as_where(filters: MetadataFilters, columns: Mapping[str, pa.DataType]) -> str:
-    """LlamaIndex's filters as a SQL condition."""
+    """Translates LlamaIndex's filters to a SQL condition."""
     parts = [
         as_where(part, columns) if isinstance(part, MetadataFilters) else _condition(part, columns)
         for part in filters.filters

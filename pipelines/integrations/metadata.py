@@ -1,4 +1,4 @@
-"""How the free-form metadata of a framework's document is kept in typed columns, and how it comes back unchanged.
+"""Stores the free-form metadata of a framework's documents in typed columns and restores it unchanged.
 
 Each key is a column of its own, so filters run in Lance, at the speed of every other filter, and the command line and
 HTTP see the same columns. A key gets its type from its first value; a value that does not fit (another type, a nested
@@ -26,7 +26,7 @@ INT64 = 2**63
 
 
 def column_of(key: str) -> str:
-    """The column that holds a metadata key.
+    """Returns the column that stores a metadata key.
 
     >>> column_of("year"), column_of("source")
     ('year', 'source_')
@@ -35,12 +35,12 @@ def column_of(key: str) -> str:
 
 
 def key_of(column: str) -> str:
-    """The metadata key that a column holds."""
+    """Returns the metadata key that a column stores."""
     return column[:-1] if column.endswith("_") and column[:-1] in RESERVED else column
 
 
 def type_of(value: Any) -> pa.DataType | None:
-    """The column type for a value; None for one that only JSON can hold.
+    """Returns the column type for a value; None for one that only JSON can hold.
 
     >>> type_of(3), type_of("a"), type_of(["a", "b"]), type_of({"a": 1})
     (DataType(int64), DataType(string), ListType(list<item: string>), None)
@@ -63,7 +63,7 @@ def type_of(value: Any) -> pa.DataType | None:
 
 
 def new_columns(documents: Iterable[Mapping[str, Any]], have: Mapping[str, pa.DataType]) -> dict[str, pa.DataType]:
-    """Columns that the metadata of these documents needs beside `have`."""
+    """Returns the columns that the metadata of these documents needs beyond `have`."""
     columns: dict[str, pa.DataType] = {}
     for metadata in documents:
         for key, value in metadata.items():
@@ -76,12 +76,12 @@ def new_columns(documents: Iterable[Mapping[str, Any]], have: Mapping[str, pa.Da
 
 
 def _can_be_column(name: str) -> bool:
-    """Lance's filters cannot name a column with a dot or a backtick, and ours are not to be shadowed."""
+    """Tells whether a key can name a column: no dot or backtick (Lance's filters), no name that tridex uses."""
     return bool(name) and name != REST and not name.startswith("_") and not set(name) & set(".`\"'\n")
 
 
 def to_columns(metadata: Mapping[str, Any], types: Mapping[str, pa.DataType]) -> dict[str, Any]:
-    """A document's metadata as values of its columns. ConfigError names a key that JSON cannot hold either."""
+    """Converts a document's metadata to column values. ConfigError names a key that JSON cannot hold either."""
     rest = dict(_rest(metadata, types))
     row = {column_of(key): value for key, value in metadata.items() if key not in rest}
     if rest:
@@ -113,7 +113,7 @@ def _fits(value: Any, kind: pa.DataType | None) -> bool:
 
 
 def of_hit(hit: Hit) -> dict[str, Any]:
-    """The metadata of a hit, with `chunk_id`, `score`, `scores` (each channel's own) and the `source` file."""
+    """Returns the metadata of a hit, with `chunk_id`, `score`, `scores` (each channel's own) and the `source` file."""
     source = {"source": hit.source} if hit.source not in (None, UPSERTED) else {}
     return {**source, **from_columns(hit.metadata), "chunk_id": hit.chunk_id, "score": hit.score} | {
         "scores": dict(hit.scores)
@@ -121,7 +121,7 @@ def of_hit(hit: Hit) -> dict[str, Any]:
 
 
 def from_columns(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The metadata that `to_columns` got; columns without a value are left out."""
+    """Restores the metadata given to `to_columns`; columns without a value are left out."""
     rest = row.get(REST)
     metadata = {key_of(name): value for name, value in row.items() if value is not None and name != REST}
     return metadata | (json.loads(rest) if rest else {})

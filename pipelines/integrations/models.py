@@ -1,4 +1,4 @@
-"""The embedder and the reranker behind an adapter: given as a name, or as an object that is loaded already."""
+"""Loads the embedder or the reranker of an adapter, given by name or as a loaded object."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def as_embedder(model: str | EmbedderSpec | Embedder = DEFAULT_MODEL) -> Embedder:
-    """A loaded embedder; one that was named before is not loaded again."""
+    """Returns a loaded embedder; models are cached by name."""
     if isinstance(model, (str, EmbedderSpec)):
         return _load_embedder(EmbedderSpec(model=model) if isinstance(model, str) else model)
     return model
@@ -35,20 +35,20 @@ def _load_reranker(name: str) -> Any:
 
 
 def passage_vectors(embedder: Embedder, texts: Sequence[str]) -> list[list[float]]:
-    """The dense vectors of passages."""
+    """Embeds passages as dense vectors."""
     dense = embedder.embed_corpus(list(texts), ["dense"]).dense if texts else None
     return [] if dense is None else [[float(x) for x in vector] for vector in dense]
 
 
 def query_vector(embedder: Embedder, text: str) -> list[float]:
-    """The dense vector of a query, with the model's query instruction."""
+    """Embeds a query as a dense vector, with the model's query instruction."""
     dense = embedder.embed_queries([text], ["dense"]).dense
     assert dense is not None, "every model has a dense output"
     return [float(x) for x in dense[0]]
 
 
 def rerank(model: Any, query: str, passages: Sequence[str]) -> list[float]:
-    """A score for each passage. model: a reranker's name, or any object with `.score(query, passages)`."""
+    """Scores each passage against a query. model: a reranker's name, or any object with `.score(query, passages)`."""
     if not passages:
         return []
     reranker = _load_reranker(model) if isinstance(model, str) else model
@@ -56,5 +56,5 @@ def rerank(model: Any, query: str, passages: Sequence[str]) -> list[float]:
 
 
 def best(scores: Sequence[float], n: int | None) -> list[int]:
-    """Positions of the n best scores (None: all), best first; equal scores keep their order."""
+    """Returns the positions of the n best scores (None: all), best first; equal scores keep their order."""
     return sorted(range(len(scores)), key=lambda i: -scores[i])[:n]

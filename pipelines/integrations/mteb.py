@@ -1,4 +1,4 @@
-"""MTEB: an index and an encoder as mteb's runner takes them. Extra: `mteb`.
+"""Adapts an index and an encoder to mteb's evaluation runner. Extra: `mteb`.
 
     mteb.evaluate(TridexSearch("./idx", mode="hybrid"), tasks=mteb.get_tasks(["SciFact"]))
 
@@ -32,7 +32,7 @@ QUERIES_TOGETHER = 256
 
 
 def model_meta(model: str, variant: str | None = None, dimensions: int | None = None) -> ModelMeta:
-    """What mteb notes about a model; results of two variants lie in two files."""
+    """Builds mteb's record of a model; each variant gets its own results file."""
     name = model if model.count("/") == 1 else f"tridex/{Path(model).name}"
     meta: ModelMeta = ModelMeta.create_empty({"name": f"{name}-{variant}" if variant else name})
     return meta.model_copy(
@@ -46,16 +46,16 @@ def model_meta(model: str, variant: str | None = None, dimensions: int | None = 
 
 
 class TridexEncoder(AbsEncoder):  # type: ignore[misc]
-    """The dense vectors of a BGE model, or of any other that tridex runs, for every kind of task."""
+    """Embeds texts of every mteb task as dense vectors of any model that tridex runs."""
 
     def __init__(self, model_name: str = DEFAULT_MODEL, revision: str | None = None, **options: Any) -> None:
-        """model_name: a name, hub id or folder. options: further fields of `EmbedderSpec`."""
+        """Loads a model. model_name: a name, hub id or folder. options: further fields of `EmbedderSpec`."""
         spec = EmbedderSpec(model=model_name, revision=revision, **options)
         self.embedder = models.as_embedder(spec)
         self.mteb_model_meta = model_meta(model_name, dimensions=self.embedder.dim)
 
     def encode(self, inputs: Any, *, prompt_type: PromptType | None = None, **kwargs: Any) -> npt.NDArray[np.float32]:
-        """The vectors of a data loader's texts; queries get the model's query instruction."""
+        """Embeds the texts of a data loader; queries get the model's query instruction."""
         texts = [text for batch in inputs for text in batch["text"]]
         embed = self.embedder.embed_queries if prompt_type == PromptType.query else self.embedder.embed_corpus
         vectors = embed(texts, ["dense"]).dense
@@ -63,17 +63,17 @@ class TridexEncoder(AbsEncoder):  # type: ignore[misc]
         return np.asarray(vectors, np.float32)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
-        """Cosine: the vectors have length 1."""
+        """Computes cosine similarities: the vectors have length 1."""
         return torch.as_tensor(np.asarray(embeddings1)) @ torch.as_tensor(np.asarray(embeddings2)).T
 
 
 class TridexSearch:
-    """An index as mteb's search protocol: mteb hands over corpus and queries, and scores the ranking."""
+    """Implements mteb's search protocol on an index: indexes the task's corpus and ranks it for the queries."""
 
     def __init__(
         self, index: str | Path | DocumentIndex, *, embedder: Mapping[str, Any] | None = None, **options: Any
     ) -> None:
-        """index: its folder or URI; it is made, and filled with the task's corpus, where it is not there or lacks rows.
+        """Opens an index. index: its folder or URI; created, and filled with the task's corpus where rows are missing.
 
         options: keywords of every search: `mode="colbert"`, `fusion="rrf"`, `weights={...}`, `candidates=500`.
         """
@@ -84,7 +84,7 @@ class TridexSearch:
         self.mteb_model_meta = model_meta(str(described["model"]), variant, int(described["dim"]))
 
     def index(self, corpus: Any, **kwargs: Any) -> None:
-        """Writes those documents of the corpus that the index does not have."""
+        """Writes those documents of the corpus that the index lacks."""
         there = self.documents.existing([str(i) for i in corpus["id"]])
         rows = [
             StoredDocument(str(row["id"]), joined(row.get("title"), row["text"]))
@@ -96,7 +96,7 @@ class TridexSearch:
     def search(
         self, queries: Any, *, top_k: int, top_ranked: Mapping[str, list[str]] | None = None, **kwargs: Any
     ) -> dict[str, dict[str, float]]:
-        """The `top_k` best documents of each query, or, for reranking tasks, of those that the task names for it."""
+        """Returns each query's `top_k` best documents; for reranking tasks, of the candidates that the task lists."""
         if top_ranked is not None:
             return {str(q["id"]): self._ranked(q["text"], top_ranked[str(q["id"])]) for q in queries}
         names, texts = [str(i) for i in queries["id"]], list(queries["text"])
@@ -117,5 +117,5 @@ class TridexSearch:
 
 
 def joined(title: str | None, text: str) -> str:
-    """Title and text as a job joins them."""
+    """Joins title and text as a job does."""
     return " ".join(part for part in ((title or "").strip(), text.strip()) if part)

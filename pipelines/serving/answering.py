@@ -1,4 +1,4 @@
-"""Answers searches, explanations and look-ups, for HTTP and MCP alike: the one place where a key's filter is applied.
+"""Answers searches, explanations and document look-ups for HTTP and MCP, with the key's row filter applied here only.
 
 Work runs on threads, whose kernels release the GIL; the event loop only waits. Every function takes a view once, so an
 answer sees one version of the index.
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 
 class Service:
-    """Everything that a server's routes and tools share: indexes, models, keys, limits and threads."""
+    """Holds what a server's routes and tools share: indexes, models, keys, limits and the thread pool."""
 
     def __init__(self, config: ServeConfig, keys: Keys) -> None:
         self.config, self.keys, self.limits = config, keys, config.limits
@@ -55,13 +55,13 @@ class Service:
         self._queries: dict[str, MicroBatcher[str, EncodedQueries]] = {}
 
     def warm_up(self) -> None:
-        """Makes the first request as fast as the next: models loaded, columns read (blocking)."""
+        """Loads models and reads columns so that the first request is as fast as later ones (blocking)."""
         self.catalog.warm_up()
         self.models.warm_up()
 
     @asynccontextmanager
     async def admitted(self) -> AsyncIterator[None]:
-        """Lets a request in, or refuses it with 429 where too many are being answered already."""
+        """Admits a request, or refuses it with 429 if the maximum number of requests is in progress."""
         if self.active >= self.limits.concurrency:
             self.metrics.refused.inc()
             raise ApiError(429, f"{self.active} requests are being answered; try again", headers={"Retry-After": "1"})
@@ -77,11 +77,11 @@ class Service:
             self.metrics.active.set(self.active)
 
     async def on_thread(self, function: Callable[..., T], *args: Any) -> T:
-        """Runs a blocking function beside the event loop."""
+        """Runs a blocking function on the thread pool."""
         return await asyncio.get_running_loop().run_in_executor(self.threads, function, *args)
 
     def batcher(self, kind: str, run: Callable[[Any, Sequence[Any]], Sequence[Any]]) -> MicroBatcher[Any, Any]:
-        """A batcher whose sizes and queue are in the metrics.
+        """Creates a micro-batcher whose batch sizes and queue length are exported as metrics.
 
         It encodes with one thread where other requests are being answered: 32 short queries take 3.3 ms of processor
         time each, one by one 7.6, and with OpenMP's threads, which spin beside the searches, 25 to 84.
@@ -114,7 +114,7 @@ class Service:
     async def search(
         self, key: Key, name: str | None, queries: Sequence[str], options: SearchOptions, normalised: bool = False
     ) -> tuple[View, list[dict[str, Any]]]:
-        """The hits of each query as plain values, and the view that gave them.
+        """Searches for each query; returns the hits as plain values and the view that was searched.
 
         normalised: each hit has its channels' scores on the fusion's scale, too.
         """
@@ -131,7 +131,7 @@ class Service:
     async def explain(
         self, key: Key, name: str | None, query: str, id: str, options: SearchOptions
     ) -> tuple[View, Explanation]:
-        """Why a row has its score; 404 for an id that the key does not see."""
+        """Explains the score of a row; 404 for an id that the key's filter excludes."""
         self.check_options([query], options)
         self.check_text(id, "id")
 
@@ -143,7 +143,7 @@ class Service:
         return await self._with_retry(name, attempt)
 
     async def document(self, key: Key, name: str | None, id: str) -> tuple[View, dict[str, Any]]:
-        """A document with all its chunks, or a chunk; 404 for an id that the key does not see."""
+        """Returns a document with all its chunks, or one chunk; 404 for an id that the key's filter excludes."""
 
         async def attempt(view: View) -> dict[str, Any]:
             return await self.on_thread(self._document, view, key, id)
@@ -151,7 +151,7 @@ class Service:
         return await self._with_retry(name, attempt)
 
     async def _with_retry(self, name: str | None, attempt: Callable[[View], Any]) -> tuple[View, Any]:
-        """Once more at the newest version, where the files of the one that was open are gone."""
+        """Retries once at the newest version if the files of the open version have been deleted."""
         view = self.catalog.view(name)
         try:
             return view, await attempt(view)
@@ -165,7 +165,7 @@ class Service:
         return view, await attempt(view)
 
     def check_options(self, queries: Sequence[str], options: SearchOptions) -> None:
-        """Holds a search against the server's limits."""
+        """Checks a search's options against the server's limits."""
         limits = self.limits
         if len(queries) > limits.queries:
             raise ApiError(400, f"query: at most {limits.queries} at once, got {len(queries)}", "query")
@@ -183,12 +183,12 @@ class Service:
                 raise ApiError(400, f"{name}: at most {most} on this server, got {asked}", name)
 
     def check_text(self, text: str, field: str) -> None:
-        """400 for a text that is longer than queries, filters and ids may be."""
+        """Refuses with 400 a text longer than the limit for queries, filters and ids."""
         if len(text) > self.limits.query_chars:
             raise ApiError(400, f"{field}: at most {self.limits.query_chars} characters, got {len(text)}", field)
 
     async def _prepare(self, view: View, key: Key, options: SearchOptions) -> Request:
-        """The request, checked against the index, over the rows that the key sees."""
+        """Checks the request against the index and builds the query over the rows that the key may read."""
         if key.filter is None and options.where is None and self.models.is_loaded(options.rerank):
             return self._check(view, key, options)
         return await self.on_thread(self._check, view, key, options)
@@ -200,7 +200,7 @@ class Service:
             return replace(request, where=view.filters.find(key, options.where))
 
     async def _encode(self, view: View, queries: Sequence[str], request: Request) -> list[EncodedQueries]:
-        """Queries encoded together with those of other requests; not at all where words are enough."""
+        """Encodes queries in a batch shared with other requests; skips the model if only BM25 is searched."""
         if request.takes_text_alone:
             return [EncodedQueries((query,)) for query in queries]
         return await self._query_batcher(view).submit(view, queries)
@@ -222,24 +222,24 @@ class Service:
         return document_of(chunks, snapshot.metadata_columns)
 
     def rows_seen(self, view: View, key: Key) -> int | None:
-        """How many rows a key sees; None for all."""
+        """Counts the rows that a key may read; None means all."""
         allowed = view.filters.find(key, None)
         return None if allowed is None else int(np.count_nonzero(allowed.allowed))
 
 
 def encode_queries(view: View, texts: Sequence[str]) -> list[EncodedQueries]:
-    """Encodes queries in one pass, and hands each out by itself."""
+    """Encodes queries in one batch and returns one encoded query per text."""
     encoded = view.index.encode(texts)
     return [encoded.one(i) for i in range(len(texts))]
 
 
 def search_plain(index: Index, each: Sequence[EncodedQueries], request: Request) -> list[dict[str, Any]]:
-    """Answers every query, as `Index.search` does."""
+    """Searches the index for every query, as `Index.search` does."""
     return [hits.to_dict() for queries in each for hits in index.answer(queries, request)]
 
 
 def search_normalised(index: Index, each: Sequence[EncodedQueries], request: Request) -> list[dict[str, Any]]:
-    """The same, each hit with its channels' scores on the fusion's scale."""
+    """Searches like `search_plain`, and adds each hit's channel scores on the scale used for fusion."""
     if request.mode != "hybrid":
         return search_plain(index, each, request)
     return [_search_normalised(index, queries, request) for queries in each]
@@ -260,7 +260,7 @@ def _search_normalised(index: Index, queries: EncodedQueries, request: Request) 
 def normalised_scores(
     index: Index, queries: EncodedQueries, found: Candidates, fusion: Fusion
 ) -> dict[Channel, npt.NDArray[np.float64]]:
-    """Every channel's scores of all candidates on the scale in which the fusion adds them up, weighted or not."""
+    """Normalises every channel's scores over all candidates with the fusion's method; weights are not applied."""
     generator = index.candidate_generator
     scores = generator.all_scores(queries, 0, found, np.arange(len(found.positions)))
     sample = found.sample
@@ -271,14 +271,14 @@ def normalised_scores(
 
 
 def explain(view: View, key: Key, queries: EncodedQueries, request: Request, id: str) -> Explanation:
-    """Explains a row as `Index.explain` does, if the key sees it."""
+    """Explains the score of a row as `Index.explain` does; 404 if the key's filter excludes the row."""
     index, rows = view.index, visible_rows(view, key, id)
     (found,) = index.candidates_for(queries, request)
     return explain_row(index, queries, request, index.candidate_generator.with_rows(queries, found, rows), rows)
 
 
 def visible_rows(view: View, key: Key, id: str, columns: Sequence[str] = ("chunk_id", "doc_id")) -> IntArray:
-    """Positions of a chunk or of a document's chunks, as far as the key sees them; 404 where there are none."""
+    """Returns the positions of a chunk, or of a document's chunks, that the key may read; 404 if there are none."""
     allowed = view.filters.find(key, None)
     for column in columns:
         rows = view.index.snapshot.matching(sql_in(column, [id]))
@@ -289,7 +289,7 @@ def visible_rows(view: View, key: Key, id: str, columns: Sequence[str] = ("chunk
 
 
 def document_of(chunks: Sequence[Mapping[str, Any]], metadata: Sequence[str]) -> dict[str, Any]:
-    """One document: what its chunks share, and what each has of its own."""
+    """Builds the answer for one document: the values that its chunks share, and the values of each chunk."""
     first = chunks[0]
     return {
         "doc_id": first["doc_id"],
@@ -300,7 +300,7 @@ def document_of(chunks: Sequence[Mapping[str, Any]], metadata: Sequence[str]) ->
 
 
 def _is_request(error: Exception) -> bool:
-    """Whether the request is at fault, or memory: trying again would not help."""
+    """Tells whether an error comes from the request or from memory, so that a retry would not help."""
     translated = error if isinstance(error, ApiError) else None
     if translated is None and isinstance(error, (ConfigError, MemoryError, TypeError)):
         translated = as_api_error(error)

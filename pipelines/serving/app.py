@@ -1,4 +1,4 @@
-"""Builds the application: the same in one process under uvicorn and in every replica of Ray Serve."""
+"""Builds the ASGI application, the same for one uvicorn process and for every Ray Serve replica."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def create_app(config: ServeConfig) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Warms the indexes and follows their versions beside the requests, until the server stops."""
+    """Warms up the indexes and polls for new versions in the background until the server stops."""
     service: Service = app.state.service
     following = asyncio.create_task(follow(service))
     try:
@@ -66,7 +66,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def follow(service: Service) -> None:
-    """Warms up where that is asked for, then looks for new versions again and again."""
+    """Warms up if configured, then polls for new index versions until it is cancelled."""
     if service.config.prewarm:
         await service.on_thread(service.warm_up)
     service.ready = True

@@ -1,4 +1,4 @@
-"""Encodes together what arrives together: texts of several requests go through the model in one call.
+"""Batches concurrent requests (micro-batching): texts of several requests go through the model in one call.
 
 An idle server never waits: the first text starts at once, and what arrives while it is being encoded makes the next
 batch. Only while other requests are being answered does a batch wait for a few milliseconds more.
@@ -24,7 +24,7 @@ class _Job:
 
 
 class MicroBatcher(Generic[T, R]):
-    """Joins the items of concurrent calls that name the same group, and runs them in one call on a thread.
+    """Batches the items of concurrent calls by group key and processes each batch in one call on a thread.
 
     run: takes a group's items, in order, and returns one result per item. limit: items per call. It belongs to one
     event loop. Where a joint call fails, each of its jobs is run alone, so that one request cannot spoil another's.
@@ -45,7 +45,7 @@ class MicroBatcher(Generic[T, R]):
         self._worker: asyncio.Task[None] | None = None
 
     async def submit(self, group: Hashable, items: Sequence[T]) -> list[R]:
-        """One result per item. A caller that is cancelled before its turn costs nothing."""
+        """Queues items and returns one result per item. A caller cancelled before its batch starts costs nothing."""
         job = _Job(group, items, asyncio.get_running_loop().create_future())
         self._pending.append(job)
         self._tell()
@@ -63,7 +63,7 @@ class MicroBatcher(Generic[T, R]):
                 await self._answer(jobs)
 
     def _next(self) -> list[_Job]:
-        """The oldest job and those of its group that fit beside it; jobs that nobody waits for any more are dropped."""
+        """Returns the oldest job and the jobs of its group that fit into the batch; drops cancelled jobs."""
         self._pending = [job for job in self._pending if not job.done.done()]
         taken: list[_Job] = []
         for job in self._pending:

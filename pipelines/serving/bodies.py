@@ -1,4 +1,4 @@
-"""Reads request bodies as strict JSON, and writes answers fast."""
+"""Parses request bodies as strict JSON and serialises answers with a fast encoder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipelines.serving.errors import ApiError
 
 
 class StrictRequest(Request):
-    """A request whose JSON has no NaN, no lone surrogates, and no more nesting than the server allows."""
+    """Parses a request's body, refusing NaN, lone surrogates and nesting deeper than the limit."""
 
     async def json(self) -> Any:
         if not hasattr(self, "_strict"):
@@ -26,7 +26,7 @@ class StrictRequest(Request):
 
 
 class StrictRoute(APIRoute):
-    """A route whose bodies are read by `StrictRequest`."""
+    """Routes requests through `StrictRequest`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
@@ -38,7 +38,7 @@ class StrictRoute(APIRoute):
 
 
 def parse_json(body: bytes, nesting: int) -> Any:
-    """JSON of a request; 400 says what is no JSON about it, 413 that it is nested too deeply."""
+    """Parses a request's JSON; 400 names the syntax error, 413 means that it is nested too deeply."""
     try:
         value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
     except RecursionError:
@@ -83,7 +83,7 @@ def _check_text(text: str, path: str) -> None:
 
 
 class Json(Response):
-    """An answer as JSON; numbers that JSON has not are null, bytes are base64."""
+    """Serialises an answer as JSON; NaN and infinities become null, bytes become base64."""
 
     media_type = "application/json"
 
@@ -96,7 +96,7 @@ def _fallback(value: Any) -> Any:
 
 
 def vector_json(vector: Array, encoding: str) -> list[Any] | str:
-    """A vector, or a matrix, as numbers or as base64 of little-endian float32."""
+    """Serialises a vector or a matrix as numbers, or as base64 of little-endian float32."""
     if encoding == "base64":
         return base64.b64encode(np.ascontiguousarray(vector, "<f4").tobytes()).decode()
     numbers: list[Any] = vector.astype(np.float32, copy=False).tolist()

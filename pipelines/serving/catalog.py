@@ -1,4 +1,4 @@
-"""Keeps the served indexes open, each at one version, and moves on to new versions without failing a request.
+"""Keeps each served index open at one version and switches to new versions without failing a request.
 
 A view is one embedder of one index at one version. A request takes a view once and keeps it: what a build, a prune or
 an optimize commits meanwhile is seen by the requests that come after. A new version is opened and warmed beside the old
@@ -29,7 +29,7 @@ log = logging.getLogger("tridex.serve")
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One embedder of one index at one version."""
+    """Holds one embedder of one index at one version."""
 
     name: str
     index: Index
@@ -38,12 +38,12 @@ class View:
 
     @property
     def model(self) -> str:
-        """The model's name, as the index has it."""
+        """Returns the model's name as the index stores it."""
         return str(self.index.identity.embedders[self.index.name]["model"])
 
 
 class ServedIndex:
-    """One index and its views, which are replaced all at once."""
+    """Holds one index and its views, which are replaced together."""
 
     def __init__(self, name: str, uri: str, config: ServeConfig) -> None:
         self.name, self.uri, self.config = name, uri, config
@@ -52,7 +52,7 @@ class ServedIndex:
         """Why the newest version could not be opened; None while all is well."""
 
     def open(self, warm: bool = False) -> None:
-        """Opens the newest version, and replaces the views when it is ready. ConfigError where there is no index."""
+        """Opens the newest version and replaces the views once it is loaded. ConfigError if there is no index."""
         snapshot = open_table(self.uri, storage_options=self.config.storage_options)
         views = {name: self._view(snapshot, name) for name in snapshot.identity.embedders}
         if warm:
@@ -67,7 +67,7 @@ class ServedIndex:
         return View(name, index, Filters(index))
 
     def _index(self, snapshot: Snapshot, embedder: str) -> Index:
-        """With the model of the view before, where that one was loaded and is still the index's."""
+        """Opens the index, reusing the previous view's loaded model if the index still uses it."""
         before = self.views.get(embedder)
         given = None if before is None else before.index.encoder.loaded
         try:
@@ -81,13 +81,13 @@ class ServedIndex:
         return next(iter(self.views.values())).index.version
 
     def is_behind(self) -> bool:
-        """Whether the table has another newest version than the one that is served."""
+        """Tells whether the table has a version newer than the served one."""
         snapshot = next(iter(self.views.values())).index.snapshot
         return int(snapshot.dataset.latest_version) != snapshot.version
 
 
 class Catalog:
-    """Finds views by the names of indexes, embedders, models and aliases."""
+    """Looks up views by the names of indexes, embedders, models and aliases."""
 
     def __init__(self, config: ServeConfig, metrics: Metrics) -> None:
         self.config, self.metrics = config, metrics
@@ -98,7 +98,7 @@ class Catalog:
         self._lock = threading.Lock()
 
     def open(self) -> None:
-        """Opens every index; ConfigError for one that is missing, or an alias that names nothing."""
+        """Opens every index; ConfigError for a missing index or for an alias of an unknown model."""
         for served in self.indexes:
             served.open()
             self._report(served, "opened")
@@ -106,12 +106,12 @@ class Catalog:
         gc.freeze()  # what is loaded now stays: later collections look at what changes
 
     def views(self) -> Iterator[View]:
-        """All views, in the order in which the indexes were named."""
+        """Returns all views, in the order in which the indexes were configured."""
         for served in self.indexes:
             yield from served.views.values()
 
     def view(self, name: str | None, argument: str = "index") -> View:
-        """The view of that name, the first one for None; 404 for an unknown name."""
+        """Returns the view with a name, or the first view for None; 404 for an unknown name."""
         views = list(self.views())
         if name is None:
             name = "default" if "default" in self.aliases else views[0].name
@@ -125,18 +125,18 @@ class Catalog:
         raise ApiError(404, f"{argument}: {name!r} {why}; there are {known}", argument)
 
     def served(self, view: View) -> ServedIndex:
-        """The index that a view belongs to."""
+        """Returns the index that a view belongs to."""
         return next(s for s in self.indexes if view.name in (s.name, f"{s.name}/{view.index.name}"))
 
     def warm_up(self) -> None:
-        """Loads models and reads columns, so that the first request is as fast as the next."""
+        """Loads models and reads columns so that the first request is as fast as later ones."""
         for view in self.views():
             warm_up(view)
         self.warm = True
         gc.freeze()
 
     def refresh(self) -> None:
-        """Opens what has a new version, and reads the aliases where their file has changed. Never raises."""
+        """Opens new versions of all indexes and rereads the alias file if it has changed. Never raises."""
         for served in self.indexes:
             self.refresh_one(served)
         try:
@@ -184,14 +184,14 @@ class Catalog:
 
 
 def warm_up(view: View) -> None:
-    """Reads one view's columns, loads its model, and searches once."""
+    """Reads one view's columns, loads its model and runs one search."""
     view.index.warm()
     if len(view.index):
         view.index.search("warm up", k=1)
 
 
 def describe(view: View, aliases: Mapping[str, str], rows: int | None = None) -> dict[str, Any]:
-    """What `/v1/indexes` and MCP say of a view. rows: those that the key sees, where that is not all of them."""
+    """Describes a view for `/v1/indexes` and MCP. rows: the number that the key may read, if not all."""
     index = view.index
     default = index.default_fusion
     return {

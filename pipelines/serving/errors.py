@@ -1,4 +1,4 @@
-"""Turns everything that goes wrong into one form of JSON: `{"error": {"code", "message", "field"}}`.
+"""Converts every failure to one JSON form: `{"error": {"code", "message", "field"}}`.
 
 Messages say what the request did wrong. What the server did wrong is logged, and the answer says no more than a code
 and the request's id: paths, addresses and tracebacks stay inside.
@@ -43,7 +43,7 @@ FIELD = re.compile(r"^(?:query \d+|[a-z_]+(?:\.[A-Za-z0-9_]+)*)(?=: )")
 
 
 class ErrorDetail(BaseModel):
-    """Says what is wrong: a code for programs, a sentence for people, and the field of the request at fault."""
+    """Describes an error: a code for programs, a sentence for people, and the request field at fault."""
 
     code: str
     message: str
@@ -57,7 +57,7 @@ class ErrorBody(BaseModel):
 
 
 class ApiError(HTTPException):
-    """Ends a request with a status, a code, a message and the field at fault."""
+    """Ends a request with a status, an error code, a message and the field at fault."""
 
     def __init__(
         self,
@@ -82,13 +82,13 @@ def error_response(
     code: str | None = None,
     headers: dict[str, str] | None = None,
 ) -> JSONResponse:
-    """Builds the JSON of an error."""
+    """Builds the JSON response of an error."""
     detail = ErrorDetail(code=code or CODES.get(status, "error"), message=_printable(message), field=field)
     return JSONResponse(ErrorBody(error=detail).model_dump(), status, headers)
 
 
 def as_api_error(error: BaseException) -> ApiError:
-    """Translates what searching and encoding raise; what nobody foresaw is logged and becomes a plain 500."""
+    """Converts exceptions of searching and encoding to API errors; others are logged and become a plain 500."""
     if isinstance(error, ApiError):
         return error
     if out_of_memory(error):
@@ -107,12 +107,12 @@ def as_api_error(error: BaseException) -> ApiError:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on the host or on a device; torch is not imported for the question."""
+    """Tells whether host or device memory ran out, without importing torch."""
     return isinstance(error, MemoryError) or type(error).__name__ in ("OutOfMemoryError", "AcceleratorError")
 
 
 def _printable(message: str) -> str:
-    """Without lone surrogates, which no JSON in UTF-8 can hold, and not longer than a screen."""
+    """Removes lone surrogates, which JSON in UTF-8 can't hold, and truncates long messages."""
     return message[:1000].encode(errors="replace").decode()
 
 
@@ -131,7 +131,7 @@ def _validation_failed(_request: Request, error: Exception) -> JSONResponse:
 
 
 def _place(loc: Sequence[int | str]) -> list[str]:
-    """The path of a field, without where in the request it stands and without the names of a union's members."""
+    """Returns the path of a field without its request part (body, query) and without names of union members."""
     return [
         str(part) for part in loc[1:] if isinstance(part, int) or (re.fullmatch(r"\w+", part) and part not in TYPES)
     ]
@@ -150,7 +150,7 @@ def _unforeseen(_request: Request, error: Exception) -> JSONResponse:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Gives every failure of the application the one form."""
+    """Registers the handlers that convert every failure of the application to the JSON form."""
     app.add_exception_handler(RequestValidationError, _validation_failed)
     app.add_exception_handler(HTTPException, _http_failed)
     app.add_exception_handler(ConfigError, _unforeseen)
@@ -158,7 +158,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Describes these error answers for the OpenAPI document; those that any request may get are always among them."""
+    """Describes error responses for the OpenAPI document; those that any request may get are always included."""
     return {status: {"model": ErrorBody, "description": CODES[status]} for status in sorted({*statuses, *ALWAYS})}
 
 

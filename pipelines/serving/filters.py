@@ -1,4 +1,4 @@
-"""Evaluates a key's filter and a request's own, each by itself, and intersects the rows.
+"""Evaluates a key's filter and a request's filter separately and intersects the rows (row-level security).
 
 A request's condition that is evaluated over the whole table can be made to fail on one row only, and the message then
 quotes it: `tenant = 'a' AND cast(note AS int) = 1` names a note of tenant b (Lance 13, DataFusion), and whether it
@@ -30,7 +30,7 @@ POSITION = "__position"
 
 
 class Filters:
-    """The filters of one view, evaluated. Safe to share between threads."""
+    """Evaluates and caches the filters of one view. Thread-safe."""
 
     def __init__(self, index: Index) -> None:
         self.index = index
@@ -38,7 +38,7 @@ class Filters:
         self._lock = Lock()
 
     def find(self, key: Key, where: str | None) -> Filter | None:
-        """The rows that a key sees and a condition allows; None where that is every row."""
+        """Finds the rows that both the key's filter and a condition allow; None if that is every row."""
         if key.filter is None and where is None:
             return None
         if where is not None:
@@ -60,7 +60,7 @@ class Filters:
         return self._mask(own if where is None else self._within(own, where))
 
     def owned(self, key: Key) -> IntArray:
-        """Positions of the rows that a key sees, by the filter of its entry alone."""
+        """Returns the positions of the rows that a key's filter allows."""
         assert key.filter is not None
         try:
             return self.index.snapshot.matching(key.filter)
@@ -68,7 +68,7 @@ class Filters:
             raise OSError(f"the filter of key {key.name!r} does not fit {self.index.snapshot.uri}: {error}") from error
 
     def _within(self, rows: IntArray, where: str) -> IntArray:
-        """Those of the rows that meet a condition, which sees no other row."""
+        """Evaluates a condition over the given rows only; no other row's values are read."""
         snapshot = self.index.snapshot
         words = {word.lower() for word in re.findall(r"\w+", where)}
         columns = [n for n in ("doc_id", "chunk_id", *snapshot.metadata_columns, "text") if n.lower() in words]
@@ -89,7 +89,7 @@ class Filters:
 
 
 def matching_rows(table: pa.Table, where: str) -> pa.Table:
-    """Rows of a table in memory that meet a SQL condition, as Lance reads it; InvalidRequest says what is wrong."""
+    """Evaluates a SQL condition with Lance over an in-memory table; InvalidRequest names the fault."""
     if not table.num_rows:
         table = pa.table({f.name: pa.nulls(1, f.type) for f in table.schema})  # the condition is checked all the same
         return _matching(table, where).slice(0, 0)

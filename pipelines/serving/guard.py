@@ -1,4 +1,4 @@
-"""Stands before the application: whose request it is, how long its body may be, and how long it may take to arrive."""
+"""Authenticates requests and bounds the size and duration of their bodies (ASGI middleware)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SECURITY_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy"
 
 
 class Guard:
-    """Checks keys, bodies and hosts, and counts answers. Plain ASGI: it adds some 50 microseconds to a request."""
+    """Checks keys, bodies and hosts, and counts responses. Plain ASGI: costs about 50 microseconds per request."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app, self.service = app, service
@@ -57,7 +57,7 @@ class Guard:
             self._count(scope, status, time.perf_counter() - begun)
 
     def _check_host(self, headers: Mapping[str, str]) -> None:
-        """Without keys, only names of this machine: a page of another site, or one that resolves to it, is refused."""
+        """Refuses host names other than this machine's on a server without keys, against DNS rebinding."""
         if self.service.keys.anonymous is None or self.service.config.any_host:
             return
         origin = headers.get("origin", "").partition("://")[2]
@@ -73,7 +73,7 @@ class Guard:
         return key
 
     def _bounded(self, headers: Mapping[str, str], receive: Receive) -> Receive:
-        """A body of bounded size, within a bounded time."""
+        """Limits the size of a body and the time in which it must arrive."""
         limits, read, deadline = self.service.limits, 0, time.monotonic() + self.service.limits.body_seconds
         too_large = ApiError(413, f"the body is longer than {limits.body_bytes} bytes", headers=CLOSE)
         length = headers.get("content-length", "")
@@ -106,13 +106,13 @@ class Guard:
 
 
 def service_of(request: Request) -> Service:
-    """The service of the application that a request came to."""
+    """Returns the service of the application that received a request."""
     service: Service = request.app.state.service
     return service
 
 
 def key_for(scope: KeyScope) -> Any:
-    """A dependency that gives the request's key; 403 where the key lacks a scope."""
+    """Builds a dependency that returns the request's key; 403 if the key lacks a scope."""
 
     def check(request: Request) -> Key:
         key: Key = request.state.key

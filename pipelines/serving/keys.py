@@ -1,4 +1,4 @@
-"""Reads the file of keys: who may search, encode and write, and which rows each of them ever sees.
+"""Reads API keys from a file: their scopes (search, encode, write) and their row filters.
 
     keys:
       - name: team-a
@@ -32,7 +32,7 @@ SCOPES: tuple[Scope, ...] = ("search", "encode", "write")
 
 
 class Key(Model):
-    """One key: its scopes, and the filter of its tenant."""
+    """Describes one API key: its scopes and its tenant's row filter."""
 
     name: str
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -44,20 +44,20 @@ class Key(Model):
 
 
 class KeyFile(Model):
-    """The whole file."""
+    """Describes the whole key file."""
 
     keys: tuple[Key, ...] = Field(min_length=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Looks up keys by the token that a request carries. Without a file, everybody is `anonymous`."""
+    """Looks up keys by the token of a request. Without a key file, every request is `anonymous`."""
 
     by_hash: Mapping[str, Key] = field(default_factory=dict)
     anonymous: Key | None = None
 
     def find(self, token: str | None) -> Key | None:
-        """The key of a token; None for one that is unknown, or missing where it is needed."""
+        """Returns the key of a token; None for an unknown token, or a missing one if keys are required."""
         if self.anonymous is not None:
             return self.anonymous
         digest = hash_key(token or "")
@@ -66,18 +66,18 @@ class Keys:
 
 
 def hash_key(token: str) -> str:
-    """SHA-256 of a token, in hexadecimal digits."""
+    """Hashes a token with SHA-256 and returns hexadecimal digits."""
     return hashlib.sha256(token.encode(errors="surrogatepass")).hexdigest()
 
 
 def new_key(name: str, scopes: tuple[Scope, ...], where: str | None = None) -> tuple[str, Key]:
-    """Makes a key of 256 random bits; returns the token, which is stored nowhere, and its entry for the file."""
+    """Generates a key of 256 random bits; returns the token, which is stored nowhere, and its entry for the file."""
     token = f"tdx_{secrets.token_urlsafe(32)}"
     return token, Key(name=name, sha256=hash_key(token), scopes=scopes, filter=where)
 
 
 def read_keys(path: Path | None, open_writes: bool = False) -> Keys:
-    """Reads the file; ConfigError names the entry at fault. Without a file, one anonymous key that sees everything."""
+    """Reads the key file; ConfigError names the invalid entry. Without a file, one anonymous key reads every row."""
     if path is None:
         scopes = SCOPES if open_writes else ("search", "encode")
         return Keys(anonymous=Key(name="anonymous", sha256="0" * 64, scopes=scopes))

@@ -1,4 +1,4 @@
-"""Offers an index to agents over MCP: search, explain, get a document, and say what is served. Nothing here writes.
+"""Serves read-only MCP tools over an index: search, explain, get a document, report the index's status.
 
 A tool's arguments are the body of the HTTP request of the same name, so one model says what a search can be told.
 """
@@ -64,7 +64,7 @@ async def _index_status(service: Service, key: Key, given: Any) -> dict[str, Any
 
 @dataclass(frozen=True, slots=True)
 class ToolSpec:
-    """One tool: its words, its arguments and what it runs."""
+    """Describes one MCP tool: its description, its arguments and the function that it runs."""
 
     title: str
     description: str
@@ -88,7 +88,7 @@ TOOLS: Mapping[str, ToolSpec] = {
 
 
 def make_server(service: Service, default_key: Key | None = None) -> Server[Any]:
-    """An MCP server over a service. default_key: whose rights calls have that come over no HTTP."""
+    """Builds an MCP server over a service. default_key: the key whose rights apply to calls without HTTP."""
 
     async def list_tools(_ctx: Any, _params: Any) -> types.ListToolsResult:
         return types.ListToolsResult(tools=[_described(name, tool) for name, tool in TOOLS.items()])
@@ -136,14 +136,14 @@ async def _call(service: Service, key: Key, name: str, arguments: dict[str, Any]
 
 
 class McpEndpoint:
-    """`/mcp`: one answer per request, without sessions, so any replica may take any request."""
+    """Handles `/mcp` statelessly: one response per request, so that any replica can take any request."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
         self.manager: StreamableHTTPSessionManager | None = None
 
     def start(self) -> StreamableHTTPSessionManager:
-        """A manager, to be run as long as the application lives."""
+        """Creates the session manager, which runs as long as the application does."""
         limit = self.service.limits.body_bytes
         self.manager = StreamableHTTPSessionManager(
             make_server(self.service), json_response=True, stateless=True, max_request_body_size=limit
@@ -156,7 +156,7 @@ class McpEndpoint:
 
 
 async def serve_stdio(service: Service, key: Key) -> None:
-    """Answers one client on standard input and output, until it closes them."""
+    """Serves one client over standard input and output until it closes them."""
     server = make_server(service, key)
     async with stdio_server() as (reading, writing):
         await server.run(reading, writing, server.create_initialization_options())

@@ -1,4 +1,4 @@
-"""Counts and times what the server does, for Prometheus at `/metrics`."""
+"""Exports the server's counters and timings to Prometheus at `/metrics`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class Metrics:
-    """The figures of one application, in a registry of its own: two applications in one process do not mix."""
+    """Holds the metrics of one application in its own registry, so that two in one process stay separate."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -41,7 +41,7 @@ class Metrics:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Times one stage."""
+        """Times one stage of a request."""
         begun = time.perf_counter()
         try:
             yield
@@ -49,5 +49,5 @@ class Metrics:
             self.stages.labels(name).observe(time.perf_counter() - begun)
 
     def text(self) -> bytes:
-        """The figures in Prometheus's text format."""
+        """Formats the metrics in Prometheus's text format."""
         return generate_latest(self.registry)

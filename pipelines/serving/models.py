@@ -1,4 +1,4 @@
-"""Runs the served indexes' embedders and the configured rerankers for requests that bring their own texts."""
+"""Runs the served indexes' embedders and the configured rerankers on texts from requests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MakeBatcher = Callable[[str, Callable[[Any, Sequence[Any]], Sequence[Any]]], Mic
 
 @dataclass(frozen=True, slots=True)
 class EncodeCall:
-    """What texts of one batch have in common: the model, the side of the pair that they are, and what is wanted."""
+    """Identifies texts that can share a batch: same model, same side (query or passage), same outputs."""
 
     embedder: Embedder
     input_type: InputType
@@ -36,7 +36,7 @@ class EncodeCall:
 
 
 class Models:
-    """Embedders of the served indexes, and rerankers that are loaded when a request first names them."""
+    """Loads and runs the embedders of the served indexes, and the rerankers, on first use."""
 
     def __init__(self, config: ServeConfig, catalog: Catalog, batcher: MakeBatcher, on_thread: OnThread) -> None:
         self.catalog, self.on_thread = catalog, on_thread
@@ -46,14 +46,14 @@ class Models:
         self._batcher = batcher("texts", encode_texts)
 
     async def embedder(self, view: View) -> Embedder:
-        """The view's model; loading it does not block the event loop."""
+        """Returns the view's model, loading it on a thread if needed."""
         loaded: Embedder = view.index.encoder.loaded or await self.on_thread(lambda: view.index.encoder.embedder)
         return loaded
 
     async def encode(
         self, view: View, texts: Sequence[str | Sequence[int]], input_type: InputType, outputs: Sequence[Output]
     ) -> EmbeddingBatch:
-        """Encodes texts, or lists of the model's own token ids, together with those of other requests."""
+        """Encodes texts, or lists of token ids, in batches shared with other requests."""
         embedder = await self.embedder(view)
         has = embedder.outputs
         missing = next((output for output in outputs if output not in has), None)
@@ -65,14 +65,14 @@ class Models:
         return concat(await self._batcher.submit(EncodeCall(embedder, input_type, wanted), texts))
 
     def reranker_name(self, name: str | None) -> str | None:
-        """The configured reranker of that name or alias; None where ColBERT scores of a view are meant."""
+        """Returns the name of a configured reranker by name or alias; None means the ColBERT scores of a view."""
         if name is None:
             return next(iter(self.rerankers), None)
         target = self.catalog.aliases.get(name, name)
         return target if target in self.rerankers else None
 
     def reranker(self, name: str, argument: str) -> Reranker:
-        """A configured reranker, loaded; 400 for any other name, which is never looked up anywhere."""
+        """Loads a configured reranker; 400 for any other name, which is never searched on disk or a hub."""
         target = self.reranker_name(name)
         if target is None:
             known = ", ".join([*self.rerankers, "colbert"])
@@ -85,7 +85,7 @@ class Models:
             return self._loaded[target]
 
     def is_loaded(self, name: Any) -> bool:
-        """Whether a search's reranker needs no loading: none, a channel, or a model that has been used."""
+        """Tells whether a search's reranker is ready without loading: none, a channel, or a model in memory."""
         return name is None or name in CHANNELS or name in self._loaded
 
     def warm_up(self) -> None:
@@ -95,14 +95,14 @@ class Models:
 
 
 def encode_texts(call: EncodeCall, texts: Sequence[str | Sequence[int]]) -> list[EmbeddingBatch]:
-    """Encodes texts of one call in one pass: one row for each."""
+    """Encodes the texts of one batch in one forward pass; returns one row per text."""
     tokens = tokenise(call, texts)
     batch = call.embedder.embed_tokens(tokens, call.outputs)
     return [batch.take(np.array([i])) for i in range(len(batch))]
 
 
 def tokenise(call: EncodeCall, texts: Sequence[str | Sequence[int]]) -> TokenBatch:
-    """Texts as the model's tokens; lists of ids are taken as they are, cut at the model's length."""
+    """Tokenises texts with the model's tokenizer; lists of token ids are only truncated to the model's length."""
     if all(isinstance(text, str) for text in texts):
         return call.embedder.tokenise([str(text) for text in texts], call.input_type)
     parts = [
@@ -115,7 +115,7 @@ def tokenise(call: EncodeCall, texts: Sequence[str | Sequence[int]]) -> TokenBat
 
 
 def check_ids(embedder: Embedder, text: str | Sequence[int]) -> None:
-    """400 for a token id that is not in the model's vocabulary."""
+    """Refuses with 400 a token id outside the model's vocabulary."""
     if not isinstance(text, str):
         wrong = next((i for i in text if not 0 <= i < embedder.vocab_size), None)
         if wrong is not None:
@@ -123,13 +123,13 @@ def check_ids(embedder: Embedder, text: str | Sequence[int]) -> None:
 
 
 def token_row(embedder: Embedder, ids: Sequence[int]) -> TokenBatch:
-    """One text of given token ids."""
+    """Builds the row of one text from its token ids."""
     kept = np.array(ids[: embedder.spec.passage_max_length], np.int32)
     return TokenBatch(kept, offsets_of(np.array([len(kept)])), np.array([len(ids) - len(kept)], np.int32))
 
 
 def colbert_scores(queries: EmbeddingBatch, passages: EmbeddingBatch) -> list[float]:
-    """M3's ColBERT score of one query with each passage; the dot product of the vectors where there is no ColBERT."""
+    """Computes M3's ColBERT score of a query with each passage; without ColBERT, the dense dot product."""
     if queries.colbert is None or passages.colbert is None:
         assert queries.dense is not None
         assert passages.dense is not None

@@ -1,4 +1,4 @@
-"""Runs the same application in replicas of Ray Serve: `tridex serve --ray`, or a RayService on Kubernetes.
+"""Runs the application in Ray Serve replicas, for `tridex serve --ray` and for a RayService on Kubernetes.
 
 Every replica opens the indexes, follows their versions and batches by itself. Keys, aliases and indexes are read from
 the same files and addresses, so it does not matter which replica takes a request; two replicas may answer from
@@ -27,7 +27,7 @@ APPLICATION = "tridex"
 
 
 class Replica:
-    """One process that answers requests; Ray calls `__serve_build_asgi_app__` after it has started."""
+    """Runs one replica; Ray calls `__serve_build_asgi_app__` after starting it."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = validated(ServeConfig, config)
@@ -37,13 +37,13 @@ class Replica:
         return self.application
 
     def check_health(self) -> None:
-        """Raises where the application was never built; Ray then replaces the replica."""
+        """Raises if the application was not built, so that Ray replaces the replica."""
         if not hasattr(self, "application"):
             raise RuntimeError("the application is not built yet")
 
 
 def deployment(config: ServeConfig, replicas: int = 1, num_cpus: float = 1) -> serve.Application:
-    """The application as a deployment of Ray Serve, with room in its queue for what one replica answers at once."""
+    """Builds the Ray Serve deployment; its queue holds what one replica answers concurrently."""
     made = serve.deployment(
         serve.ingress()(Replica),
         name=APPLICATION,
@@ -57,7 +57,7 @@ def deployment(config: ServeConfig, replicas: int = 1, num_cpus: float = 1) -> s
 
 
 def application(arguments: dict[str, Any]) -> serve.Application:
-    """What a Serve config file names as `import_path: pipelines.serving.on_ray:application`.
+    """Builds the application for `import_path: pipelines.serving.on_ray:application` in a Serve config file.
 
     arguments: `config`, a YAML file, or the fields of `ServeConfig` themselves; `replicas`; `num_cpus`.
     """
@@ -68,7 +68,7 @@ def application(arguments: dict[str, Any]) -> serve.Application:
 
 
 def serve_on_ray(config: ServeConfig, host: str, port: int, replicas: int, address: str | None) -> None:
-    """Serves on a running Ray, or on one of this machine, until SIGTERM or SIGINT."""
+    """Serves on a running Ray, or on a local one, until SIGTERM or SIGINT."""
     check_exposure(config, host)
     open_service(config).threads.shutdown()  # a missing index is said here, not in a replica's log
     stopped = threading.Event()

@@ -1,4 +1,4 @@
-"""Routes that write: `POST` and `DELETE /v1/documents`, for keys with the scope `write`."""
+"""Defines routes that write, for keys with the scope `write`: `POST` and `DELETE /v1/documents`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Routes for whoever operates the server: `/healthz`, `/readyz` and `/metrics`."""
+"""Defines routes for operating the server: `/healthz`, `/readyz` and `/metrics`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ The = Annotated[Service, Depends(service_of)]
 
 @router.get("/healthz")
 async def healthz() -> dict[str, str]:
-    """Say that the process lives."""
+    """Report that the process is alive."""
     return {"status": "ok"}
 
 
 @router.get("/readyz", response_model=dict[str, Any])
 async def readyz(service: The) -> Json:
-    """Say whether requests would be answered at full speed; 503 while indexes are warmed or the server is draining."""
+    """Report whether requests are answered at full speed; 503 during warm-up and while the server is draining."""
     served = service.catalog.indexes
     behind = {s.name: s.failure for s in served if s.failure is not None}
     state = {"ready": service.ready, "versions": {s.name: s.version for s in served}, "not_refreshed": behind}
@@ -33,5 +33,5 @@ async def readyz(service: The) -> Json:
 
 @router.get("/metrics", response_class=Response)
 async def metrics(service: The) -> Response:
-    """Give Prometheus the figures."""
+    """Return the metrics in Prometheus's text format."""
     return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)

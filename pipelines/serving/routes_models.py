@@ -1,4 +1,4 @@
-"""Routes that run models on the request's own texts: OpenAI's embeddings, Jina's and Cohere's rerank, M3's outputs."""
+"""Defines routes that run models on a request's texts: embeddings (OpenAI), rerank (Jina, Cohere), encode (M3)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def embeddings(body: schemas.EmbeddingsBody, request: Request, service: Th
 
 
 def shortened(vectors: Array, dimensions: int | None) -> Array:
-    """The first of the dimensions, normalised again; 400 where the model has fewer."""
+    """Truncates vectors to their first dimensions and normalises them again; 400 if the model has fewer."""
     if dimensions is None or dimensions == vectors.shape[1]:
         return vectors
     if dimensions > vectors.shape[1]:
@@ -62,13 +62,13 @@ def shortened(vectors: Array, dimensions: int | None) -> Array:
 
 
 def usage(*batches: EmbeddingBatch) -> dict[str, int]:
-    """Tokens that the model read."""
+    """Counts the tokens that the model read."""
     tokens = int(sum(int(batch.n_tokens.sum()) for batch in batches))
     return {"prompt_tokens": tokens, "total_tokens": tokens}
 
 
 def check_count(service: Service, count: int, field: str) -> None:
-    """400 for more texts than one call may bring."""
+    """Refuses with 400 more texts than the limit per call."""
     if count > service.limits.texts:
         raise ApiError(400, f"{field}: at most {service.limits.texts} at once, got {count}", field)
 
@@ -93,7 +93,7 @@ async def rerank(body: schemas.RerankBody, request: Request, service: The, key: 
 
 
 async def _scores(service: Service, body: schemas.RerankBody) -> tuple[str, list[float], dict[str, int]]:
-    """The model's name, one score per document, and the tokens read."""
+    """Scores the documents; returns the model's name, one score per document, and the tokens read."""
     models = service.models
     name = models.reranker_name(body.model)
     if name is not None:
@@ -129,7 +129,7 @@ async def encode(body: schemas.EncodeBody, request: Request, service: The, key: 
 
 
 def encoded(batch: EmbeddingBatch, i: int, encoding: str) -> dict[str, Any]:
-    """One text's outputs as plain values."""
+    """Converts one text's outputs to plain values."""
     row: dict[str, Any] = {"index": i, "n_tokens": int(batch.n_tokens[i]), "n_truncated": int(batch.n_truncated[i])}
     if batch.dense is not None:
         row["dense"] = vector_json(batch.dense[i], encoding)

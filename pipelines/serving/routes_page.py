@@ -1,4 +1,4 @@
-"""Serves the page: one file, and a content security policy that lets nothing else run or load."""
+"""Serves the search page: one HTML file under a content security policy that allows nothing else to run or load."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/", response_class=HTMLResponse)
 async def page() -> Response:
-    """Give the search page."""
+    """Return the search page."""
     html, policy = read_page()
     headers = {"Content-Security-Policy": policy, "Cache-Control": "no-cache", "X-Frame-Options": "DENY"}
     return HTMLResponse(html, headers=headers)
@@ -24,7 +24,7 @@ async def page() -> Response:
 
 @lru_cache(maxsize=1)
 def read_page() -> tuple[str, str]:
-    """The page, and the policy that names its script and style by their hashes."""
+    """Reads the page and builds the policy that allows its script and style by their hashes."""
     html = files("pipelines.serving").joinpath("page/index.html").read_text(encoding="utf-8")
     script, style = (_hash(html, tag) for tag in ("script", "style"))
     policy = (

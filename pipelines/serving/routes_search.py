@@ -1,4 +1,4 @@
-"""Routes that search an index: `/v1/search`, `/v1/explain`, `/v1/documents/{id}` and `/v1/indexes`."""
+"""Defines routes that search an index: `/v1/search`, `/v1/explain`, `/v1/documents/{id}` and `/v1/indexes`."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ async def document(
 
 @router.get("/indexes", response_model=schemas.IndexesAnswer)
 async def indexes(service: The, key: Searcher) -> Json:
-    """List the indexes that this server searches, at the versions that answer now."""
+    """List the indexes that this server searches, with their current versions."""
     found = await service.on_thread(lambda: list(described(service, key)))
     return Json({"indexes": found, "rerankers": [*service.models.rerankers], "scopes": list(key.scopes)})
 
 
 def described(service: Service, key: Key) -> Iterator[dict[str, Any]]:
-    """What a key may know of every view."""
+    """Describes every view with the facts that a key may read."""
     for view in service.catalog.views():
         yield description(service, key, view)
 
 
 def description(service: Service, key: Key, view: View) -> dict[str, Any]:
-    """What a key may know of a view."""
+    """Describes one view with the facts that a key may read."""
     return describe(view, service.catalog.aliases, service.rows_seen(view, key))

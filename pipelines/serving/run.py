@@ -18,7 +18,7 @@ DRAIN_SECONDS = 30
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Tells whether an address is reachable from this machine only."""
     if host == "localhost":
         return True
     try:
@@ -28,7 +28,7 @@ def is_loopback(host: str) -> bool:
 
 
 def check_exposure(config: ServeConfig, host: str) -> None:
-    """ConfigError where a server without keys would be reachable from other machines, unless that is asked for."""
+    """Raises ConfigError if a server without keys would be reachable from other machines without explicit consent."""
     if config.keys is None and not is_loopback(host) and not config.any_host:
         raise ConfigError(
             f"--host {host}: without a key file the server listens on loopback only; give --keys FILE "
@@ -37,7 +37,7 @@ def check_exposure(config: ServeConfig, host: str) -> None:
 
 
 def serve(config: ServeConfig, host: str = "127.0.0.1", port: int = 8000) -> None:
-    """Serves until SIGTERM or SIGINT: then no new connections, requests in progress are answered, and it ends."""
+    """Serves until SIGTERM or SIGINT; then closes the socket, finishes requests in progress and returns."""
     import uvicorn
 
     from pipelines.serving.app import create_app
@@ -64,7 +64,7 @@ def serve(config: ServeConfig, host: str = "127.0.0.1", port: int = 8000) -> Non
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; WorkFailed where the address is taken or not this machine's."""
+    """Opens a listening socket; WorkFailed if the address is taken or not this machine's."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -77,7 +77,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def serve_mcp(config: ServeConfig) -> None:
-    """Serves MCP on standard input and output; everything else goes to standard error."""
+    """Serves MCP on standard input and output; logs go to standard error."""
     from pipelines.serving.app import follow, open_service
     from pipelines.serving.mcp_tools import serve_stdio
 

@@ -1,4 +1,4 @@
-"""Defines the bodies of requests and answers. What a search can be told is `SearchOptions`, as everywhere else."""
+"""Defines the bodies of requests and responses; the search options are the fields of `SearchOptions`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Body(BaseModel):
-    """A request's body: an unknown field is refused by name."""
+    """Forbids unknown fields in request bodies; the error names the field."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Answer(BaseModel):
-    """An answer's body."""
+    """Serves as the base of response bodies."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -31,7 +31,7 @@ def _no_blank(text: str) -> str:
 
 
 class IndexOptions(SearchOptions):
-    """The options of `Index.search`; over HTTP a reranker is one that the server was started with, or a channel."""
+    """Accepts the options of `Index.search`; a reranker must be one configured on the server, or a channel."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -45,7 +45,7 @@ class IndexOptions(SearchOptions):
 
 
 class SearchBody(IndexOptions):
-    """A search: one query, or several that are answered together."""
+    """Requests a search of one query, or of several in one batch."""
 
     query: Text | list[Text] = Field(description="One query or a list of them.")
     normalised: bool = Field(
@@ -69,7 +69,7 @@ class SearchBody(IndexOptions):
 
 
 class ExplainBody(IndexOptions):
-    """Asks why a document or a chunk has its score."""
+    """Requests the explanation of a document's or a chunk's score."""
 
     query: Text
     id: Text = Field(description="A chunk's id, or a document's, which stands for its best chunk.")
@@ -81,7 +81,7 @@ class ExplainBody(IndexOptions):
 
 
 class PassageAnswer(Answer):
-    """The window of the text that matched; `marks` are the matching parts, by their characters in `text`."""
+    """Holds the window of the text that matched; `marks` are the matching spans, by their characters in `text`."""
 
     text: str
     start: int
@@ -90,7 +90,7 @@ class PassageAnswer(Answer):
 
 
 class HitAnswer(Answer):
-    """One row. `score` orders the answer; `scores` are the channels' own."""
+    """Holds one row. `score` is what hits are sorted by; `scores` are the channels' own."""
 
     rank: int
     doc_id: str
@@ -108,7 +108,7 @@ class HitAnswer(Answer):
 
 
 class QueryAnswer(Answer):
-    """The hits of one query, best first."""
+    """Holds the hits of one query, best first."""
 
     query: str
     mode: str
@@ -119,7 +119,7 @@ class QueryAnswer(Answer):
 
 
 class SearchAnswer(Answer):
-    """The answers to all queries of a search, from one version of one index."""
+    """Holds the results of all queries of a search, from one version of one index."""
 
     index: str
     version: int
@@ -127,7 +127,7 @@ class SearchAnswer(Answer):
 
 
 class ExplainAnswer(Answer):
-    """Why a row has its score, down to single tokens."""
+    """Explains the score of a row, down to single tokens."""
 
     index: str
     version: int
@@ -142,7 +142,7 @@ class Chunk(Answer):
 
 
 class Document(Answer):
-    """A document with its chunks."""
+    """Holds a document with its chunks."""
 
     doc_id: str
     source: str | None
@@ -157,7 +157,7 @@ class DocumentAnswer(Answer):
 
 
 class NewDocument(BaseModel):
-    """A document to write: its id, its text, and values for the index's own columns, null where they are left out."""
+    """Holds a document to write: its id, its text, and values of the index's columns (null if left out)."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
@@ -166,7 +166,7 @@ class NewDocument(BaseModel):
 
 
 class UpsertBody(Body):
-    """Documents to write; one whose id is there takes its place, with all its chunks."""
+    """Lists documents to write; one whose id exists replaces that document and all its chunks."""
 
     documents: list[NewDocument] = Field(min_length=1)
     index: str | None = Field(None, description="Name or alias of an index; by default the first one.")
@@ -215,7 +215,7 @@ InputType = Annotated[
 
 
 class EmbeddingsBody(Body):
-    """OpenAI's `POST /v1/embeddings`, and `input_type`."""
+    """Accepts OpenAI's `POST /v1/embeddings` request, extended by `input_type`."""
 
     input: Text | list[Text] | list[int] | list[list[int]] = Field(
         description="A text, texts, or token ids of the model's own tokenizer, special tokens included."
@@ -237,7 +237,7 @@ class EmbeddingsBody(Body):
 
     @property
     def texts(self) -> list[str] | list[list[int]]:
-        """A list of texts, or of lists of token ids."""
+        """Returns the input as a list of texts, or of lists of token ids."""
         given: Any = self.input
         return [given] if isinstance(given, str) or isinstance(given[0], int) else given
 
@@ -265,7 +265,7 @@ class RerankDocument(Body):
 
 
 class RerankBody(Body):
-    """Jina's and Cohere's rerank request; fields that steer what this server has no use for are taken and ignored."""
+    """Accepts Jina's and Cohere's rerank requests; fields without a meaning here are accepted and ignored."""
 
     query: Text
     documents: list[Text | RerankDocument] = Field(min_length=1)
@@ -301,7 +301,7 @@ class RerankResult(Answer):
 
 
 class RerankAnswer(Answer):
-    """Results by falling score, in the fields of Jina (`model`, `usage`) and Cohere (`id`, `meta`)."""
+    """Lists results by descending score, in the fields of Jina (`model`, `usage`) and Cohere (`id`, `meta`)."""
 
     id: str
     object: Literal["rerank"] = "rerank"
@@ -312,7 +312,7 @@ class RerankAnswer(Answer):
 
 
 class EncodeBody(Body):
-    """Asks for the outputs of one pass of an M3 model."""
+    """Requests the outputs of one forward pass of an M3 model."""
 
     texts: list[Text] = Field(min_length=1)
     model: str | None = Field(None, description="Name or alias of an index or its model; by default the first one.")

@@ -1,4 +1,4 @@
-"""Defines what a server can be told: which indexes, which keys, and how much one request may ask for."""
+"""Defines the server's settings: indexes, keys, and limits per request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipelines.config.settings import Model
 
 
 class Limits(Model):
-    """Bounds what one request may ask for, and how many are answered at once. Beyond each of them: a 4xx."""
+    """Limits what one request may contain and how many run concurrently; beyond each limit the response is a 4xx."""
 
     body_bytes: int = Field(8 * 2**20, gt=0)
     """A longer body is refused (413) before it is read to its end."""
@@ -39,7 +39,7 @@ class Limits(Model):
 
 
 class ServeConfig(Model):
-    """Holds everything `tridex serve` is told; the same in one process and in every replica of Ray Serve."""
+    """Holds every setting of `tridex serve`, for one process as for every Ray Serve replica."""
 
     indexes: tuple[str, ...] = Field(min_length=1)
     """URIs, each perhaps as NAME=URI; without a name, the last part of the path is the name."""
@@ -77,7 +77,7 @@ class ServeConfig(Model):
 
 
 def split_name(text: str) -> tuple[str, str]:
-    """Splits NAME=URI; a URI alone is named for the last part of its path.
+    """Splits NAME=URI; without a name, the last part of the URI's path is used.
 
     >>> split_name("docs=s3://bucket/index"), split_name("/data/handbook/")
     (('docs', 's3://bucket/index'), ('handbook', '/data/handbook/'))

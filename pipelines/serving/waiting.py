@@ -1,4 +1,4 @@
-"""Stops waiting for an answer when its client has gone."""
+"""Cancels work whose client has disconnected."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 async def unless_gone(request: Request, answer: Coroutine[Any, Any, T]) -> T:
-    """The answer's result; where the client disconnects first, what of it has not begun is not begun any more."""
+    """Awaits a result; if the client disconnects first, cancels the work that has not started."""
     working = asyncio.ensure_future(answer)
     leaving = asyncio.ensure_future(_left(request))
     try:
@@ -28,6 +28,6 @@ async def unless_gone(request: Request, answer: Coroutine[Any, Any, T]) -> T:
 
 
 async def _left(request: Request) -> None:
-    """Returns when the client disconnects. The body has been read, so nothing else can arrive."""
+    """Waits until the client disconnects. The body has been read, so no other message can arrive."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

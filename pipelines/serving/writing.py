@@ -1,4 +1,4 @@
-"""Upserts and deletes documents for a key, within what it may see: under the index's lease, one commit per request.
+"""Upserts and deletes documents for a key within its row filter: one commit per request under the index's lease.
 
 A tenant's key writes rows that meet its own filter, and replaces or deletes documents of its own alone. An id that is
 another tenant's is refused: it is the one thing that a tenant learns of another, as ids are the table's.
@@ -34,7 +34,7 @@ class Writer:
         self._lock = Lock()
 
     def upsert(self, view: View, key: Key, documents: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
-        """Embeds and writes documents; returns how many, and the version that has them."""
+        """Embeds and writes documents; returns their number and the version that contains them."""
         rows = typed_rows(view.index, documents)
         with self._lock:
             self._check_new(view, key, rows)
@@ -42,7 +42,7 @@ class Writer:
             return self._write(view, lambda: upsert(view.index, rows, check))
 
     def delete(self, view: View, key: Key, ids: Sequence[str]) -> tuple[int, int]:
-        """Deletes documents with all their chunks; returns how many rows went, and the version without them."""
+        """Deletes documents with all their chunks; returns the number of deleted rows and the new version."""
         with self._lock:
             check = owner_check(view, key, ids)
             return self._write(view, lambda: delete(view.index, ids, check))
@@ -61,7 +61,7 @@ class Writer:
         return count, served.version
 
     def _check_new(self, view: View, key: Key, rows: Sequence[Mapping[str, Any]]) -> None:
-        """403 for a document that the key would not see once it is written."""
+        """Refuses with 403 a document that the key's filter would exclude once it is written."""
         if key.filter is None:
             return
         snapshot = view.index.snapshot
@@ -74,7 +74,7 @@ class Writer:
 
 
 def owner_check(view: View, key: Key, ids: Sequence[str]) -> Check | None:
-    """A check that the lease's holder makes: 403 for an id that is there and not the key's."""
+    """Builds a check for the lease's holder: 403 for an existing id that the key's filter excludes."""
     if key.filter is None:
         return None
     where, columns = key.filter, ["doc_id", "chunk_id", *view.index.snapshot.metadata_columns, "text"]
@@ -90,7 +90,7 @@ def owner_check(view: View, key: Key, ids: Sequence[str]) -> Check | None:
 
 
 def typed_rows(index: Index, documents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Documents with values of the table's types (a date may come as text); 400 names the field that does not fit."""
+    """Converts documents to the table's types (a date may be a text); 400 names the field that does not fit."""
     rows = [dict(document) for document in documents]
     for name in index.snapshot.metadata_columns:
         kind = index.snapshot.schema.field(name).type
