@@ -1,4 +1,4 @@
-"""How early a layered reranker may stop: quality on judged queries against the share of its layers that run.
+"""Measures how early a layered reranker may stop: quality on judged queries against the share of its layers that run.
 
 One pass scores every layer, so the whole table costs what the last layer costs. The layer is chosen on the queries that
 it is reported on; the p-value against the last layer says how much of a difference is noise.
@@ -24,7 +24,7 @@ MEASURE = "nDCG@10"
 
 @dataclass(frozen=True, slots=True)
 class CutoffResult:
-    """What stopping after `layer` gives. p: two-sided, against the last layer on the same queries."""
+    """Reports the effect of stopping after `layer`. p: two-sided, against the last layer on the same queries."""
 
     layer: int
     share: float
@@ -68,7 +68,7 @@ def choose_cutoff(
 def layer_runs(
     index: Index, ranked: Sequence[RankedQuery], rule: FusionRule, reranker: Reranker, layers: Sequence[int], depth: int
 ) -> list[Run]:
-    """A run for each layer, from one pass over the texts."""
+    """Computes one run per layer, in one pass over the texts."""
     options = reranker.options.changed({"cutoff_layers": tuple(layers)})
     runs: list[Run] = [{} for _ in layers]
     for query in ranked:

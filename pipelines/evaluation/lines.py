@@ -15,7 +15,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 
 
 def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    """Yields (number, line) of the lines that are not blank, without their ends; ConfigError where it cannot be read.
+    """Yields (number, line) of the lines that are not blank, without line ends; ConfigError if unreadable.
 
     A file is gzip by its first bytes, whatever its name.
     """
@@ -43,7 +43,7 @@ def _open_text(path: Path) -> TextIO:
 
 
 def parse_json_object(path: str | Path, number: int, line: str, expected: str = "") -> dict[str, Any]:
-    """Parses one line of JSON; ConfigError with its number for what is no object, or holds half a character.
+    """Parses one line of JSON; ConfigError with its number if it is no object or has an unpaired surrogate.
 
     expected: what the line should be, where the message shall say so.
     """

@@ -1,4 +1,4 @@
-"""Measures by ir-measures, one value a query, and what can be said about their means.
+"""Computes ir-measures per query, and confidence intervals and significance tests of their means.
 
 Intervals are percentile bootstraps over queries; tests are paired randomisation tests (signs of the differences
 flipped), which assume nothing about the distribution. Both draw from a fixed seed, so a report repeats exactly.
@@ -25,7 +25,7 @@ FLIPS = 10_000
 
 
 def per_query(run: Run, qrels: Qrels, query_ids: Sequence[str]) -> dict[str, Doubles]:
-    """For each measure one value for each query, in the order given; a query without an answer counts 0."""
+    """Returns for each measure one value per query, in the order given; a query without an answer counts 0."""
     parsed = {ir_measures.parse_measure(theirs): ours for ours, theirs in MEASURES.items()}
     place = {query_id: i for i, query_id in enumerate(query_ids)}
     values = {ours: np.zeros(len(query_ids)) for ours in MEASURES}
@@ -37,14 +37,14 @@ def per_query(run: Run, qrels: Qrels, query_ids: Sequence[str]) -> dict[str, Dou
 
 
 def interval(values: Doubles, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Bootstrap confidence interval of the mean."""
+    """Computes the bootstrap confidence interval of the mean."""
     draws = np.random.default_rng(seed).integers(0, len(values), (SAMPLES, len(values)))
     low, high = np.quantile(values[draws].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 def paired_p(a: Doubles, b: Doubles, seed: int = 0) -> float:
-    """Two-sided p of the mean difference under random flips of each query's sign."""
+    """Computes the two-sided p of the mean difference under random flips of each query's sign."""
     differences = a - b
     differences = differences[differences != 0]
     if not len(differences):

@@ -1,4 +1,4 @@
-"""Published nDCG@10 of well-known models, to check an index's own figure against (`configs/published/ndcg10.yaml`)."""
+"""Compares an index's nDCG@10 with published figures of well-known models (`configs/published/ndcg10.yaml`)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOT_COLLECTIONS = ("source", "channel")
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """One published figure."""
+    """Holds one published figure."""
 
     model: str
     collection: str
@@ -34,7 +34,7 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A published figure beside an index's own."""
+    """Holds a published figure beside an index's own."""
 
     published: Published
     measured: float
@@ -43,11 +43,11 @@ class Comparison:
 
     @property
     def agrees(self) -> bool:
-        """Whether the published figure lies in the 95% interval of the measured one."""
+        """Returns whether the published figure lies in the 95% interval of the measured one."""
         return self.low <= self.published.ndcg <= self.high
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Returns plain values, for JSON."""
         p = self.published
         return {
             "model": p.model,
@@ -61,7 +61,7 @@ class Comparison:
         }
 
     def text(self) -> str:
-        """Two lines for a terminal."""
+        """Returns two lines for a terminal."""
         p, verdict = self.published, "inside" if self.agrees else "OUTSIDE"
         return (
             f"published for {p.model} on {p.collection}: {DECIDING} {p.ndcg:.3f} ({p.source})\n"
@@ -97,7 +97,7 @@ def find_published(expected: str, files: Iterable[Path]) -> Published:
 
 
 def compare(published: Published, evaluation: Evaluation) -> Comparison:
-    """Sets a published figure beside the run of the same channel. InvalidRequest if the index lacks that channel."""
+    """Compares a published figure with the run of the same channel. InvalidRequest if the index lacks that channel."""
     if published.channel not in evaluation.values:
         raise InvalidRequest(f"--expect: {published.model} ranks by {published.channel}, which this index lacks")
     values = evaluation.values[published.channel][DECIDING]
@@ -114,7 +114,7 @@ def _normal(name: str) -> str:
 
 
 def _collection_of(files: Iterable[Path], known: Iterable[str]) -> str | None:
-    """The known collection that a part of the files' paths names."""
+    """Returns the known collection that a part of the files' paths names."""
     parts = {_normal(part.split(".")[0]) for file in files for part in file.absolute().parts}
     parts |= {part.replace("-", "") for part in parts}
     return next((name for name in known if name in parts or name.replace("-", "") in parts), None)
@@ -126,7 +126,7 @@ def _table() -> Any:
 
 
 def _path() -> Path:
-    """The file in the installed package, or in the source tree."""
+    """Returns the file in the installed package, or in the source tree."""
     import tridex
 
     package = Path(tridex.__file__).resolve().parent

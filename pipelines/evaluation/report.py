@@ -1,4 +1,4 @@
-"""`evaluate(index, queries, qrels)`: every channel and the hybrid, with intervals and a test against BM25."""
+"""Evaluates every channel and the hybrid on judged queries, with intervals and a significance test against BM25."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DECIDING = next(iter(MEASURES))
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
-    """Runs on one set of judged queries. values: for each run and measure one number a query."""
+    """Holds the runs on one set of judged queries. values: for each run and measure one number per query."""
 
     query_ids: tuple[str, ...]
     runs: Mapping[str, Run]
@@ -43,7 +43,7 @@ class Evaluation:
         return {name: means(values) for name, values in self.values.items()}
 
     def versus(self, baseline: str = BASELINE) -> dict[str, dict[str, float]]:
-        """Difference in nDCG@10 to the baseline run, and the p of a paired randomisation test."""
+        """Returns the difference in nDCG@10 to the baseline run, and the p of a paired randomisation test."""
         if baseline not in self.values:
             return {}
         base = self.values[baseline][DECIDING]
@@ -51,7 +51,7 @@ class Evaluation:
         return {n: {"difference": float((v - base).mean()), "p": paired_p(v, base)} for n, v in others.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """`runs` holds the means; intervals and tests have keys of their own."""
+        """Returns plain values: `runs` holds the means; intervals and tests have keys of their own."""
         return {
             "runs": self.means(),
             "intervals": {n: {m: list(interval(v)) for m, v in values.items()} for n, values in self.values.items()},
@@ -63,7 +63,7 @@ class Evaluation:
         }
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row a run: the means, the interval of nDCG@10, difference and p against BM25."""
+        """Returns one row per run: the means, the interval of nDCG@10, difference and p against BM25."""
         versus = self.versus()
         rows = {}
         for name, values in self.values.items():
@@ -74,7 +74,7 @@ class Evaluation:
         return pd.DataFrame.from_dict(rows, orient="index")
 
     def text(self) -> str:
-        """The table for a terminal."""
+        """Returns the table for a terminal."""
         versus = self.versus()
         lines = [f"{'run':12} {'nDCG@10':>8} {'95% interval':>17} {'R@100':>7} {'MRR@10':>7} {'MAP':>7}  against bm25"]
         for name, values in self.values.items():
@@ -129,7 +129,7 @@ def evaluate(
     rerank_k: int = 100,
     candidates: int = 200,
 ) -> Evaluation:
-    """Measures each channel, the default hybrid, reciprocal rank fusion, and what else is asked for.
+    """Measures each channel, the default hybrid, reciprocal rank fusion, and the additional runs.
 
     queries: id to text. qrels: query id to document id to grade. rules: further fusions by name. rerankers: objects
     with `.score(query, passages)` by name, over the best `rerank_k` of the hybrid. candidates: rows of each channel,
@@ -160,7 +160,7 @@ def evaluate(
 
 
 def _unknown(index: Index, documents: set[str]) -> int:
-    """How many of the ids the index does not hold."""
+    """Counts the ids that the index does not hold."""
     wanted = pa.array(sorted(documents), pa.string())
     found: set[str] = set()
     for batch in index.snapshot.scan(["doc_id"], 65_536):

@@ -47,7 +47,7 @@ def _entry(path: Path, number: int, line: str) -> tuple[str, str, float]:
 
 
 def _trec_columns(line: str) -> tuple[str, str, str]:
-    """Returns query, document and score of a line of six columns; ValueError where there are not six."""
+    """Returns query, document and score of a line of six columns; ValueError for another number of columns."""
     columns = line.split("\t") if line.count("\t") == 5 else line.split()
     if len(columns) != 6:
         found = BLANKS_IN_IDS.fullmatch(line)
@@ -76,7 +76,7 @@ def _expected(path: Path, number: int, line: str) -> str:
 
 
 def write_run(path: str | Path, rankings: Iterable[tuple[str, DocumentScores]], tag: str = "tridex") -> None:
-    """Writes (query id, document id -> score) rankings, best first; the file appears when it is complete.
+    """Writes (query id, document id -> score) rankings, best first; the file appears only when complete.
 
     Columns are parted by blanks, in lines with an id that holds one by tabs. ConfigError names an id with a tab or a
     line break, which only JSON Lines can hold.

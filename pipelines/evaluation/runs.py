@@ -27,7 +27,7 @@ DEPTH = 1000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RankedQuery:
-    """One query with its candidates and the document of each candidate."""
+    """Holds one query with its candidates and the document of each candidate."""
 
     query_id: str
     text: str
@@ -36,7 +36,7 @@ class RankedQuery:
 
 
 def rank(index: Index, queries: Mapping[str, str], candidates: int = 200) -> list[RankedQuery]:
-    """Candidates of every channel of the index, for every query."""
+    """Retrieves candidates of every channel of the index, for every query."""
     ids, texts = list(queries), list(queries.values())
     judged: list[RankedQuery] = []
     for first in range(0, len(ids), BATCH):
@@ -48,7 +48,7 @@ def rank(index: Index, queries: Mapping[str, str], candidates: int = 200) -> lis
 
 
 def _documents(index: Index, positions: Sequence[IntArray]) -> list[npt.NDArray[np.object_]]:
-    """Document ids for each list of positions, read once."""
+    """Reads the document ids for each list of positions, all in one read."""
     needed, inverse = np.unique(np.concatenate(positions), return_inverse=True)
     ids = index.snapshot.take(needed, ["doc_id"])["doc_id"].to_numpy()
     bounds = np.cumsum([len(p) for p in positions])[:-1]
@@ -64,7 +64,7 @@ def _scored(documents: npt.NDArray[np.object_], scores: npt.NDArray[Any]) -> dic
 
 
 def channel_run(judged: Sequence[RankedQuery], channel: Channel) -> Run:
-    """Returns what one channel finds by itself."""
+    """Returns the run of one channel alone."""
     run: Run = {}
     for query in judged:
         top = query.found.tops[channel]

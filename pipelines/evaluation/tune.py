@@ -1,4 +1,4 @@
-"""Chooses fusion and weights on judged queries, and says honestly whether fusing is worth it.
+"""Chooses fusion and weights on judged queries, and tests whether fusion beats the best channel.
 
 Weights come from coordinate ascent over a coarse grid, because nDCG is a step function of them and finer steps fit
 noise. What is reported is cross-validated: each query is scored with weights chosen without it. A hybrid that does not
@@ -32,7 +32,7 @@ DISCOUNTS = 1 / np.log2(np.arange(2, K + 2))
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Features:
-    """All queries' candidates, padded: values (queries, candidates, channels), gains (queries, candidates)."""
+    """Holds all queries' candidates, padded: values (queries, candidates, channels), gains (queries, candidates)."""
 
     channels: tuple[Channel, ...]
     values: npt.NDArray[np.float32]
@@ -40,7 +40,7 @@ class Features:
     ideal: Doubles
 
     def ndcg(self, weights: Doubles, rows: npt.NDArray[np.int64] | None = None) -> Doubles:
-        """nDCG@10 of each query under the weights."""
+        """Computes nDCG@10 of each query under the weights."""
         chosen = slice(None) if rows is None else rows
         scores = self.values[chosen] @ weights.astype(np.float32)
         depth = min(K, scores.shape[1])
@@ -52,7 +52,7 @@ class Features:
 
 
 def features(ranked: Sequence[RankedQuery], qrels: Qrels, fusion: Fusion, channels: tuple[Channel, ...]) -> Features:
-    """A fusion's channel parts. Only a document's best chunk by the sum of the parts stays, as in a run."""
+    """Computes a fusion's channel parts; keeps a document's best chunk by the sum of the parts, as in a run."""
     width = max(len(q.documents) for q in ranked)
     values = np.full((len(ranked), width, len(channels)), -1e6, np.float32)
     gains = np.zeros((len(ranked), width), np.float32)
@@ -70,7 +70,7 @@ def features(ranked: Sequence[RankedQuery], qrels: Qrels, fusion: Fusion, channe
 
 
 def ascend(table: Features, rows: npt.NDArray[np.int64]) -> Doubles:
-    """Weights that are best on the rows, by coordinate ascent from equal weights; the largest is made 1."""
+    """Optimises weights on the rows by coordinate ascent from equal weights; scales the largest to 1."""
     weights = np.ones(len(table.channels))
     best = float(table.ndcg(weights, rows).mean())
     for _ in range(4):
@@ -89,7 +89,7 @@ def ascend(table: Features, rows: npt.NDArray[np.int64]) -> Doubles:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tuning:
-    """What tuning found. `hybrid` is cross-validated; channels need no fitting and are measured as they are."""
+    """Reports what tuning found. `hybrid` is cross-validated; channels need no fitting and are measured as they are."""
 
     fusion: Fusion
     weights: Mapping[Channel, float]
@@ -103,7 +103,7 @@ class Tuning:
 
     @property
     def p(self) -> float:
-        """Paired test of the hybrid against the best single channel."""
+        """Returns the p of a paired test of the hybrid against the best single channel."""
         return paired_p(self.hybrid, self.channels[self.best_channel])
 
     @property
@@ -142,7 +142,7 @@ class Tuning:
     __repr__ = text
 
     def config(self) -> SearchOptions:
-        """The search config; ConfigError if fusing does not pay."""
+        """Returns the search config; ConfigError if fusion is not better than the best channel."""
         best = self.best_channel
         if not self.beats_best_channel:
             raise ConfigError(
@@ -176,7 +176,7 @@ def tune(
 
 
 def tune_ranked(index: Index, ranked: Sequence[RankedQuery], qrels: Qrels, folds: int = 5, seed: int = 0) -> Tuning:
-    """`tune` on candidates that are there already."""
+    """Tunes as `tune`, on candidates that are retrieved already."""
     channels: tuple[Channel, ...] = tuple(index.channels)
     fold = np.random.default_rng(seed).permutation(len(ranked)) % folds
     tables = {f: features(ranked, qrels, f, channels) for f in FUSIONS}
@@ -198,7 +198,7 @@ def tune_ranked(index: Index, ranked: Sequence[RankedQuery], qrels: Qrels, folds
 
 
 def _cross_validate(table: Features, fold: npt.NDArray[np.int64], folds: int) -> Doubles:
-    """nDCG@10 of each query under weights chosen on the other folds."""
+    """Computes nDCG@10 of each query under weights chosen on the other folds."""
     result = np.zeros(len(fold))
     for k in range(folds):
         held = np.flatnonzero(fold == k)

@@ -1,4 +1,4 @@
-"""Reranking as a job: a run file in, the same documents with a reranker's scores out, over a pool of actors.
+"""Reranks a run file over a pool of actors: the same documents with a reranker's scores come out.
 
 The driver reads ids alone and pins a version of the index; actors read the texts they score. Finished queries are
 appended to `OUTPUT.partial`, whose first line says what they depend on, so a job that dies goes on where it stopped
@@ -52,7 +52,7 @@ SCORED = pa.schema(
 
 
 class RerankConfig(Model):
-    """What `rerank_run` does. `model_options` are fields of `actors.rerankers.engine.RerankOptions`."""
+    """Configures `rerank_run`. `model_options` are fields of `actors.rerankers.engine.RerankOptions`."""
 
     index: str
     run: Path
@@ -78,7 +78,7 @@ class RerankConfig(Model):
 
 @dataclass(frozen=True, slots=True)
 class RerankSummary:
-    """What a job did. missing: documents of the run that the index does not have; they are not in the output."""
+    """Reports what a job did. missing: documents of the run that the index lacks; they are not in the output."""
 
     output: str
     queries: int
@@ -126,7 +126,7 @@ def rerank_run(config: RerankConfig) -> RerankSummary:
 def plan_block(
     snapshot: Snapshot, wanted: Mapping[str, Sequence[str]], texts: Mapping[str, str]
 ) -> tuple[pa.Table, int]:
-    """A row for each query with the positions of its documents' chunks, and how many documents the index lacks.
+    """Builds a row for each query with the positions of its documents' chunks, and counts documents not in the index.
 
     A run may name documents or chunks; one pass over the id columns finds both.
     """
@@ -141,7 +141,7 @@ def plan_block(
 
 
 def _find_rows(snapshot: Snapshot, ids: set[str]) -> dict[str, IntArray]:
-    """Positions of each document's chunks, or of the one chunk of that name."""
+    """Finds the positions of each document's chunks, or of the one chunk of that name."""
     wanted, first = pa.array(sorted(ids), pa.string()), 0
     places: dict[str, list[int]] = {}
     for batch in snapshot.scan(["doc_id", "chunk_id"]):
@@ -155,7 +155,7 @@ def _find_rows(snapshot: Snapshot, ids: set[str]) -> dict[str, IntArray]:
 
 
 class RerankActor:
-    """The shell: one reranker and one open index in one process; a block of queries in, their scores out."""
+    """Holds one reranker and one open index in a process; scores blocks of queries."""
 
     def __init__(self, config: RerankConfig, version: int) -> None:
         from actors.rerankers.registry import load_reranker
@@ -172,7 +172,7 @@ class RerankActor:
         )
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """A query that cannot be scored comes back with its `error`; it takes no other query with it."""
+        """Scores a block; a query that cannot be scored gets its `error` and fails no other query."""
         queries = block.to_pylist()
         found = isolate_failures(lambda part: self._score([queries[i] for i in part]), np.arange(len(queries)))
         rows = [row for _, part in found.parts for row in part]
@@ -191,7 +191,7 @@ class RerankActor:
 
 
 def _best(documents: Sequence[str], scores: Any) -> dict[str, list[Any]]:
-    """Each document once, with the score of its best chunk."""
+    """Keeps each document once, with the score of its best chunk."""
     best: dict[str, float] = {}
     for document, score in zip(documents, scores.tolist(), strict=True):
         best[document] = max(score, best.get(document, -np.inf))
@@ -199,7 +199,7 @@ def _best(documents: Sequence[str], scores: Any) -> dict[str, list[Any]]:
 
 
 def _scored(config: RerankConfig, partial: PartialResults, block: pa.Table) -> Generator[list[dict[str, Any]]]:
-    """Batches of scored queries as they come."""
+    """Yields batches of scored queries as they arrive."""
     if not len(block):
         return
     started, done = time.monotonic(), 0
@@ -225,7 +225,7 @@ def _scored(config: RerankConfig, partial: PartialResults, block: pa.Table) -> G
 
 
 def _fingerprint(config: RerankConfig) -> str:
-    """Which weights a worker finds under the model's name, told without loading them.
+    """Hashes the weights that a worker finds under the model's name, without loading them.
 
     ConfigError, before any actor starts, where it cannot find the model or its files.
     """
@@ -249,7 +249,7 @@ def _print_progress(done: int, total: int, started: float) -> None:
 
 
 class PartialResults:
-    """`OUTPUT.partial`: a line of JSON that says what the scores depend on, then one for each finished query."""
+    """Appends to `OUTPUT.partial`: a line of JSON with what the scores depend on, then one per finished query."""
 
     def __init__(self, config: RerankConfig) -> None:
         self.path = config.output.with_name(config.output.name + ".partial")
@@ -259,7 +259,7 @@ class PartialResults:
         self.resumed = 0
 
     def open(self, newest: int) -> dict[str, dict[str, float]]:
-        """The scores that are there; `version` is then the index's version that all scores are of."""
+        """Reads the existing scores; `version` is then the index version that all scores are of."""
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
         whole = [line for line in lines if line.endswith("\n")]
         if lines and not lines[0].startswith("{"):
@@ -278,7 +278,7 @@ class PartialResults:
         return done
 
     def confirm(self, weights: str) -> None:
-        """ConfigError where the scores that are there came from other weights of the same name."""
+        """Raises ConfigError if the existing scores came from other weights of the same name."""
         self._refuse("model: its weights have changed" if self.weights not in (None, weights) else None)
         if self.weights is None:
             self.weights = weights
@@ -291,7 +291,7 @@ class PartialResults:
             )
 
     def _write(self, scored: Sequence[str]) -> None:
-        """The head, and lines of scores, in place of what was there; a process that dies here leaves the old file."""
+        """Replaces the file by the head and lines of scores; a process that dies here leaves the old file."""
         head = json.dumps({**self.request, "version": self.version, "weights": self.weights})
         unfinished = self.path.with_name(f".{self.path.name}.writing")
         unfinished.write_text("".join([head + "\n", *scored]), encoding="utf-8")
@@ -311,7 +311,7 @@ def _write_lines(file: TextIO, scored: Mapping[str, Mapping[str, float]]) -> Non
 
 
 def _request(config: RerankConfig) -> dict[str, Any]:
-    """Everything that the scores depend on, but for the index's version."""
+    """Returns everything that the scores depend on, except the index's version."""
     same = config.model_dump(
         mode="json", exclude={"output", "tag", "force", "storage_options", "compute", "pool", "ray"}
     )
@@ -320,5 +320,5 @@ def _request(config: RerankConfig) -> dict[str, Any]:
 
 
 def to_json(summary: RerankSummary) -> dict[str, Any]:
-    """For `--json`."""
+    """Formats the summary for `--json`."""
     return asdict(replace(summary, seconds=round(summary.seconds, 3)))

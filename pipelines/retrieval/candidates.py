@@ -1,4 +1,4 @@
-"""Finds a query's candidates: the union of what its channels find, each row with every channel's exact score.
+"""Generates a query's candidates: the union of the channels' best rows, each with every channel's exact score.
 
 ColBERT has no index of its own. On a small table (`channels.colbert.COLBERT_SCAN_BYTES`) it scores every row; above,
 its best rows are looked for among the best of the other channels, which then contribute `colbert_oversampling` times
@@ -34,7 +34,7 @@ Scores = Mapping[Channel, Floats]
 
 
 def colbert_oversampling(channel: Channel, rule: FusionRule | None) -> int:
-    """Returns how many rows a channel contributes per candidate where ColBERT re-scores; most for an open fusion."""
+    """Returns how many rows a channel retrieves per candidate if ColBERT only re-scores; most for an open fusion."""
     light = rule is not None and 2 * rule.weights.get("colbert", 0) <= sum(rule.weights.values())
     spec = CHANNELS[channel]
     return spec.colbert_oversampling_light if light else spec.colbert_oversampling
@@ -42,7 +42,7 @@ def colbert_oversampling(channel: Channel, rule: FusionRule | None) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidates:
-    """One query's candidates, ascending by position, with exact scores.
+    """Holds one query's candidates, ascending by position, with exact scores.
 
     Where the fusion is known they have the scores of the channels that it adds up; `CandidateGenerator.all_scores`
     computes the others' for the rows that are shown.
@@ -58,14 +58,14 @@ class Candidates:
 
 @dataclass(frozen=True, slots=True)
 class CandidatePlan:
-    """How candidates are found: n rows per channel; the fusion to come, if known; whether ColBERT only re-scores."""
+    """Holds n rows per channel, the later fusion if it is known, and whether ColBERT only re-scores."""
 
     n: int
     rule: FusionRule | None
     rescores: bool
 
     def depth(self, channel: Channel) -> int:
-        """Returns how many rows the channel contributes."""
+        """Returns how many rows the channel retrieves."""
         return self.n * (colbert_oversampling(channel, self.rule) if self.rescores else 1)
 
     def uses(self, channel: Channel) -> bool:
@@ -75,7 +75,7 @@ class CandidatePlan:
 
 @dataclass(frozen=True)
 class CandidateGenerator:
-    """Finds and scores candidates over the channels of an index."""
+    """Generates and scores candidates over the channels of an index."""
 
     channels: Mapping[Channel, ChannelSearch]
     snapshot: Snapshot
@@ -105,7 +105,7 @@ class CandidateGenerator:
     def rank_by_one(
         self, queries: EncodedQueries, channel: Channel, n: int, where: Filter | None, exact: bool
     ) -> list[Ranking]:
-        """Ranks the n best rows of each query by one channel alone."""
+        """Ranks the n best rows of each query by a single channel."""
         if self._colbert_rescores((channel,), exact):
             alone = FusionRule("weighted", {channel: 1.0})
             return [found.tops[channel] for found in self.find(queries, [channel], n, where, rule=alone)]
@@ -126,7 +126,7 @@ class CandidateGenerator:
         return {c: scores[c] for c in self.channels}
 
     def with_rows(self, queries: EncodedQueries, found: Candidates, rows: IntArray) -> Candidates:
-        """Returns a single query's candidates with these rows among them, and with every channel's scores."""
+        """Returns a single query's candidates, these rows added to them, with every channel's scores."""
         if not len(np.setdiff1d(rows, found.positions)) and found.scores.keys() == self.channels.keys():
             return found
         both = np.union1d(found.positions, rows)
@@ -134,11 +134,11 @@ class CandidateGenerator:
 
     @cached_property
     def sample(self) -> IntArray:
-        """Returns positions of ZSCORE_SAMPLE_ROWS rows, chosen by content: equal corpora give equal z-scores."""
+        """Returns ZSCORE_SAMPLE_ROWS positions, chosen by content hash: equal corpora give equal z-scores."""
         return sample_by_content(self.snapshot, ZSCORE_SAMPLE_ROWS)
 
     def _colbert_rescores(self, wanted: tuple[Channel, ...], exact: bool) -> bool:
-        """Returns whether ColBERT is wanted and only re-scores what other channels find."""
+        """Returns whether ColBERT is searched and only re-scores what other channels retrieve."""
         colbert = self.channels.get("colbert")
         others = self.channels.keys() - {"colbert"}
         return (
@@ -149,7 +149,7 @@ class CandidateGenerator:
         )
 
     def _finding(self, wanted: tuple[Channel, ...]) -> tuple[Channel, ...]:
-        """Returns the channels that find rows for ColBERT: those of the search, and those that always do (sparse)."""
+        """Returns the channels that retrieve rows for ColBERT: the searched ones, and sparse in any case."""
         others = {*wanted} - {"colbert"} or {*self.channels} - {"colbert"}
         return tuple(c for c in self.channels if CHANNELS[c].always_feeds_colbert or c in others)
 
@@ -161,7 +161,7 @@ class CandidateGenerator:
         sample: Scores | None,
         plan: CandidatePlan,
     ) -> Candidates:
-        """Joins one query's rankings into candidates. What ColBERT then scores best is its own ranking."""
+        """Joins one query's rankings into candidates; ColBERT's best scores among them are its own ranking."""
         rows = np.unique(np.concatenate([np.zeros(0, np.int64), *(top.positions for top in tops.values())]))
         scores: Scores = {}
         if plan.rule is not None and plan.rescores and len(rows) > plan.depth("colbert"):
@@ -177,7 +177,7 @@ class CandidateGenerator:
     def _preselect(
         self, queries: EncodedQueries, i: int, rows: IntArray, sample: Scores | None, rule: FusionRule, n: int
     ) -> tuple[IntArray, Scores]:
-        """Keeps the n best rows by the fusion with approximate ColBERT scores; with the others' exact ones."""
+        """Keeps the n best rows by the fusion of approximate ColBERT scores and the other channels' exact ones."""
         colbert = self.channels["colbert"]
         if not (isinstance(colbert, ColbertChannel) and colbert.has_approximate_scores):
             return rows, {}
@@ -189,14 +189,14 @@ class CandidateGenerator:
         return rows[kept], {c: some[kept] for c, some in scores.items()}
 
     def _exact(self, queries: EncodedQueries, i: int, rows: IntArray, wanted: Iterable[Channel]) -> Scores:
-        """Returns exact scores by these channels, computed side by side."""
+        """Computes exact scores by these channels in parallel threads."""
         started = {c: _pool().submit(self.channels[c].scores, queries, i, rows) for c in wanted}
         return {c: scores.result() for c, scores in started.items()}
 
     def _sample_scores(
         self, queries: EncodedQueries, i: int, rule: FusionRule | None
     ) -> Mapping[Channel, Future[Floats]]:
-        """Starts scoring the index's sample by every channel that the fusion may need, beside all else."""
+        """Starts scoring the index's sample by every channel that the fusion may need, in the background."""
         used = [c for c in self.channels if rule is None or rule.weights.get(c, 0) > 0]
         return {c: _pool().submit(self.channels[c].scores, queries, i, self.sample) for c in used}
 

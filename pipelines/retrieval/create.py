@@ -1,4 +1,4 @@
-"""Makes an empty index that `Index.upsert` can fill: for programs that add documents one by one instead of in a job."""
+"""Creates an empty index for `Index.upsert`: for programs that add documents one by one instead of in a job."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _describe(embedder: EmbedderConfig) -> dict[str, Any]:
 
 
 def add_metadata_columns(index: Index, fields: Sequence[pa.Field]) -> None:
-    """Adds empty metadata columns under the index's lease; documents that are there get null.
+    """Adds empty metadata columns under the index's lease; existing documents get null.
 
     Raises ConfigError for a name that the index uses itself.
     """

@@ -1,4 +1,4 @@
-"""The model behind an index: made from the index's identity, loaded when the first query needs it, checked against it.
+"""Loads the model of an index when the first query needs it, and checks it against the index's identity.
 
 This is the only way from retrieval to torch.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def check_identity(uri: str, identity: Identity, name: str, embedder: Any) -> None:
-    """ConfigError, naming the first field that differs, if `embedder` did not build the columns NAME_*."""
+    """Raises ConfigError, naming the first field that differs, if `embedder` did not build the columns NAME_*."""
     described = {**identity.embedders[name], **embedder.identity()}
     other = Identity(identity.chunk, identity.text, {**identity.embedders, name: described}, identity.format_version)
     difference = identity.difference(other)
@@ -33,7 +33,7 @@ def check_identity(uri: str, identity: Identity, name: str, embedder: Any) -> No
 
 
 class QueryEncoder:
-    """Turns queries into the outputs that an index has."""
+    """Encodes queries to the outputs that an index stores."""
 
     def __init__(
         self, uri: str, identity: Identity, name: str, embedder: Embedder | EmbedderSpec | None = None
@@ -52,7 +52,7 @@ class QueryEncoder:
 
     @property
     def loaded(self) -> Embedder | None:
-        """Returns the model, if a query has needed it yet or it was given."""
+        """Returns the model if it is loaded already, else None."""
         return self._given
 
     @property
@@ -71,7 +71,7 @@ class QueryEncoder:
         return embedder
 
     def encode(self, texts: Sequence[str], outputs: Sequence[Output]) -> EmbeddingBatch:
-        """The queries' outputs. A query without a token gets zero vectors and matches nothing by meaning.
+        """Encodes queries; one without a token gets zero vectors and matches nothing by meaning.
 
         One alone is encoded by one thread: others would spin beside the search that follows (30 ms for 45 in all).
         """
@@ -82,7 +82,7 @@ class QueryEncoder:
             return embedder.embed_queries(list(texts), list(outputs))
 
     def encode_picture(self, picture: Picture, text: str) -> EmbeddingBatch:
-        """Returns one query of a picture and a text; ConfigError where the model sees no pictures."""
+        """Encodes a picture and a text as one query; ConfigError if the model takes no pictures."""
         from actors.embedders.visualized import VisualizedBGE
 
         if not isinstance(self.embedder, VisualizedBGE):
@@ -90,7 +90,7 @@ class QueryEncoder:
         return self.embedder.embed_images([picture], [text], "query")
 
     def words(self, texts: Sequence[str]) -> tuple[IntArray, IntArray]:
-        """Returns the ids behind the queries' ColBERT vectors, and of how many pieces the word of each is made."""
+        """Returns the token ids behind the queries' ColBERT vectors, and the number of pieces in the word of each."""
         ids, offsets = self.token_ids(texts)
         return ids, pieces(self.embedder.tokenizer.continuing[ids], offsets)
 
@@ -103,7 +103,7 @@ class QueryEncoder:
 
 
 def pieces(continuing: npt.NDArray[np.bool_], offsets: IntArray) -> IntArray:
-    """Returns int64 (tokens,): how many tokens the word of each token has; no word goes on from one text to the next.
+    """Counts, int64 (tokens,), the tokens of each token's word; no word continues from one text to the next.
 
     >>> pieces(np.array([False, True, True, False, True]), np.array([0, 4, 5])).tolist()
     [3, 3, 3, 1, 1]

@@ -1,4 +1,4 @@
-"""Encodes queries by the index's model, weights them by IDF, and expands them by near tokens where the index does."""
+"""Encodes queries by the index's model, weights them by IDF, and expands them if the index is configured so."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines.search_indexes.document_frequencies import apply_idf
 
 
 def encode_queries(index: IndexHandle, texts: Sequence[str], outputs: Sequence[Output]) -> EncodedQueries:
-    """Encodes queries to these outputs; with none of them, or no query, no model is loaded.
+    """Encodes queries to these outputs; loads no model if there are no outputs or no queries.
 
     InvalidRequest names a query that is empty or not a text.
     """
@@ -30,7 +30,7 @@ def encode_queries(index: IndexHandle, texts: Sequence[str], outputs: Sequence[O
 
 
 def check_queries(texts: Sequence[str]) -> None:
-    """Refuses what is no text, or an empty one, by its number."""
+    """Raises InvalidRequest with the number of the first query that is empty or no text."""
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise InvalidRequest(f"query {i}: expected a text, got {type(text).__name__}")

@@ -1,4 +1,4 @@
-"""Holds a SQL condition as the rows that it allows: evaluated once, then the same for every channel."""
+"""Evaluates a SQL condition once to a mask of allowed rows, which every channel then shares."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class Filter:
-    """The rows that a condition allows, as a mask over positions."""
+    """Holds the rows that a condition allows, as a mask over positions."""
 
     allowed: Mask
     rows: Rows

@@ -1,5 +1,4 @@
-"""Joins the channels' scores of one query's candidates into one. Every fusion is a sum of one part per channel, so that
-a hit can be explained by its parts.
+"""Fuses the channels' scores of one query's candidates into one: a sum of one part per channel, which explains a hit.
 
 Every candidate has every channel's exact score here, so no fusion has to guess what a missing score means. `zscore`
 measures a score against those of rows sampled from the table (how far out is this, for this query?) and not against
@@ -29,14 +28,14 @@ RRF_K = 60
 
 @dataclass(frozen=True, slots=True)
 class FusionRule:
-    """A fusion and its weights; channels with weight 0 are scored and shown, and add nothing to the fused score."""
+    """Holds a fusion and its weights; channels of weight 0 are scored and shown, and add nothing to the fused score."""
 
     fusion: Fusion
     weights: Mapping[Channel, float]
 
 
 def default_fusion(model: str, available: tuple[Channel, ...], fitted: bool = False) -> FusionRule:
-    """Returns what is measured best for the model, over the channels that the index has (benchmarks/RESULTS.md).
+    """Returns the fusion measured best for the model, over the channels of the index (benchmarks/RESULTS.md).
 
     fitted: its heads come from `tridex fit-heads`, as those of the packaged model do.
     """
@@ -52,7 +51,7 @@ def default_fusion(model: str, available: tuple[Channel, ...], fitted: bool = Fa
 def resolve_fusion(
     default: FusionRule, available: tuple[Channel, ...], fusion: Fusion | None, weights: Mapping[str, float] | None
 ) -> FusionRule:
-    """Returns the fusion of a search, with the index's default for what it leaves open.
+    """Completes the fusion of a search by the index's default.
 
     InvalidRequest names a channel that the index lacks. Weights alone, with BM25 among them, turn a sum of raw scores
     into one of z-scores: raw BM25 has no upper bound and would drown the others.
@@ -74,7 +73,7 @@ def _weighted(scores: Floats, _channel: Channel, _sample: Floats | None) -> Doub
 
 
 def _standardised(scores: Floats, reference: Floats) -> Doubles:
-    """Returns distances from the reference's mean in its standard deviations, at most MAX_ZSCORE for the best score."""
+    """Standardises scores by the reference's mean and standard deviation, at most MAX_ZSCORE for the best score."""
     values, known = scores.astype(np.float64), reference.astype(np.float64)
     mean = known.mean()
     spread = max(known.std(), (values.max(initial=mean) - mean) / MAX_ZSCORE)
@@ -86,12 +85,12 @@ def _zscore(scores: Floats, _channel: Channel, sample: Floats | None) -> Doubles
 
 
 def _dbsf(scores: Floats, _channel: Channel, _sample: Floats | None) -> Doubles:
-    """Position between mean - 3 sigma and mean + 3 sigma, cut to 0..1 (Qdrant's distribution-based score fusion)."""
+    """Scales scores from mean - 3 sigma to mean + 3 sigma into 0..1 (Qdrant's distribution-based score fusion)."""
     return np.clip(_standardised(scores, scores) / 6 + 0.5, 0, 1)
 
 
 def _rrf(scores: Floats, channel: Channel, _sample: Floats | None) -> Doubles:
-    """1 / (60 + rank); equal scores share the better rank, and what does not match a lexical channel gets nothing."""
+    """Computes 1 / (60 + rank); equal scores share the better rank; rows without a lexical match get 0."""
     ascending = np.sort(scores)
     rank = len(scores) - np.searchsorted(ascending, scores, side="right") + 1
     parts = 1.0 / (RRF_K + rank)
@@ -109,7 +108,7 @@ NORMALISERS: dict[Fusion, Callable[[Floats, Channel, Floats | None], Doubles]] =
 def parts(
     scores: Mapping[Channel, Floats], rule: FusionRule, sample: Mapping[Channel, Floats] | None = None
 ) -> dict[Channel, Doubles]:
-    """Returns what each channel adds to the fused score of each candidate: (n,) for every channel with a weight.
+    """Computes what each channel adds to the fused score of each candidate: (n,) for every channel with a weight.
 
     sample: scores of rows sampled from the table, which z-scores are measured against; without them, the candidates
     themselves are. Weights are divided by their sum (M3's rule), except in reciprocal rank fusion, where that is not
@@ -128,6 +127,6 @@ def normalised(
 
 
 def fuse(scores: Mapping[Channel, Floats], rule: FusionRule, sample: Mapping[Channel, Floats] | None = None) -> Doubles:
-    """Returns fused scores (n,), higher is better."""
+    """Computes fused scores (n,), higher is better."""
     fused: Doubles = np.sum(list(parts(scores, rule, sample).values()), axis=0)
     return fused

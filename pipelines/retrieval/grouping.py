@@ -1,4 +1,4 @@
-"""Pages and groups the ranked hits: which of them are shown."""
+"""Pages and groups ranked hits, to select which of them are returned."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pipelines.retrieval.hits import Hit
 
 @dataclass(frozen=True, slots=True)
 class Grouping:
-    """At most `size` hits for each value of a column."""
+    """Limits the hits to `size` for each value of a column."""
 
     column: str
     size: int
 
     def key(self, hit: Hit) -> Any:
-        """Returns the value that the hit is grouped by."""
+        """Returns the value by which the hit is grouped."""
         return getattr(hit, self.column) if self.column in ("doc_id", "chunk_id", "text") else hit.metadata[self.column]
 
 

@@ -22,7 +22,7 @@ MEMORY = 4 * 2**30
 
 
 class IndexHandle:
-    """One embedder's view of an index, at one version."""
+    """Opens one embedder's columns of an index at one version."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class IndexHandle:
         self.column_cache = ColumnCache(snapshot, encoder.name, memory, local, disk)
 
     def check_process(self) -> None:
-        """Raises RuntimeError in a forked child, where Lance would wait for ever for threads of the parent."""
+        """Raises RuntimeError in a forked child, because Lance would wait there forever for threads of the parent."""
         if os.getpid() != self._process:
             raise RuntimeError(
                 f"{self.snapshot.uri}: this index was opened in process {self._process}, and what it reads with does "
@@ -53,17 +53,17 @@ class IndexHandle:
 
     @property
     def identity(self) -> Identity:
-        """Returns the settings that made the index."""
+        """Returns the settings that the index was built with."""
         return self.snapshot.identity
 
     @property
     def name(self) -> str:
-        """Returns which embedder's columns are searched."""
+        """Returns the name of the embedder whose columns are searched."""
         return self.encoder.name
 
     @property
     def version(self) -> int:
-        """Returns the table's version that is open."""
+        """Returns the version of the table that is open."""
         return self.snapshot.version
 
     def __len__(self) -> int:
@@ -71,12 +71,12 @@ class IndexHandle:
 
     @cached_property
     def document_frequencies(self) -> DocumentFrequencies | None:
-        """Token counts for weighting queries by IDF; None where that is not wanted, or where none are counted yet."""
+        """Returns the token counts that weight queries by IDF; None if weighting is off or nothing is counted."""
         return read_document_frequencies(self.snapshot, self.name) if self.idf_weighting else None
 
     @cached_property
     def query_expander(self) -> QueryExpander | None:
-        """Adds near tokens to lexical queries; None where queries match their own tokens alone."""
+        """Returns the expander of lexical queries; None if queries match only their own tokens."""
         if not self.query_expansion:
             return None
         from pipelines.retrieval.query_expansion import QueryExpander

@@ -1,4 +1,4 @@
-"""Holds what a search returns: `Hits`, a sequence of frozen `Hit`s, as rows, as a table, as JSON and in print."""
+"""Defines what a search returns: `Hits`, a sequence of frozen `Hit`s, as rows, as a table, as JSON and in print."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OWN_COLUMNS: tuple[str, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A window of a hit's text.
+    """Holds a window of a hit's text.
 
     start, end: its characters in the document's text, of which the hit's text may be a chunk. marks: the matching
     parts, by their characters in `text`.
@@ -44,7 +44,7 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """Where a hit's best passage is. line: of the document's text, from 1; None where it is not known."""
+    """Holds the position of a hit's best passage. line: of the document's text, from 1; None if it is not known."""
 
     passage: Passage
     line: int | None
@@ -52,7 +52,7 @@ class Located:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One row of the answer. `score` orders the answer; `scores` are the channels' own, exact scores."""
+    """Holds one row of the answer. `score` orders the answer; `scores` are the channels' own, exact scores."""
 
     doc_id: str
     chunk_id: str
@@ -73,24 +73,24 @@ class Hit:
 
     @property
     def id(self) -> str:
-        """The chunk's id, which is unique in the index."""
+        """Returns the chunk's id, which is unique in the index."""
         return self.chunk_id
 
     @property
     def located(self) -> Located:
-        """The passage and its line."""
+        """Returns the passage and its line."""
         if self.locate is not None:
             return self.locate(self)
         return Located(Passage(self.text, self.start, self.start + len(self.text)), None)
 
     @property
     def passage(self) -> Passage:
-        """The window of the text that matched."""
+        """Returns the window of the text that matched."""
         return self.located.passage
 
     @property
     def line(self) -> int | None:
-        """The line of the document's text on which the passage begins, from 1."""
+        """Returns the line of the document's text on which the passage begins, from 1."""
         return self.located.line
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Hits(Sequence[Hit]):
-    """The answer to one query, best first."""
+    """Holds the answer to one query, best first."""
 
     query: str
     hits: tuple[Hit, ...]
@@ -142,7 +142,7 @@ class Hits(Sequence[Hit]):
 
     @property
     def ids(self) -> list[str]:
-        """The documents' ids, best first."""
+        """Returns the documents' ids, best first."""
         return [hit.doc_id for hit in self.hits]
 
     def to_dict(self) -> dict[str, Any]:

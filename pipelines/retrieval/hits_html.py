@@ -1,4 +1,4 @@
-"""Shows hits in a notebook: a card each, its passage with the matches marked, a bar for each channel's score."""
+"""Renders hits for a notebook: one card each, the passage with marked matches, and a bar for each channel's score."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _card(hit: Hit, best: Mapping[str, float]) -> str:
 
 
 def _bar(name: str, score: float, best: float) -> str:
-    """Returns a bar from zero to the best of this answer; a score below zero has none."""
+    """Draws a bar from zero to the best score of this answer; a score below zero has none."""
     share = max(0.0, score / best) if best > 0 else 0.0
     return (
         "<div style='display:flex;align-items:center;font-size:11px;gap:6px'>"
@@ -80,7 +80,7 @@ def _place(hit: Hit) -> str:
 
 
 def _passage(hit: Hit) -> str:
-    """Returns the passage with its matches marked; what precedes and follows it is shown by dots."""
+    """Renders the passage with its matches marked, and dots for the text before and after it."""
     passage, end, pieces = hit.passage, 0, []
     for start, stop in passage.marks:
         pieces += [escape(passage.text[end:start]), f"<mark style='{MARK}'>{escape(passage.text[start:stop])}</mark>"]

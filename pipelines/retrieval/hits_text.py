@@ -1,4 +1,4 @@
-"""Prints hits for a terminal: two aligned lines each, at the terminal's width, with colour where it is wanted."""
+"""Formats hits for a terminal: two aligned lines each, at the terminal's width, in colour if wanted."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ INDENT = 5
 
 
 def shorten(text: str, length: int) -> str:
-    """Returns one line of at most `length` characters, cut at a word."""
+    """Cuts a text to one line of at most `length` characters, at a word boundary."""
     flat = " ".join(text.split())
     return flat if len(flat) <= length else flat[:length].rsplit(" ", 1)[0] + " …"
 
 
 def terminal_width() -> int:
-    """Returns the terminal's width, at most 120; 80 where there is no terminal."""
+    """Returns the terminal's width, at most 120; 80 without a terminal."""
     return min(120, shutil.get_terminal_size((80, 24)).columns)
 
 
 def hits_as_text(hits: Hits, width: int = 80, colour: bool = False, columns: Sequence[str] = ()) -> str:
-    """Returns a heading and two lines per hit: its scores, id and place under the heading's names, then its passage.
+    """Returns a heading and two lines per hit: scores, id and place under the heading's names, then the passage.
 
     columns: metadata columns, shown on a third line.
     """
@@ -51,7 +51,7 @@ def _lines(hit: Hit, width: int, colour: bool, columns: Sequence[str]) -> Iterat
 
 
 def _place(hit: Hit, room: int) -> str:
-    """Names the source's file and line, as far as there is room."""
+    """Names the source's file and line, as far as the width allows."""
     if not hit.source:
         return ""
     place = hit.source.rpartition("/")[2] + ("" if hit.line is None else f":{hit.line}")
@@ -59,7 +59,7 @@ def _place(hit: Hit, room: int) -> str:
 
 
 def _passage(hit: Hit, width: int, colour: bool) -> str:
-    """The part of the passage with most matches, on one line, without breaking a word."""
+    """Returns the part of the passage with most matches, on one line, without breaking a word."""
     words = hit.passage.marked(OPEN, CLOSE).split(" ")
     starts = [i for i, word in enumerate(words) if OPEN in word] or [0]
     first = max(starts, key=lambda i: (_line(words, i, width).count(OPEN), -i))
@@ -72,7 +72,7 @@ def _passage(hit: Hit, width: int, colour: bool) -> str:
 
 
 def _line(words: Sequence[str], first: int, width: int) -> str:
-    """As many words from the first on as fit, with dots where words are left out."""
+    """Returns as many leading words as fit, with dots in place of words that are left out."""
     line = "… " if first else ""
     for last in range(first, len(words)):
         more = "" if last + 1 == len(words) else " …"

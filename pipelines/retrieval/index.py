@@ -47,14 +47,14 @@ if TYPE_CHECKING:
 
 
 class Index(IndexHandle):
-    """One embedder's view of an index, at one version. Safe to share between threads."""
+    """Searches one embedder's columns of an index at one version. Safe to share between threads."""
 
     def __repr__(self) -> str:
         channels = ", ".join(self.channels)
         return f"Index({self.snapshot.uri!r}, {len(self)} rows, version {self.version}, {self.name}: {channels})"
 
     def __reduce__(self) -> tuple[Callable[[], Index], tuple[()]]:
-        """Pickles and copies as what opened it: whoever unpickles it opens the same version again."""
+        """Pickles and copies as the arguments that opened it: unpickling opens the same version again."""
         column_cache, given = self.column_cache, self.encoder.given
         reopen = partial(
             open_index,
@@ -73,17 +73,17 @@ class Index(IndexHandle):
 
     @cached_property
     def channels(self) -> dict[Channel, ChannelSearch]:
-        """The channels that this index has, by name."""
+        """Returns the channels that this index has, by name."""
         return open_channels(self.column_cache)
 
     def warm(self) -> dict[Output, str]:
-        """Reads or copies now what searches would read or copy first; says where each output is held then."""
+        """Reads or copies in advance the columns that searches need; reports where each output is then held."""
         self.check_process()
         return self.column_cache.warm()
 
     @cached_property
     def candidate_generator(self) -> CandidateGenerator:
-        """Finds and scores candidates."""
+        """Returns the generator that finds and scores candidates."""
         return CandidateGenerator(self.channels, self.snapshot)
 
     @property
@@ -127,7 +127,7 @@ class Index(IndexHandle):
         return self.search_with(list(query), checked)
 
     def search_with(self, queries: Sequence[str], options: SearchOptions) -> list[Hits]:
-        """Searches with options that are checked already, such as a command's, a file's or an HTTP request's."""
+        """Searches with options that are checked already, such as those of a command, a file or an HTTP request."""
         request = self.request(options)
         return self.answer(self._encode_for(queries, request), request) if queries else []
 
@@ -148,7 +148,7 @@ class Index(IndexHandle):
 
     @spell_out_options
     def search_picture(self, picture: Picture, text: str = "", k: int = 10, **options: Unpack[SearchKeywords]) -> Hits:
-        """Searches by a picture, or by a picture and a text together; by vector alone where there is no text.
+        """Searches by a picture, or by a picture and a text together; by vector alone if there is no text.
 
         picture: encoded bytes, a path or a PIL image. Raises InvalidRequest where the index's model sees no pictures,
         PictureError for a picture that cannot be used.
@@ -179,12 +179,12 @@ class Index(IndexHandle):
         return explain_row(self, queries, request, self.candidate_generator.with_rows(queries, found, rows), rows)
 
     def request(self, options: SearchOptions) -> Request:
-        """Checks options against this index; InvalidRequest names the one at fault."""
+        """Checks options against this index; InvalidRequest names the first wrong one."""
         self.check_process()
         return check_request(options, self.snapshot, self.channels, self.default_fusion, self.filter)
 
     def filter(self, where: str) -> Filter:
-        """Evaluates a SQL condition, once for all channels; the last one is kept for the next page or query."""
+        """Evaluates a SQL condition once for all channels; the last one is cached for the next page or query."""
         check_filter(where)  # what is no text need not have a hash
         return self._filter(where)
 
@@ -202,7 +202,7 @@ class Index(IndexHandle):
         return encode_queries(self, queries, [o for o in self.column_cache.outputs if o in self.channels])
 
     def _encode_for(self, queries: Sequence[str], request: Request) -> EncodedQueries:
-        """Encodes queries unless no channel that the request uses takes vectors: BM25 alone loads no model."""
+        """Encodes queries if a channel of the request takes vectors: BM25 alone loads no model."""
         if request.takes_text_alone:
             check_queries(queries)
             return EncodedQueries(tuple(queries))
@@ -237,7 +237,7 @@ class Index(IndexHandle):
         return delete(self, ids)
 
     def candidates_for(self, queries: EncodedQueries, request: Request) -> list[Candidates]:
-        """Returns the candidates that a request ranks, of every query."""
+        """Returns the candidates that a request ranks, for every query."""
         rule = request.effective_rule
         sampled = rule.fusion == "zscore"
         return self.candidates(

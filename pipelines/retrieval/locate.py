@@ -1,4 +1,4 @@
-"""Finds the passage of a hit that matched, by ColBERT's and the lexical matches, and the line where it stands."""
+"""Locates the passage of a hit that matched, by ColBERT's and the lexical matches, and its line in the document."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MIN_SIMILARITY = 0.4
 
 @dataclass(frozen=True)
 class PassageFinder:
-    """Finds the passages of hits of one query, when they are first wanted, once each."""
+    """Finds the passages of hits of one query, lazily, once each."""
 
     index: IndexHandle
     queries: EncodedQueries
@@ -41,7 +41,7 @@ class PassageFinder:
         return self.kept[hit.chunk_id]
 
     def _strengths(self, text: str, position: int) -> dict[Span, float]:
-        """How much each word of a text has to do with the query; by its words alone where nothing is encoded."""
+        """Scores how relevant each word of a text is to the query; by shared words alone if nothing is encoded."""
         if self.queries.encoded is None or self.queries.encoded.colbert is None:
             return word_strengths(self.queries.texts[self.i], text)
         matches = colbert_matches(self.index, self.queries, self.i, position, Tokens(self.index, text))
@@ -57,12 +57,12 @@ class PassageFinder:
 
 
 def _places(word: str, text: str) -> list[Span]:
-    """Returns where a text has a word, letter case aside."""
+    """Returns where a word occurs in a text, ignoring letter case."""
     return [found.span() for found in re.finditer(rf"\b{re.escape(word)}\b", text, re.IGNORECASE)]
 
 
 def line_of(index: IndexHandle, hit: Hit, position: int, start: int) -> int | None:
-    """Returns the line of the document's text on which character `start` stands, from 1.
+    """Returns the line of the document's text that holds character `start`, from 1.
 
     The chunks before the hit are read for it; they are the rows before it. None where they are not (after an upsert
     into an old index, say).

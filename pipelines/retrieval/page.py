@@ -1,4 +1,4 @@
-"""Makes hits of ranked candidates: reads the rows that may reach the page, scores them by every channel, groups."""
+"""Builds hits from ranked candidates: reads the rows that may reach the page, scores them by every channel, groups."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OWN = ("doc_id", "chunk_id", "chunk_index", "text", "source", "start")
 
 
 def ranked_alone(generator: CandidateGenerator, queries: EncodedQueries, request: Request) -> list[Candidates]:
-    """Returns one channel's ranking of each query, as far as it can reach the page: only that is then scored."""
+    """Returns one channel's ranking of each query, cut to what can reach the page: only that is then scored."""
     (channel,) = request.searched
     tops = generator.rank_by_one(queries, channel, request.candidates, request.where, request.exact)
     scored = generator.channels if request.scores == "all" else (channel,)
@@ -33,13 +33,13 @@ def ranked_alone(generator: CandidateGenerator, queries: EncodedQueries, request
 
 
 def truncate_to_page(top: Ranking, request: Request) -> Ranking:
-    """Cuts a single-channel ranking behind the page's last hit, ties included; groups may need all of it."""
+    """Truncates a single-channel ranking to the page, ties included; groups may need all of it."""
     return top if request.grouping else top.first(_depth_with_ties(top.scores, request.depth))
 
 
 @dataclass(frozen=True)
 class PageReader:
-    """Turns fused candidates into the page of hits that a request wants."""
+    """Builds a request's page of hits from fused candidates."""
 
     snapshot: Snapshot
     generator: CandidateGenerator
@@ -102,7 +102,7 @@ def _group_column(request: Request) -> tuple[str, ...]:
 
 
 def _depths(request: Request, rows: int) -> list[int]:
-    """Says how many rows to read: for groups of one, which most often are most of the rows, first a few more."""
+    """Yields how many rows to read: with groups of one, which usually are most rows, first a few more."""
     if request.grouping is None:
         return [request.depth]
     first = 2 * request.depth

@@ -1,4 +1,4 @@
-"""Finds the passage of a hit that matched: the window of its text that holds most of what the query asks for."""
+"""Selects the passage of a hit: the window of its text with the strongest matches of the query."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Strengths = Mapping[Span, float]
 
 
 def word_strengths(query: str, text: str) -> dict[Span, float]:
-    """Gives every word of a text that the query has, too, a strength: less to short words and to repeated ones."""
+    """Assigns a strength to every word of a text that the query shares: less to short and to repeated words."""
     wanted = {match[0].lower() for match in WORD.finditer(query)}
     found = [match for match in WORD.finditer(text) if match[0].lower() in wanted]
     counts = Counter(match[0].lower() for match in found)
@@ -27,7 +27,7 @@ def word_strengths(query: str, text: str) -> dict[Span, float]:
 
 
 def best_passage(text: str, strengths: Strengths, offset: int = 0, length: int = PASSAGE) -> Passage:
-    """Returns the window of about `length` characters that holds the strongest parts; the beginning where none match.
+    """Returns the window of about `length` characters that holds the strongest parts; the beginning if none match.
 
     offset: where the text begins in its document.
     """
@@ -39,13 +39,13 @@ def best_passage(text: str, strengths: Strengths, offset: int = 0, length: int =
 
 
 def _significant(strengths: Strengths) -> Strengths:
-    """Leaves out parts that are weak beside the strongest: function words, and best matches of what is not there."""
+    """Drops parts that are weak beside the strongest: function words, and best matches of what does not occur."""
     least = MIN_SHARE * max(strengths.values(), default=0.0)
     return {span: strength for span, strength in strengths.items() if strength >= least}
 
 
 def _strongest_window(text: str, spans: list[Span], strengths: Strengths, length: int) -> Span:
-    """Slides over the parts: of equally strong windows the first, centred on its parts."""
+    """Slides a window over the parts; of equally strong windows the first, centred on its parts."""
     best, at, first, total = -1.0, (0, 0), 0, 0.0
     for last, (_, end) in enumerate(spans):
         total += strengths[spans[last]]
@@ -60,7 +60,7 @@ def _strongest_window(text: str, spans: list[Span], strengths: Strengths, length
 
 
 def _between_words(text: str, start: int, end: int) -> Span:
-    """Moves both ends to the nearest blanks within, so that no word is cut; a text without blanks stays as it is."""
+    """Moves both ends inwards to the nearest blanks, so that no word is cut; a text without blanks stays as it is."""
     if start > 0 and not text[start - 1].isspace():
         blank = re.compile(r"\s").search(text, start, end)
         start = blank.end() if blank else start
@@ -75,7 +75,7 @@ def _between_words(text: str, start: int, end: int) -> Span:
 
 
 def _joined(spans: list[Span], text: str) -> list[Span]:
-    """Joins parts that overlap or touch: the pieces of one word."""
+    """Joins parts that overlap or touch, such as the pieces of one word."""
     joined: list[Span] = []
     for start, end in spans:
         if joined and start <= joined[-1][1]:

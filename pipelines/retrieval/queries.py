@@ -14,7 +14,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedQueries:
-    """Texts and what the model made of them. token_weights: one per ColBERT vector, None where all count alike."""
+    """Holds texts and their encoded outputs. token_weights: one per ColBERT vector, None if all weigh the same."""
 
     texts: tuple[str, ...]
     encoded: EmbeddingBatch | None = None
@@ -24,7 +24,7 @@ class EncodedQueries:
         return len(self.texts)
 
     def one(self, i: int) -> EncodedQueries:
-        """Returns query i by itself."""
+        """Returns query i as a batch of one."""
         encoded, weights = self.encoded, self.token_weights
         if encoded is None:
             return EncodedQueries((self.texts[i],))

@@ -1,7 +1,7 @@
-"""A lexical query asks for the nearest words of its words, too: `measured` finds `measure` and `measurement`.
+"""Expands lexical queries by the nearest tokens in embedding space: `measured` then finds `measure` and `measurement`.
 
 BM25 has a stemmer for this, of one language. Here a word's neighbours are those whose input embeddings point the same
-way: the model learnt them, so they hold for its languages, and synonyms are among them. That asks for about twice the
+way: the model learnt them, so they hold for its languages, and synonyms are among them. That reads about twice the
 postings, and a token that no query had before is compared with the whole vocabulary once (with MiniLM some 4 ms for a
 query of new words, .3 ms for one of known ones).
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 from actors.outputs import Array, IntArray, SparseVectors, offsets_of
 
 MAX_NEIGHBOURS, MIN_COSINE, COSINE_POWER = 4, 0.5, 3
-"""At most four for each token, of a cosine of .5 or more, each asked for by its cube."""
+"""At most four for each token, of a cosine of .5 or more, each weighted by its cube."""
 MIN_LETTERS = 3
 """Shorter tokens are pieces of words, and the neighbours of a number are other numbers."""
 WORD_PIECE_MARKS = ("##", "▁", "Ġ")
@@ -30,10 +30,10 @@ Found = tuple[IntArray, npt.NDArray[np.float32]]
 
 
 class QueryExpander:
-    """The neighbours of every token of one model, found when they are first asked for. Threads may share it."""
+    """Finds and caches the neighbours of every token of one model. Threads may share it."""
 
     def __init__(self, embeddings: Tensor, names: Sequence[str]) -> None:
-        """embeddings: (vocabulary, h), the model's input embeddings; names: the tokenizer's name of each id."""
+        """Takes the model's input embeddings (vocabulary, h) and the tokenizer's name of each id."""
         self.words = np.array([i for i, name in enumerate(names[: len(embeddings)]) if _is_word(name)], np.int64)
         self.unit = _unit(embeddings[torch.from_numpy(self.words).to(embeddings.device)])
         self._place = {int(token): place for place, token in enumerate(self.words)}
@@ -45,11 +45,11 @@ class QueryExpander:
         return self._found[token_id]
 
     def sources_of(self, token_ids: Sequence[int], neighbour: int) -> list[int]:
-        """Returns those of the tokens that have this one among their neighbours."""
+        """Returns those of the tokens that have `neighbour` among their neighbours."""
         return [token for token in token_ids if token != neighbour and neighbour in self.of(token)[0]]
 
     def expand(self, queries: SparseVectors) -> SparseVectors:
-        """EncodedQueries that ask for the neighbours as well; what several tokens ask for is asked for by their sum."""
+        """Adds the neighbours to the queries; a neighbour of several tokens gets the sum of their weights."""
         if not len(queries.token_ids):
             return queries
         self._find(np.unique(queries.token_ids).tolist())
@@ -88,7 +88,9 @@ def _is_word(name: str) -> bool:
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    """What all words share is taken away, or it would make all of them alike. As exact as the model's own pass."""
+    """Subtracts the mean embedding, which would make all words alike, and normalises; in the precision of the model's
+    pass.
+    """
     centred = vectors.float()
     return torch.nn.functional.normalize(centred - centred.mean(0), dim=-1).to(vectors.dtype)
 
@@ -98,7 +100,7 @@ def _alone(token: int) -> Found:
 
 
 def _summed(keys: IntArray, weights: Array, rows: int) -> SparseVectors:
-    """Pairs of row (upper half of the key) and token, each with a weight, as rows of distinct tokens."""
+    """Sums weights of equal (row, token) keys, row in the upper half, to rows of distinct tokens."""
     distinct, place = np.unique(keys, return_inverse=True)
     lengths = np.bincount(distinct >> 32, minlength=rows)
     total = np.bincount(place, weights, len(distinct)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Checks the options of a search against one index: what they name must be there."""
+"""Checks the options of a search against one index: whatever they name must exist there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipelines.store.table import Snapshot
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A search, checked against an index. See `pipelines.config.search.SearchOptions` for the fields."""
+    """Holds a search that is checked against an index. See `pipelines.config.search.SearchOptions` for the fields."""
 
     k: int
     mode: Mode
@@ -33,20 +33,20 @@ class Request:
 
     @property
     def takes_text_alone(self) -> bool:
-        """Returns whether no channel that it uses needs an encoded query."""
+        """Returns whether none of its channels needs an encoded query."""
         reranks = (self.reranker.channel,) if isinstance(self.reranker, ByChannel) else ()
         return self.scores == "used" and not any(CHANNELS[c].output for c in (*self.searched, *reranks))
 
     @property
     def searched(self) -> tuple[Channel, ...]:
-        """Channels that find candidates."""
+        """Returns the channels that retrieve candidates."""
         if self.mode != "hybrid":
             return (self.mode,)
         return tuple(c for c, w in self.rule.weights.items() if w > 0)
 
     @property
     def effective_rule(self) -> FusionRule:
-        """Returns the rule as a fusion: one channel alone is its raw score."""
+        """Returns the rule as a fusion; a single channel is ranked by its raw score."""
         return self.rule if self.mode == "hybrid" else FusionRule("weighted", {self.searched[0]: 1.0})
 
     @property
@@ -97,7 +97,7 @@ def _check_mode(mode: Mode, available: tuple[Channel, ...]) -> None:
 
 
 def _grouping(options: SearchOptions, snapshot: Snapshot) -> Grouping | None:
-    """Returns None where every row would be a group of its own."""
+    """Returns the grouping; None if every row would be a group of its own."""
     column = options.group_by
     if column is None or (column == "doc_id" and not snapshot.has_chunks):
         return None

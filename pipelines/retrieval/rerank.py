@@ -1,4 +1,4 @@
-"""Runs the second stage: a reranker, a channel or any object that scores pairs scores the best hits again."""
+"""Reranks the best hits in a second stage: by a reranker, a channel or any object that scores pairs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pipelines.retrieval.hits import Hit
 
 
 class ByChannel:
-    """Reranks by a channel whose exact scores the hits already carry: no model runs."""
+    """Reranks by a channel whose exact scores the hits already carry; runs no model."""
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
 
 
 def as_reranker(rerank: str | Reranker, channels: tuple[str, ...]) -> Reranker | ByChannel:
-    """Returns the reranker that a name stands for: a channel's, or a model's, which is loaded; an object as it is."""
+    """Resolves the reranker of a name: a channel's, or a model's, which is loaded; an object is returned as it is."""
     if not isinstance(rerank, str):
         return rerank
     channel = next((c for c in CHANNELS if c == rerank), None)
@@ -32,7 +32,7 @@ def as_reranker(rerank: str | Reranker, channels: tuple[str, ...]) -> Reranker |
 
 @lru_cache(maxsize=2)
 def _loaded(name: str) -> Reranker:
-    """Loads a reranker, which stays loaded for the next search; InvalidRequest where it cannot be loaded."""
+    """Loads a reranker and caches it for the next search; InvalidRequest if it cannot be loaded."""
     from actors.rerankers.registry import load_reranker
 
     try:
@@ -42,7 +42,7 @@ def _loaded(name: str) -> Reranker:
 
 
 def rerank_hits(query: str, hits: Sequence[Hit], reranker: Reranker | ByChannel, depth: int) -> list[Hit]:
-    """Ranks the first `depth` hits by the second score (kept as scores["rerank"]), the rest below them as they were."""
+    """Ranks the first `depth` hits by the second score (as scores["rerank"]), the rest below in their old order."""
     head, tail = list(hits[:depth]), list(hits[depth:])
     if isinstance(reranker, ByChannel):
         scores = [hit.scores[reranker.channel] for hit in head]

@@ -1,4 +1,4 @@
-"""Shows what an index holds of one document: its chunks, where they stand, and its metadata. Loads no model."""
+"""Shows what an index stores of one document: its chunks, their spans, and its metadata. Loads no model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CHUNK_COLUMNS = ("chunk_id", "chunk_index", "start", "end", "text")
 
 @dataclass(frozen=True, slots=True)
 class StoredDocument:
-    """One document as it is stored; of a chunk's id, that chunk alone."""
+    """Holds one document as it is stored; for a chunk's id, that chunk alone."""
 
     doc_id: str
     source: str | None
@@ -41,7 +41,7 @@ class StoredDocument:
 
 
 def read_document(snapshot: Snapshot, id: str) -> StoredDocument:
-    """Reads a document by its id, or one chunk by the chunk's; InvalidRequest where the index holds neither."""
+    """Reads a document by its id, or one chunk by the chunk's; InvalidRequest if the index holds neither."""
     for column in ("doc_id", "chunk_id"):
         rows = snapshot.matching(sql_in(column, [id]))
         if len(rows):

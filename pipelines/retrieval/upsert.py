@@ -1,4 +1,4 @@
-"""Makes small changes from Python: `Index.upsert(rows)` and `Index.delete(ids)`, under the index's lease.
+"""Upserts and deletes documents from Python, `Index.upsert(rows)` and `Index.delete(ids)`, under the index's lease.
 
 This is for a handful of documents in a notebook or a service; a corpus goes through `tridex build`. Both go the same
 way and use the same two hashes: a document that is there as it is costs nothing, one of which only the metadata changed
@@ -40,7 +40,7 @@ from pipelines.store.updates import ADDRESS, commit_updates, split_by_fragment, 
 
 
 def upsert(index: IndexHandle, rows: Sequence[Mapping[str, Any]], check: Check | None = None) -> int:
-    """Writes documents; one whose `doc_id` is there takes its place. Returns their number.
+    """Writes documents and returns their number; a document replaces the one with the same `doc_id`.
 
     rows: `doc_id`, `text` (title and text joined, as the model shall read it) and the table's own columns; what a row
     leaves out is null. Only new texts are embedded. Searches see them after `open_index` is called again. check: is
@@ -94,7 +94,7 @@ def _check(index: IndexHandle, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def to_documents(target: Target, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """The documents with their ids, metadata in the table's types, and both hashes."""
+    """Adds ids, metadata in the table's types, and both hashes to the documents."""
     metadata = {
         name: pa.array([row.get(name) for row in rows], target.schema.field(name).type) for name in target.metadata
     }
@@ -104,7 +104,7 @@ def to_documents(target: Target, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 
 def compare(documents: pa.Table, stored: pa.Table) -> PartitionDiff:
-    """Compares documents with the rows that the table has of them, by the rule that jobs use."""
+    """Compares documents with their rows in the table, by the rule that jobs use."""
     n = np.arange(len(documents))
     content, metadata = (as_keys(documents.column(c).combine_chunks()) for c in ("content_hash", "metadata_hash"))
     keys = hash_ids(documents.column("doc_id").combine_chunks())
@@ -113,7 +113,7 @@ def compare(documents: pa.Table, stored: pa.Table) -> PartitionDiff:
 
 
 def write_metadata(target: Target, lease: Lease, documents: pa.Table, diff: PartitionDiff, version: int) -> None:
-    """Gives rows whose document has nothing new but metadata their new values, in one commit."""
+    """Writes new metadata values to the rows of documents whose content is unchanged, in one commit."""
     rows = documents.take(pa.array(diff.updated[:, 1])).append_column(ADDRESS, pa.array(diff.update_addresses))
     updates = [update_metadata(target, version, i, part) for i, part in split_by_fragment(rows).items()]
     commit_updates(target, lease, [update for update in updates if update is not None], "metadata")
@@ -122,7 +122,7 @@ def write_metadata(target: Target, lease: Lease, documents: pa.Table, diff: Part
 def _block(
     index: IndexHandle, target: Target, documents: pa.Table, rows: Sequence[Mapping[str, Any]], chosen: Sequence[int]
 ) -> pa.Table:
-    """The chosen rows, which `documents` describes, cut into chunks and embedded, as a block for `write_block`."""
+    """Chunks and embeds the chosen rows, which `documents` describes, as a block for `write_block`."""
     texts = [rows[i]["text"] for i in chosen]
     spans = _spans(index, texts)
     chunks = [chunk for i, span in enumerate(spans) for chunk in _chunks(rows[chosen[i]]["doc_id"], texts[i], span)]
@@ -138,7 +138,7 @@ def _block(
 
 
 def _spans(index: IndexHandle, texts: Sequence[str]) -> list[IntArray]:
-    """Where the documents are cut: (n, 2) characters of each."""
+    """Returns the character spans (n, 2) of each document's chunks."""
     chunking = ChunkConfig(**index.identity.chunk)
     if chunking.mode == "whole":
         return [np.array([[0, len(text)]]) for text in texts]
@@ -149,7 +149,7 @@ def _spans(index: IndexHandle, texts: Sequence[str]) -> list[IntArray]:
 
 
 def _chunks(doc_id: str, text: str, spans: IntArray) -> Iterator[dict[str, Any]]:
-    """What differs between the chunks of a document."""
+    """Builds the columns that differ between the chunks of a document."""
     for i, (start, end) in enumerate(spans.tolist()):
         place = {"chunk_id": f"{doc_id}#{i}", "chunk_index": i, "chunk_count": len(spans), "source": UPSERTED}
         yield place | {"start": start, "end": end, "text": text[start:end]}

@@ -1,4 +1,4 @@
-"""Samples rows by what they hold, so that equal corpora give equal samples, whatever the order of rows and builds."""
+"""Samples rows by their content hash: equal corpora give equal samples, whatever the order of rows and builds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counts document frequencies: in how many rows each token of the model occurs, which weights a query's tokens.
+"""Counts document frequencies, the rows in which each token of the model occurs, for IDF weights of query tokens.
 
 A rare query token says more about the right document than a full stop does. Late interaction weighs query tokens by
 inverse document frequency, shared by the pieces of a word, lexical matching by IDF times the root of the head's
@@ -35,13 +35,13 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DocumentFrequencies:
-    """Of `rows` rows, counts[t] have token t."""
+    """Holds counts[t], the number of `rows` rows that contain token t."""
 
     rows: int
     counts: npt.NDArray[np.int64]
 
     def idf(self, token_ids: Array) -> Floats:
-        """log(1 + (rows - count + .5) / (count + .5)), BM25's; a token outside the counts is as rare as can be."""
+        """Computes BM25's IDF, log(1 + (rows - count + .5) / (count + .5)); a token outside the counts has count 0."""
         known = token_ids < len(self.counts)
         count = np.where(known, self.counts[np.where(known, token_ids, 0)], 0)
         return np.log1p((self.rows - count + 0.5) / (count + 0.5)).astype(np.float32)
@@ -50,7 +50,7 @@ class DocumentFrequencies:
 def apply_idf(
     encoded: EmbeddingBatch, words: tuple[IntArray, IntArray] | None, statistics: DocumentFrequencies
 ) -> tuple[EmbeddingBatch, Floats | None]:
-    """Queries with lexical weights w made sqrt(w) x IDF, and what their ColBERT vectors weigh: IDF / sqrt(pieces).
+    """Weights queries by IDF: lexical weights w become sqrt(w) x IDF, ColBERT vectors weigh IDF / sqrt(pieces).
 
     A linear head cannot hold IDF, and in a query of ten words one wrong weight decides: the root takes the edge off.
     words: see `Encoder.words`. Each piece of a rare word is rare, so that a word of four would count four times.
@@ -69,7 +69,7 @@ def document_frequencies_table(name: str) -> str:
 def count_document_frequencies(
     snapshot: Snapshot, tokenizer: Any, max_length: int, sample: int = SAMPLE_ROWS
 ) -> DocumentFrequencies:
-    """Counts over at most `sample` rows, chosen by what they hold, each cut to the length that the model reads."""
+    """Counts over at most `sample` rows, chosen by content hash, each cut to the model's length."""
     rows = np.sort(sample_by_content(snapshot, sample))
     counts = np.zeros(0, np.int64)
     for part in np.array_split(rows, max(1, len(rows) // 4096)):
@@ -85,7 +85,7 @@ def count_document_frequencies(
 def update_document_frequencies(
     uri: str, table: str = "documents", storage_options: Mapping[str, str] | None = None
 ) -> dict[str, int]:
-    """Counts for every embedder with token outputs where more than 5% of the rows are newer than the counts.
+    """Recounts for every embedder with token outputs if more than 5% of the rows are newer than the counts.
 
     Returns the rows counted for each embedder that was counted. Run it when a job has ended: counts that lag behind
     the table cost accuracy, never correctness, and a job that edits a few rows should not tokenise 50,000.
@@ -134,7 +134,7 @@ def _open_counts(snapshot: Snapshot, name: str) -> lance.LanceDataset | None:
 
 
 def read_document_frequencies(snapshot: Snapshot, name: str) -> DocumentFrequencies | None:
-    """None where they have not been counted yet: query tokens then all weigh the same."""
+    """Reads the counts; None if there are none yet, and query tokens then all weigh the same."""
     dataset = _open_counts(snapshot, name)
     if dataset is None:
         return None

@@ -1,4 +1,4 @@
-"""The bm25 channel: Lance's full-text index over the text column.
+"""Builds and updates Lance's full-text index over the text column, for the bm25 channel.
 
 English stemming and stop words are on, because the lexical channel exists to match words, not word forms. Positions are
 off: they double the index and only phrase queries need them. Rows that the index does not cover yet are scanned by
@@ -28,7 +28,7 @@ def full_text_config() -> FTS:
 
 
 def update_full_text(target: Target) -> None:
-    """Makes the index where there is none, and adds the rows that it does not cover yet."""
+    """Builds the index if there is none, and adds the rows that it does not cover yet."""
     table = lancedb.connect(target.uri, storage_options=dict(target.storage_options)).open_table(target.table)
     if table.count_rows() == 0:
         return

@@ -1,4 +1,4 @@
-"""Postings of one segment as blocks: 2 bytes for the row and 1 for the weight of a posting, and one maximum a block.
+"""Encodes the postings of one segment as blocks: per posting 2 bytes of row and 1 of weight, per block one maximum.
 
 A block holds one token's postings within one page of 65,536 rows, so that a row is a 16-bit offset. Weights are
 rounded up to 1/255 of the block's maximum: a quantised score is never below the true one, and above it by less than a
@@ -44,7 +44,7 @@ def _plain_transpose(offsets: Any, token_ids: Any, weights: Any, _starts: Any, r
 
 @compiled_or(_plain_transpose)
 def transpose(offsets: Any, token_ids: Any, weights: Any, starts: Any, rows: Any, out: Any) -> None:
-    """Counting sort of rows and weights by token; `starts` (vocabulary,) are consumed as write positions."""
+    """Sorts rows and weights by token (counting sort); `starts` (vocabulary,) are consumed as write positions."""
     for i in range(len(offsets) - 1):
         for j in range(offsets[i], offsets[i + 1]):
             slot = starts[token_ids[j]]
@@ -60,7 +60,7 @@ def _plain_separate(data: Any, bounds: Any, starts: Any, offsets: Any, weights: 
 
 @compiled_or(_plain_separate)
 def separate(data: Any, bounds: Any, starts: Any, offsets: Any, weights: Any) -> None:
-    """Blocks' bytes, offsets (two bytes each) before weights, to all offsets and all weights."""
+    """Splits blocks' bytes, offsets (two bytes each) before weights, into all offsets and all weights."""
     for b in range(len(starts) - 1):
         first, last, at = starts[b], starts[b + 1], bounds[b]
         offsets[2 * first : 2 * last] = data[at : at + 2 * (last - first)]
@@ -68,7 +68,7 @@ def separate(data: Any, bounds: Any, starts: Any, offsets: Any, weights: Any) ->
 
 
 def by_token(rows: SparseVectors) -> tuple[IntArray, npt.NDArray[np.int32], Floats]:
-    """Rows turned around: starts (vocabulary + 1,) of each token's postings, their rows ascending, their weights."""
+    """Inverts rows: starts (vocabulary + 1,) of each token's postings, their rows ascending, and their weights."""
     vocabulary = int(rows.token_ids.max(initial=0)) + 1
     starts = offsets_of(np.bincount(rows.token_ids, minlength=vocabulary))
     positions, weights = np.empty(len(rows.token_ids), np.int32), np.empty(len(rows.token_ids), np.float32)
@@ -77,7 +77,7 @@ def by_token(rows: SparseVectors) -> tuple[IntArray, npt.NDArray[np.int32], Floa
 
 
 def _firsts(starts: IntArray, pages: npt.NDArray[np.uint16]) -> IntArray:
-    """Where blocks begin among postings ordered by token and page."""
+    """Finds where blocks begin among postings ordered by token and page."""
     new = np.empty(len(pages), bool)
     new[1:] = pages[1:] != pages[:-1]
     new[starts[:-1][np.diff(starts) > 0]] = True
@@ -86,7 +86,7 @@ def _firsts(starts: IntArray, pages: npt.NDArray[np.uint16]) -> IntArray:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Blocks:
-    """Decoded blocks, b of them with p postings in all.
+    """Holds decoded blocks, b of them with p postings in all.
 
     tokens uint32 (b,), pages (b,), maxima float32 (b,), starts int64 (b + 1,); offsets uint16 (p,), weights uint8 (p,).
     """
@@ -103,7 +103,7 @@ class Blocks:
         return sum(a.nbytes for a in (self.tokens, self.pages, self.maxima, self.starts, self.offsets, self.weights))
 
     def unfolded(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
-        """Blocks of LONG postings or more as one weight a row: place of each block (-1: it is short), (k, PAGE)."""
+        """Unfolds blocks of LONG postings or more to one weight per row: place of each block (-1: short), (k, PAGE)."""
         long = np.flatnonzero(np.diff(self.starts) >= LONG)
         places, rows = np.full(len(self.tokens), -1, np.int32), np.zeros((len(long), PAGE), np.uint8)
         for place, block in enumerate(long):
@@ -114,7 +114,7 @@ class Blocks:
 
     @classmethod
     def of(cls, rows: SparseVectors) -> Blocks:
-        """Blocks of rows 0..n-1."""
+        """Builds the blocks of rows 0..n-1."""
         starts, positions, weights = by_token(rows)
         pages = (positions >> PAGE_BITS).astype(np.uint16)
         first = _firsts(starts, pages)
@@ -128,7 +128,7 @@ class Blocks:
         return cls(tokens.astype(np.uint32), pages[first], maxima, bounds, offsets, quantised)
 
     def to_arrow(self, blocks_a_batch: int = 65_536) -> Iterator[pa.RecordBatch]:
-        """Record batches of BLOCK_SCHEMA."""
+        """Encodes the blocks as record batches of BLOCK_SCHEMA."""
         for first in range(0, len(self.tokens), blocks_a_batch):
             part = slice(first, first + blocks_a_batch)
             bounds = self.starts[first : min(first + blocks_a_batch, len(self.tokens)) + 1]
@@ -149,7 +149,7 @@ class Blocks:
 
     @classmethod
     def from_arrow(cls, table: pa.Table) -> Blocks:
-        """Inverse of `to_arrow`, for any selection of blocks in table order."""
+        """Decodes what `to_arrow` encodes, for any selection of blocks in table order."""
         column = table["data"].combine_chunks()
         column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
         column = column.cast(pa.large_binary())

@@ -1,4 +1,4 @@
-"""The sparse inverted index: tables `postings_NAME_*`, one a segment, each over named fragments of the documents.
+"""Maintains the sparse inverted index: tables `postings_NAME_*`, one per segment, each over fragments of the documents.
 
 A segment is one atomic write and is never changed. New fragments get a new segment; when segments grow many, one is
 written over all of them; a segment of which a fragment has vanished (compaction) is void. What no valid segment covers
@@ -35,7 +35,7 @@ KEEP_VOID = timedelta(hours=1)
 
 @dataclass(frozen=True, slots=True)
 class SegmentInfo:
-    """What a segment says of itself. fragments: (id, physical rows) in the order in which rows are numbered."""
+    """Describes a segment in its table's metadata. fragments: (id, physical rows) in the order of row numbers."""
 
     table: str
     name: str
@@ -73,7 +73,7 @@ def _options(snapshot: Snapshot) -> dict[str, str] | None:
 
 
 def find_segments(snapshot: Snapshot, name: str) -> list[tuple[SegmentInfo, Any]]:
-    """All segments of an embedder, void ones included, with their datasets."""
+    """Lists all segments of an embedder, void ones included, with their datasets."""
     found = []
     for table in _table_names(snapshot):
         if table.startswith(prefix(name)):
@@ -101,7 +101,7 @@ def _table_names(snapshot: Snapshot) -> Iterator[str]:
 
 
 def valid_segments(snapshot: Snapshot, name: str) -> list[tuple[SegmentInfo, Any]]:
-    """Segments to search: valid, not overlapping, large ones first."""
+    """Lists the segments to search: valid, not overlapping, large ones first."""
     chosen: list[tuple[SegmentInfo, Any]] = []
     covered: set[int] = set()
     for info, dataset in sorted(find_segments(snapshot, name), key=lambda found: (-found[0].rows, found[0].table)):
@@ -113,14 +113,14 @@ def valid_segments(snapshot: Snapshot, name: str) -> list[tuple[SegmentInfo, Any
 
 
 def uncovered_fragments(snapshot: Snapshot, segments: Sequence[SegmentInfo]) -> list[Any]:
-    """Fragments of the documents table that no segment covers."""
+    """Lists the fragments of the documents table that no segment covers."""
     covered = {fragment for info in segments for fragment, _ in info.fragments}
     return [f for f in snapshot.dataset.get_fragments() if f.fragment_id not in covered]
 
 
 @dataclass(frozen=True, slots=True)
 class PostingsUpdate:
-    """What `update_postings` did for one embedder."""
+    """Reports what `update_postings` did for one embedder."""
 
     segments: int
     segments_written: int
@@ -151,7 +151,7 @@ def _update(snapshot: Snapshot, name: str) -> PostingsUpdate:
 
 
 def _groups(fragments: Sequence[Any]) -> Iterator[list[Any]]:
-    """Consecutive fragments of at most SEGMENT_ROWS rows together; a larger fragment stands alone."""
+    """Groups consecutive fragments of at most SEGMENT_ROWS rows together; a larger fragment stays alone."""
     group: list[Any] = []
     for fragment in fragments:
         if group and sum(f.physical_rows for f in group) + fragment.physical_rows > SEGMENT_ROWS:
@@ -182,7 +182,7 @@ def _write_segment(snapshot: Snapshot, name: str, fragments: Sequence[Any]) -> S
 
 
 def read_fragments(snapshot: Snapshot, name: str, fragments: Sequence[Any]) -> SparseVectors:
-    """The sparse rows of the fragments by physical row; deleted rows are empty."""
+    """Reads the sparse rows of the fragments by physical row; deleted rows are empty."""
     first = dict(
         zip((f.fragment_id for f in fragments), np.cumsum([0, *(f.physical_rows for f in fragments)]), strict=False)
     )
@@ -200,7 +200,7 @@ def read_fragments(snapshot: Snapshot, name: str, fragments: Sequence[Any]) -> S
 
 
 def physical_rows(addresses: Any, first: Mapping[int, int]) -> IntArray:
-    """Row addresses to row numbers of a segment; `first` gives the first row of each fragment."""
+    """Converts row addresses to row numbers of a segment; `first` holds the first row of each fragment."""
     owners = (addresses >> np.uint64(32)).astype(np.int64)
     rows: IntArray = (addresses & np.uint64(0xFFFFFFFF)).astype(np.int64)
     for owner in np.unique(owners):

@@ -1,4 +1,4 @@
-"""Everything that makes searches fast or sharp and can be made again from the table, brought up to date by one call.
+"""Updates every search index in one call: all that makes searches fast or sharp and can be rebuilt from the table.
 
 A search is complete and exact in its scores without any of this. Compaction moves rows, so run it after
 `pipelines.store.maintain.optimize`, not before.
@@ -23,7 +23,7 @@ from pipelines.search_indexes.vectors import (
 
 @dataclass(frozen=True, slots=True)
 class IndexesUpdate:
-    """By embedder: kind of its vector index, its postings, rows whose tokens were counted; filter columns indexed."""
+    """Reports, by embedder, vector index kind, postings and rows with counted tokens; and filter columns indexed."""
 
     vectors: Mapping[str, str | None]
     postings: Mapping[str, PostingsUpdate]
@@ -34,7 +34,7 @@ class IndexesUpdate:
         return asdict(self)
 
     def text(self) -> str:
-        """Returns one line for each thing that there is."""
+        """Returns one line for each index that exists."""
         lines = [f"{name}: vector index {kind or 'none, the table is scanned'}" for name, kind in self.vectors.items()]
         lines += [f"{name}: {p.postings:,} postings in {p.segments} segments" for name, p in self.postings.items()]
         lines += [f"{name}: tokens counted in {rows:,} rows" for name, rows in self.counted_rows.items()]
@@ -51,7 +51,7 @@ def update_indexes(
     filter_columns: Sequence[str] = (),
     create: CreateIndex = create_here,
 ) -> IndexesUpdate:
-    """Vector indexes, sparse postings, token counts, and scalar indexes on the columns that filters name.
+    """Updates vector indexes, sparse postings, token counts, and scalar indexes on filter columns.
 
     create: who builds a vector index; `pipelines.indexing.distributed_vectors.create_on_ray` has a cluster do it.
     """

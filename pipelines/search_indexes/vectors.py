@@ -1,4 +1,4 @@
-"""Lance's vector index over a dense column: whether there is one, which kind, and how deep a search looks into it.
+"""Builds and inspects Lance's vector index over a dense column: its kind, its parameters, its search depth.
 
 Below 100,000 rows a scan answers in milliseconds and is exact, so no index is built. Above, IVF with 1-bit RaBitQ codes
 is the default: it trains no codebook, so it builds several times faster than PQ, and filters do not hurt its recall as
@@ -29,7 +29,7 @@ MIN_PROBES = 64
 
 @dataclass(frozen=True, slots=True)
 class VectorIndex:
-    """An index that is there. metric: its own; another one in a query would silently scan the table."""
+    """Describes an existing index. metric: its own; a query with another one would silently scan the table."""
 
     name: str
     kind: str
@@ -43,7 +43,7 @@ class VectorIndex:
 
 
 def find_vector_index(snapshot: Snapshot, column: str) -> VectorIndex | None:
-    """Returns the vector index on a column; None where there is none."""
+    """Returns the vector index on a column, or None."""
     described = snapshot.indexes().get(column)
     if described is None:
         return None
@@ -55,7 +55,7 @@ def find_vector_index(snapshot: Snapshot, column: str) -> VectorIndex | None:
 
 
 def choose_kind(rows: int, kind: Kind) -> str | None:
-    """Returns the kind that is asked for, or, for `auto`, what suits the number of rows.
+    """Returns the configured kind; for `auto`, the one that suits the number of rows.
 
     ConfigError for an unknown one.
     """
@@ -67,7 +67,7 @@ def choose_kind(rows: int, kind: Kind) -> str | None:
 
 
 def parameters(kind: str, rows: int, dim: int, partitions: int | None) -> dict[str, Any]:
-    """Arguments of `create_index`: partitions of about PARTITION_ROWS rows, one PQ byte for 8 dimensions."""
+    """Returns `create_index`'s arguments: partitions of about PARTITION_ROWS rows, one PQ byte per 8 dimensions."""
     chosen = partitions or max(1, min(round(rows / PARTITION_ROWS), round(4 * np.sqrt(rows))))
     if kind == "IVF_PQ":
         return {"num_partitions": chosen, "num_sub_vectors": max(1, dim // 8)}
@@ -83,7 +83,7 @@ def index_name(column: str) -> str:
 
 
 def create_here(snapshot: Snapshot, column: str, kind: str, chosen: Mapping[str, Any]) -> None:
-    """Builds it in this process, on all its cores. `pipelines.indexing.distributed_vectors` has a cluster do it."""
+    """Builds it in this process, on all cores; `pipelines.indexing.distributed_vectors` builds it on a cluster."""
     snapshot.dataset.create_index(column, kind, metric=METRIC, name=index_name(column), replace=True, **chosen)
 
 
@@ -113,7 +113,7 @@ def update_vector_indexes(
 
 
 def _extended(snapshot: Snapshot, column: str, wanted: str, partitions: int | None) -> bool:
-    """Returns whether an index of this kind is there; if so, it takes in the rows that it lacks."""
+    """Adds missing rows to an index of this kind; returns whether there is one."""
     present = find_vector_index(snapshot, column)
     if present is None or present.kind.upper() != wanted or partitions not in (None, present.partitions):
         return False
@@ -125,7 +125,7 @@ def _extended(snapshot: Snapshot, column: str, wanted: str, partitions: int | No
 def update_scalar_indexes(
     uri: str, columns: Sequence[str], table: str = "documents", storage_options: Mapping[str, str] | None = None
 ) -> list[str]:
-    """BTREE indexes on filter columns that have none; returns what was built. ConfigError for an unknown column."""
+    """Builds missing BTREE indexes on filter columns; returns their names. ConfigError for an unknown column."""
     snapshot = open_table(uri, table, storage_options)
     snapshot.check_columns(columns, "filter columns")
     missing = [column for column in columns if column not in snapshot.indexes()]

@@ -1,4 +1,4 @@
-"""The channels of an index, opened from the one table that lists them (`pipelines.config.channels`)."""
+"""Opens the channels of an index from the one table that lists them (`pipelines.config.channels`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipelines.retrieval.columns.cache import ColumnCache
 
 
 def open_channels(columns: ColumnCache) -> dict[Channel, ChannelSearch]:
-    """Opens every channel that the index holds, in the order of the table; nothing is read yet."""
+    """Opens every channel that the index holds, in the order of the table; reads no data yet."""
     opened: dict[Channel, ChannelSearch] = {}
     for name, spec in CHANNELS.items():
         module, _, class_name = spec.searcher.rpartition(".")

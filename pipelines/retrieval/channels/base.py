@@ -1,4 +1,4 @@
-"""Says what a channel does, and holds what channels share: rankings of rows, and how blocks' rankings are merged.
+"""Defines the interface of a channel, and what channels share: rankings of rows, and merging of blocks' rankings.
 
 Rows are positions in the snapshot (0..n-1 in table order); equal scores keep that order.
 """
@@ -21,13 +21,13 @@ Floats = npt.NDArray[np.float32]
 
 
 class Ranking(NamedTuple):
-    """Rows and their scores, best first."""
+    """Holds rows and their scores, best first."""
 
     positions: IntArray
     scores: Floats
 
     def at(self, rows: IntArray) -> Floats:
-        """Returns the scores of these rows, 0 for those that the ranking does not hold."""
+        """Returns the scores of these rows, 0 for those that are not in the ranking."""
         scores = np.zeros(len(rows), np.float32)
         if len(self.positions):
             order = np.argsort(self.positions)
@@ -42,7 +42,7 @@ class Ranking(NamedTuple):
 
 
 class ChannelSearch(Protocol):
-    """Finds the best rows for queries by one kind of score, and gives the exact score of any row.
+    """Retrieves the best rows for queries by one kind of score, and computes the exact score of any row.
 
     `top` may be approximate where an index answers it, `scores` never is. Both see the same filter, which holds before
     the top is cut.
@@ -50,11 +50,11 @@ class ChannelSearch(Protocol):
 
     @classmethod
     def open(cls, columns: ColumnCache) -> Self | None:
-        """Returns the channel of an opened index; None where the index does not hold what the channel needs."""
+        """Opens the channel of an index; None if the index lacks the columns that the channel needs."""
         ...
 
     def top(self, queries: EncodedQueries, n: int, where: Filter | None, exact: bool = False) -> list[Ranking]:
-        """Returns the n best rows of each query, fewer where fewer match; all queries together, to share a scan.
+        """Returns the n best rows of each query, fewer if fewer match; takes all queries together, to share a scan.
 
         exact: forbids approximation.
         """

@@ -1,4 +1,4 @@
-"""Searches the text by BM25, with Lance's full-text index."""
+"""Searches the text by BM25 with Lance's full-text index."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class ColbertChannel:
 
     @cached_property
     def scans(self) -> bool:
-        """Returns whether it finds rows by itself; a large table is scanned only where an exact answer is wanted."""
+        """Returns whether the channel retrieves rows itself; a large table is scanned only for an exact answer."""
         return self.columns.nbytes("colbert") <= COLBERT_SCAN_BYTES
 
     def top(self, queries: EncodedQueries, n: int, where: Filter | None, exact: bool = False) -> list[Ranking]:
@@ -62,11 +62,11 @@ class ColbertChannel:
 
     @property
     def has_approximate_scores(self) -> bool:
-        """Returns whether scores that are a little wrong cost less than exact ones: with one-bit codes and numba."""
+        """Returns whether approximate scores cost less than exact ones: with one-bit codes and numba."""
         return HAS_NUMBA and self.columns.codec.scorer == "sign_bits"
 
     def approximate_scores(self, queries: EncodedQueries, i: int, positions: IntArray) -> Floats:
-        """Returns scores near `scores` at a quarter of the time, for choosing the rows that are worth exact ones."""
+        """Computes approximate scores for preselection, at a quarter of the time of `scores`."""
         data, rows = self.columns.rows("colbert", positions)
         assert isinstance(data, MultiVectors)
         return self._maxsim(queries, i, data, rows, approximate=True)

@@ -1,4 +1,4 @@
-"""Searches dense vectors: by Lance's vector index with exact refinement where there is one, else by a full scan."""
+"""Searches dense vectors: by Lance's vector index with exact refinement if there is one, else by a full scan."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class DenseChannel:
 
     @cached_property
     def vector_index(self) -> VectorIndex | None:
-        """Returns the column's vector index, None where it has none."""
+        """Returns the column's vector index, or None."""
         return find_vector_index(self.columns.snapshot, self.columns.column("dense"))
 
     def top(self, queries: EncodedQueries, n: int, where: Filter | None, exact: bool = False) -> list[Ranking]:

@@ -1,4 +1,4 @@
-"""Searches learned sparse vectors (M3's lexical weights): by the stored inverted index, one in memory, or a scan."""
+"""Searches learned sparse vectors (M3's lexical weights) by the stored inverted index, one in memory, or a scan."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipelines.search_indexes.posting_blocks import by_token
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CscInvertedIndex:
-    """An inverted index in memory: the sparse matrix (rows, vocabulary) in compressed columns (CSC).
+    """Holds an inverted index in memory: the sparse matrix (rows, vocabulary) in compressed columns (CSC).
 
     Token t occurs in the rows positions[starts[t]:starts[t + 1]], with the weights at the same places.
     """
@@ -31,7 +31,7 @@ class CscInvertedIndex:
 
     @classmethod
     def of(cls, rows: SparseVectors) -> CscInvertedIndex:
-        """Converts from compressed rows (CSR)."""
+        """Builds the index from compressed rows (CSR)."""
         return cls(*by_token(rows))
 
     def add_scores(self, scores: Floats, token_ids: Array, weights: Floats) -> None:
@@ -58,7 +58,7 @@ class SparseChannel:
 
     @cached_property
     def index(self) -> InvertedIndex:
-        """Returns the stored inverted index; without segments where none was built."""
+        """Returns the stored inverted index; without segments if none was built."""
         return InvertedIndex.open(self.columns.snapshot, self.columns.name, self.columns.memory)
 
     @cached_property
@@ -70,7 +70,7 @@ class SparseChannel:
 
     @cached_property
     def in_memory(self) -> CscInvertedIndex | None:
-        """Returns the column inverted in memory; None where it does not fit."""
+        """Inverts the column in memory; None if it does not fit."""
         whole = self.columns.whole("sparse")
         return CscInvertedIndex.of(whole) if isinstance(whole, SparseVectors) else None
 

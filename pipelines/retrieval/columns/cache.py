@@ -1,4 +1,4 @@
-"""One embedder's stored outputs as arrays: in memory, in a local copy, streamed, or taken by row from the table.
+"""Reads one embedder's stored outputs as arrays: held in memory, memory-mapped from a local copy, streamed, or by row.
 
 A column is read whole when it is first needed and fits what is left of a budget of bytes; a laptop corpus then answers
 from memory. With a folder for local copies (`local`) columns are copied there instead, once for all processes, and
@@ -29,7 +29,7 @@ T = TypeVar("T", Array, SparseVectors, MultiVectors)
 
 
 class ColumnCache:
-    """The columns NAME_dense, NAME_sparse and NAME_colbert of one snapshot; rows are named by position."""
+    """Caches the columns NAME_dense, NAME_sparse and NAME_colbert of one snapshot; positions name the rows."""
 
     def __init__(
         self, snapshot: Snapshot, name: str, memory: int, local: Path | None = None, disk: int | None = None
@@ -60,7 +60,7 @@ class ColumnCache:
         return f"{self.name}_{output}"
 
     def nbytes(self, output: Output) -> int:
-        """About how many bytes the column takes in memory."""
+        """Estimates how many bytes the column takes in memory."""
         if output == "dense":
             return len(self) * int(self.embedder["dim"]) * 4
         return bytes_of(self.snapshot, self.column(output))
@@ -74,7 +74,7 @@ class ColumnCache:
             return self._resident[output]
 
     def rows(self, output: Output, positions: IntArray) -> tuple[Data, IntArray]:
-        """Data, and which rows of it are at these positions. Only where nothing holds the column are they taken."""
+        """Returns data, and which of its rows are at these positions; reads them from the table if nothing is held."""
         whole = self.whole(output)
         if whole is not None:
             return whole, positions
@@ -85,7 +85,7 @@ class ColumnCache:
         return taken, np.arange(len(positions))
 
     def blocks(self, output: Output, batch_rows: int = 8192) -> Iterator[tuple[int, Data]]:
-        """Yields (first position, data) over the whole table: one block where it is held, else batches from storage."""
+        """Yields (first position, data) over the whole table: one block if it is held, else batches from storage."""
         data = self.whole(output)
         if data is not None:
             yield 0, data
@@ -101,7 +101,7 @@ class ColumnCache:
         return data[rows] if isinstance(data, np.ndarray) else data.take(rows)
 
     def warm(self) -> dict[Output, str]:
-        """Reads every column into memory or copies it, where the limits allow; says for each where it now is."""
+        """Reads every column into memory or copies it to disk, within the limits; reports for each where it is held."""
         held = {o: self.whole(o) for o in self.outputs}
         return {o: "local" if self._copies.get(o) else "table" if d is None else "memory" for o, d in held.items()}
 
@@ -147,7 +147,7 @@ def _one(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _stack(parts: list[Array]) -> Array:
-    """Concatenates and lets go of each part once it is copied, so that the peak is hardly above the result."""
+    """Concatenates parts and frees each once it is copied, so that the peak is hardly above the result."""
     result = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
     end = len(result)
     while parts:
@@ -158,7 +158,7 @@ def _stack(parts: list[Array]) -> Array:
 
 
 def joined(parts: list[Any], nothing: Data) -> Data:
-    """Blocks of one output to one block; `nothing` stands for no blocks at all. Consumes the list."""
+    """Concatenates blocks of one output; `nothing` stands for no blocks at all. Consumes the list."""
     if not parts:
         return nothing
     if isinstance(nothing, np.ndarray):

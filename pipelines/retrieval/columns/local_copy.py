@@ -1,4 +1,4 @@
-"""Local copies of the columns that scoring reads: flat arrays in files, memory-mapped, one folder a column.
+"""Keeps local copies of the columns that scoring reads: flat arrays in files, memory-mapped, one folder per column.
 
 Taking 400 random rows from the table costs 20 to 40 ms, most of it for scheduling reads, and tens of thousands of bytes
 travel for each row in object storage; from a mapped file it costs a copy of the bytes. The price is the disk: as much
@@ -33,7 +33,10 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LocalColumn:
-    """A column's copy. Position p of the snapshot is row `p + shifts[i]` of data, i the last with starts[i] <= p."""
+    """Holds a column's copy.
+
+    Position p of the snapshot is row `p + shifts[i]` of data, i the last with starts[i] <= p.
+    """
 
     data: Data
     starts: IntArray
@@ -87,7 +90,7 @@ def _updated(
 
 
 def _fragments(snapshot: Snapshot) -> dict[str, Any]:
-    """Fragments by a name that changes with their rows."""
+    """Names each fragment by a key that changes with its rows."""
     found = snapshot.dataset.get_fragments()
     return {
         f"{f.fragment_id} {f.num_deletions} {' '.join(file.path for file in f.data_files())}": f
@@ -97,21 +100,21 @@ def _fragments(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def bytes_of(snapshot: Snapshot, column: str) -> int:
-    """Returns what the column takes in the table's files."""
+    """Returns the bytes that the column takes in the table's files."""
     field = next(f for f in snapshot.dataset.lance_schema.fields() if f.name() == column)
     sizes = {f.id: f.bytes_on_disk for f in snapshot.dataset.stats.data_stats().fields}
     return sum(sizes.get(i, 0) for i in _field_ids(field))
 
 
 def _field_ids(field: Any) -> Iterator[int]:
-    """Yields a Lance field and all below it."""
+    """Yields the id of a Lance field and of all fields below it."""
     yield field.id()
     for child in field.children():
         yield from _field_ids(child)
 
 
 def _manifest(place: Path) -> dict[str, int]:
-    """Returns rows of each fragment that is copied, in the order of the file."""
+    """Reads how many rows of each fragment are copied, in the order of the file."""
     path = place / MANIFEST
     return json.loads(path.read_text()) if path.exists() else {}
 
@@ -125,7 +128,7 @@ def _append(
     fragment: Any,
     copied: dict[str, int],
 ) -> None:
-    """Copies one fragment behind the others; what a copy that was cut off left there is written over."""
+    """Copies one fragment behind the others, over whatever an interrupted copy left there."""
     done = sum(copied.values())
     scanner = snapshot.dataset.scanner(columns=[column], fragments=[fragment], scan_in_order=True)
     rows = 0
@@ -147,7 +150,7 @@ def _arrays(data: Data) -> dict[str, Array]:
 
 
 def _write(place: Path, arrays: Mapping[str, Array], first: int, dense: bool) -> None:
-    """Writes rows from row `first` on. Offsets go on from those that are there; a file of them begins with 0."""
+    """Writes rows from row `first` on. Offsets continue those that are there; a file of them begins with 0."""
     if not (place / "layout.json").exists():
         layout = {name: [a.dtype.str, list(a.shape[1:])] for name, a in arrays.items()}
         (place / "layout.json").write_text(json.dumps(layout))

@@ -40,7 +40,7 @@ def sparse_matches(
 def colbert_matches(
     index: IndexHandle, queries: EncodedQueries, i: int, position: int, tokens: Tokens
 ) -> tuple[ColbertMatch, ...]:
-    """Returns one match per token of query i, in its order; the parts sum to the channel's score."""
+    """Returns one match per token of query i, in query order; the parts sum to the channel's score."""
     row = index.column_cache.take("colbert", np.array([position]))
     assert isinstance(row, MultiVectors)
     if not len(row.vectors):

@@ -1,4 +1,4 @@
-"""Holds where a hit's score comes from: each channel's score, weight and share, and what each token matched.
+"""Holds where a hit's score comes from: each channel's score, weight and share, and the matches of each token.
 
 The parts are those that the fusion summed, so they add up to the score that the search showed. Token parts add up to
 the channel's own score: the sum over shared tokens of both weights (sparse), the mean over query tokens of the best
@@ -20,7 +20,7 @@ from pipelines.retrieval.passages import best_passage
 
 @dataclass(frozen=True, slots=True)
 class SparseMatch:
-    """A token that query and document share: both weights, their product, and where the document has it.
+    """Holds a token that query and document share: both weights, their product, and its places in the document.
 
     expanded_from: query tokens that query expansion added it for, beside its own place in the query, if it has one.
     """
@@ -36,7 +36,7 @@ class SparseMatch:
 
 @dataclass(frozen=True, slots=True)
 class ColbertMatch:
-    """A query token and the stored vector that it matched best.
+    """Holds a query token and the stored vector that it matched best.
 
     part: what it adds to the channel's score, similarity times weight. document_tokens and spans are several where
     pooling joined several tokens into one vector, and empty for special tokens. query_span: its characters in the
@@ -55,7 +55,7 @@ class ColbertMatch:
 
 @dataclass(frozen=True, slots=True)
 class WordMatch:
-    """A word of the query and the words of the text that its pieces matched, joined from `ColbertMatch`es."""
+    """Holds a word of the query and the words of the text that its pieces matched, joined from `ColbertMatch`es."""
 
     query_word: str
     matched: tuple[str, ...]
@@ -68,7 +68,10 @@ class WordMatch:
 
 @dataclass(frozen=True, slots=True)
 class ChannelPart:
-    """score: the channel's own. part: what it adds to the fused score; share: part over the sum of absolute parts."""
+    """Holds a channel's contribution.
+
+    score: its own; part: added to the fused score; share: part over the absolute sum.
+    """
 
     score: float
     weight: float
@@ -78,7 +81,7 @@ class ChannelPart:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Everything about one hit of one query. `score` is the sum of the channels' parts."""
+    """Explains one hit of one query; `score` is the sum of the channels' parts."""
 
     query: str
     doc_id: str
@@ -97,12 +100,12 @@ class Explanation:
 
     @property
     def words(self) -> tuple[WordMatch, ...]:
-        """The ColBERT matches joined to whole words of the query, in its order; special tokens are left out."""
+        """Joins the ColBERT matches to whole words of the query, in its order; special tokens are left out."""
         return join_pieces(self.colbert, self.query, self.text)
 
     @property
     def strengths(self) -> dict[Span, float]:
-        """How much each matched part of the text adds to ColBERT's score; shared tokens alone count 0."""
+        """Returns what each matched part of the text adds to ColBERT's score; shared tokens alone count 0."""
         found: dict[Span, float] = {}
         for match in self.colbert:
             for span in match.spans:
@@ -214,7 +217,7 @@ def mark(text: str, strength: Mapping[Span, float]) -> str:
 def channel_parts(
     scores: Mapping[str, float], weights: Mapping[str, float], parts: Mapping[str, float]
 ) -> dict[str, ChannelPart]:
-    """Returns every channel's line; one without a weight has part 0."""
+    """Returns one ChannelPart per channel; a channel without a weight has part 0."""
     total = sum(abs(part) for part in parts.values()) or 1.0
     return {
         name: ChannelPart(score, weights.get(name, 0.0), parts.get(name, 0.0), abs(parts.get(name, 0.0)) / total)

@@ -1,4 +1,4 @@
-"""Finds where the tokens that a model read stand in a text."""
+"""Aligns the tokens that a model reads with character spans of the text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Span = tuple[int, int]
 
 
 class Tokens:
-    """The tokens of one text as the model read it: those with a ColBERT vector, and where each stands.
+    """Holds the tokens of one text as the model reads it: those with a ColBERT vector, and the span of each.
 
     ids: int64 (m,), all but the first token. spans: (m, 2) characters, -1 for special and instruction tokens.
     """
@@ -30,18 +30,18 @@ class Tokens:
         return str(self.tokenizer.decode([token_id])).strip()
 
     def text_of(self, members: IntArray) -> tuple[tuple[str, ...], tuple[Span, ...]]:
-        """Returns names and places of those of the tokens that stand in the text."""
+        """Returns names and spans of those tokens that occur in the text."""
         inside = [i for i in members if self.spans[i, 0] >= 0]
         names = tuple(self.name(int(self.ids[i])) for i in inside)
         return names, tuple((int(self.spans[i, 0]), int(self.spans[i, 1])) for i in inside)
 
     def span(self, i: int) -> Span | None:
-        """Returns where token i stands; None for a special or an instruction token."""
+        """Returns the span of token i; None for a special or an instruction token."""
         return (int(self.spans[i, 0]), int(self.spans[i, 1])) if self.spans[i, 0] >= 0 else None
 
 
 def aligned_spans(model_ids: Array, text_ids: Array, starts: Array, ends: Array) -> npt.NDArray[np.int64]:
-    """Finds the places of the model's tokens in the text.
+    """Aligns the model's tokens with character spans of the text.
 
     The model saw the text's tokens cut at the end, perhaps after an instruction and before special tokens; the longest
     run of equal ids is where they are.
