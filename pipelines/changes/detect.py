@@ -1,4 +1,4 @@
-"""Detects changes: which input rows are to be embedded, which have new metadata, which table rows are gone.
+"""Detects changes: which input rows to embed, which have new metadata, which table rows are gone.
 
 Both sides, input rows and table rows, are reduced to 128-bit keys of their ids and content hashes and split by key, so
 that each reducer sees all rows of its ids and no process sees all ids. What the driver keeps is one bit an input row
@@ -53,7 +53,7 @@ BYTES_PER_ROW = 64
 
 @dataclass(frozen=True, slots=True)
 class UnitSize:
-    """rows: good and bad together. bad: rows with an error. unreadable: files with rows that have no id."""
+    """Counts a unit's rows. rows: all. bad: with an error. unreadable: files with rows that have no id."""
 
     rows: int
     bad: int
@@ -68,13 +68,13 @@ class UnitSize:
 
 
 def _hashes(column: pa.Array | pa.ChunkedArray) -> Keys:
-    """Hashes as keys; zeros, which no document has, for null."""
+    """Converts hashes to keys; null becomes zeros, which are no document's hash."""
     hashes = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     return as_keys(pc.fill_null(hashes, pa.scalar(bytes(16), hashes.type)))
 
 
 def to_input_rows(table: pa.Table, unit: int, start: int) -> InputRows:
-    """The rows of one table of a unit, the first of which is row `start` of the unit."""
+    """Converts one table of a unit, starting at row `start` of the unit, to input rows."""
     valid = table.column("doc_id").is_valid()
     where = np.flatnonzero(valid.to_numpy(zero_copy_only=False))
     return InputRows(
@@ -89,7 +89,7 @@ def to_input_rows(table: pa.Table, unit: int, start: int) -> InputRows:
 
 
 def scan_unit(number: int, unit: Any, read: ReadUnit) -> tuple[UnitSize, InputRows]:
-    """Reads a unit to its end and keeps 73 bytes of each row."""
+    """Scans a unit to its end and keeps 73 bytes per row."""
     parts = [empty_input_rows()]
     rows = bad = 0
     sources: dict[str, int] = {}
@@ -108,7 +108,7 @@ def scan_unit(number: int, unit: Any, read: ReadUnit) -> tuple[UnitSize, InputRo
 
 
 def to_table_rows(tables: Iterable[pa.RecordBatch]) -> TableRows:
-    """Reduces batches of a scan over `SCANNED`, with row addresses, to keys and numbers."""
+    """Converts batches of a scan over `SCANNED`, with row addresses, to keys and numbers."""
     parts = [empty_table_rows()]
     for batch in tables:
         parts.append(
@@ -146,7 +146,7 @@ class Changes:
 
     @property
     def empty(self) -> bool:
-        """Whether the table has every document of the input as it is, and no row of the input is bad."""
+        """Tells whether the table has every document of the input unchanged, and no row of the input is bad."""
         return not (self.to_embed or self.metadata_only or self.bad or self.duplicates)
 
     @property
@@ -159,7 +159,7 @@ class Changes:
 
 
 class DiffAccumulator:
-    """Adds up the diffs of all partitions; the only thing that grows with the corpus on the driver, by a bit a row."""
+    """Accumulates the diffs of all partitions; grows with the corpus by one bit per row, on the driver."""
 
     def __init__(self, sizes: Sequence[UnitSize]) -> None:
         self._sizes = sizes
@@ -220,7 +220,7 @@ class DiffAccumulator:
 
 
 def scan_input_units(first: int, units: Sequence[Any], read: ReadUnit, partitions: int) -> list[Any]:
-    """[sizes, part 0, part 1, ...] of neighbouring units, the first of which has number `first`."""
+    """Scans neighbouring units, numbered from `first`; returns [sizes, part 0, part 1, ...]."""
     found = [scan_unit(first + i, unit, read) for i, unit in enumerate(units)]
     return [
         [size for size, _ in found],
@@ -229,7 +229,7 @@ def scan_input_units(first: int, units: Sequence[Any], read: ReadUnit, partition
 
 
 def scan_table_fragments(open_table: Callable[[], Any], fragments: Sequence[int], partitions: int) -> list[Any]:
-    """[rows, part 0, part 1, ...] of some fragments of the table."""
+    """Scans some fragments of the table; returns [rows, part 0, part 1, ...]."""
     dataset = open_table()
     scan = dataset.scanner(
         columns=list(SCANNED),
@@ -258,7 +258,7 @@ def detect_changes(
     *,
     run: Tasks | None = None,
 ) -> Changes:
-    """Reads all units once and compares them with the table.
+    """Reads all units once and compares them with the table's rows by partitions of the ids.
 
     units: have a `size` in bytes. open_table: gives the Lance dataset at one version, the same wherever it is called;
     None where the table is empty. run: `OnRay()` (the default) or `Here()`.

@@ -1,4 +1,4 @@
-"""Compares input rows with table rows in plain numpy: which are new, changed, the same or repeated, and which are gone.
+"""Compares input rows with table rows in numpy: new, changed, unchanged, duplicate and gone.
 
 Rows are 128-bit keys and numbers, so a partition of two million costs a sort and no Python object a row. Ids whose keys
 collide would be taken for one (see `store.ids` for how unlikely that is).
@@ -22,7 +22,7 @@ Rows = TypeVar("Rows", "InputRows", "TableRows")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InputRows:
-    """Holds input rows that have an id, an array entry each. `good` is False where the row carries an error."""
+    """Holds input rows that have an id, one array entry each. `good` is False for a row with an error."""
 
     keys: Keys
     content: Keys
@@ -52,7 +52,7 @@ class TableRows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PartitionDiff:
-    """What one partition of the ids differs in. Rows are (unit, row number within the unit)."""
+    """Holds the differences within one partition of the ids. Rows are (unit, row number within the unit)."""
 
     new: int
     changed: int
@@ -73,7 +73,7 @@ class PartitionDiff:
 
 
 def concat_rows(parts: Sequence[Rows]) -> Rows:
-    """At least one part."""
+    """Concatenates parts, at least one."""
     kind = type(parts[0])
     return kind(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(kind)))
 
@@ -83,7 +83,7 @@ def gather_rows(rows: Rows, where: IntArray) -> Rows:
 
 
 def split_rows(rows: Rows, partitions: int) -> list[Rows]:
-    """By key, into as many parts; the order within a part is kept."""
+    """Partitions rows by key; order within a partition is kept."""
     parts = assign_partitions(rows.keys, partitions)
     order = np.argsort(parts, kind="stable")
     bounds = offsets_of(np.bincount(parts, minlength=partitions))
@@ -91,13 +91,13 @@ def split_rows(rows: Rows, partitions: int) -> list[Rows]:
 
 
 def empty_input_rows() -> InputRows:
-    """Makes the neutral element of `concat_rows` for input rows."""
+    """Returns no input rows, the neutral element of `concat_rows`."""
     keys, none = np.zeros((0, 2), np.uint64), np.zeros(0, np.int64)
     return InputRows(keys, keys, keys, none.astype(np.int32), none, none, none.astype(bool))
 
 
 def empty_table_rows() -> TableRows:
-    """Makes the neutral element of `concat_rows` for table rows."""
+    """Returns no table rows, the neutral element of `concat_rows`."""
     keys, none = np.zeros((0, 2), np.uint64), np.zeros(0, np.int64)
     return TableRows(keys, keys, keys, none.astype(np.int32), none.astype(np.uint64))
 
@@ -146,7 +146,7 @@ def _mark_codes(codes: IntArray, n: int) -> npt.NDArray[np.bool_]:
 
 
 def locate_rows(rows: InputRows, which: IntArray) -> npt.NDArray[np.int64]:
-    """Unit and row number of some input rows: (n, 2)."""
+    """Returns unit and row number of some input rows: (n, 2)."""
     return np.column_stack([rows.unit[which].astype(np.int64), rows.row[which]])
 
 
@@ -161,7 +161,7 @@ def _metadata_agrees(rows: InputRows, table: TableRows, first: IntArray) -> npt.
 def find_complete(
     rows: InputRows, table: TableRows, first: IntArray, of_table: IntArray, present: IntArray
 ) -> npt.NDArray[np.bool_]:
-    """For each id: whether the table has all of it, with the content of its first input row (`first`, by table row)."""
+    """Finds the ids that the table has completely, with the content of their first input row (`first`)."""
     agrees = np.zeros(len(table), bool)
     has = first >= 0
     agrees[has] = (table.content[has] == rows.content[first[has]]).all(axis=1)

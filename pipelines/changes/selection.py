@@ -1,4 +1,4 @@
-"""Holds what change detection decided for one unit of input, and selects the rows that the main pass handles.
+"""Stores the result of change detection per input unit, and selects the rows for the main pass.
 
 A plan is a bit a row and the exceptions, so it travels with the unit's read task; the rows are found again by their
 number within the unit. That costs an assumption, that a unit reads alike twice; where it does not, the job says so.
@@ -39,7 +39,7 @@ BASE_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UnitPlan:
-    """What to do with the rows of one unit in the main pass."""
+    """Holds what the main pass does with the rows of one unit."""
 
     rows: int
     sources: tuple[tuple[int, str], ...]
@@ -56,16 +56,16 @@ class UnitPlan:
 
     @property
     def pending_rows(self) -> int:
-        """Returns rows that come out of `apply`."""
+        """Counts the rows that `apply` returns."""
         return int(np.unpackbits(self.embed, count=self.rows, bitorder="little").sum()) + len(self.duplicates)
 
     def ranges(self) -> dict[str, range]:
-        """Returns rows of the unit that each file had."""
+        """Returns the rows of the unit that belong to each file."""
         ends = [first for first, _ in self.sources[1:]] + [self.rows]
         return {name: range(first, end) for (first, name), end in zip(self.sources, ends, strict=True)}
 
     def apply(self, table: pa.Table, start: int, stop: int | None = None) -> pa.Table:
-        """Of a table whose first row is row `start` of the unit: the rows that the main pass handles.
+        """Selects the rows for the main pass from a table whose first row is row `start` of the unit.
 
         Adds `replaces: list<uint64>`. Duplicates come out with an error. Rows from `stop` on, which were not
         there then, are kept where they carry an error and dropped otherwise; `select_rows` reports them.
@@ -82,7 +82,7 @@ class UnitPlan:
         return set_errors(table, twice).append_column(REPLACES, column).filter(pa.array(keep))
 
     def _bits(self, rows: range) -> npt.NDArray[np.bool_]:
-        """`embed` of these rows."""
+        """Returns the bits of `embed` for these rows."""
         first = rows.start & 7
         bits = np.unpackbits(self.embed[rows.start >> 3 :], count=first + len(rows), bitorder="little")
         return bits[first:].astype(bool)
@@ -95,7 +95,7 @@ def join_updates(parts: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64
 
 
 def set_errors(table: pa.Table, errors: dict[int, str]) -> pa.Table:
-    """Failed rows have an error and no text, so that no later stage makes anything of them."""
+    """Sets errors on failed rows and nulls their text, so that later stages skip them."""
     if not errors:
         return table
     mask = np.zeros(table.num_rows, bool)
@@ -170,8 +170,7 @@ def select_updates(unit: Any, plan: UnitPlan, read: ReadUnit) -> Iterator[pa.Tab
 
 
 def _address_rows(table: pa.Table, updates: npt.NDArray[np.int64], rows: range) -> pa.Table:
-    """Returns the good rows of `table`, whose first ones are these rows of the unit, that are in
-    `updates`, with addresses."""
+    """Returns the rows of `table` without error that `updates` lists, with addresses; `table` begins with `rows`."""
     start, stop = np.searchsorted(updates[:, 0], [rows.start, rows.stop])
     pairs = updates[start:stop]
     found = table.take(pa.array(pairs[:, 0] - rows.start))

@@ -10,7 +10,7 @@ from typing import Any
 
 
 class InProcess:
-    """Runs the steps in this process, one after the other: no start-up, one CPU."""
+    """Runs the steps in this process, one after the other, on one CPU without start-up time."""
 
     def submit(self, step: Callable[..., Any], returns: int, *args: Any) -> list[Any]:
         result = step(*args)
@@ -21,7 +21,7 @@ class InProcess:
 
 
 class OnRay:
-    """Runs the steps as Ray tasks; handles are object references: parts go from task to task without the driver."""
+    """Runs the steps as Ray tasks; handles are object references, so parts pass between tasks without the driver."""
 
     def submit(self, step: Callable[..., Any], returns: int, *args: Any) -> list[Any]:
         import ray

@@ -1,4 +1,4 @@
-"""The `tridex` command."""
+"""Defines the `tridex` command."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["app", "exports", "jobs", "main", "models", "searching", "serving"]
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Runs the command line; entry point of the console script."""
     os.environ.setdefault("LANCE_LOG", "error")  # its warnings say that a table is not there yet
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a terminal in the C locale
     app()

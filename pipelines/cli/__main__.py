@@ -1,4 +1,4 @@
-"""`python -m pipelines.cli`: the command where no console script is installed."""
+"""Runs the command as `python -m pipelines.cli`, if no console script is installed."""
 
 from pipelines.cli import main
 

@@ -1,4 +1,4 @@
-"""The `tridex` command, its options and how it fails; the commands themselves are in the modules beside this one.
+"""Defines the `tridex` application, its global options and its error handling; commands are in the other modules.
 
 Late imports keep `tridex --help` under a second (torch and Ray take several). With `--json` a command prints exactly
 one JSON document to stdout; everything else goes to stderr. Exit status: 0 done, 1 the work failed, 2 the request was
@@ -25,7 +25,7 @@ INTERRUPTED = 130
 
 
 class _Group(TyperGroup):
-    """Turns a wrong request into one message and exit status 2, a failure of the user's machine into one and status 1.
+    """Prints a wrong request as one line and exits with 2, a failure of the machine, network or files with 1.
 
     What only a mistake of ours can be keeps its traceback (`failures`)."""
 
@@ -91,14 +91,14 @@ Qrels = Annotated[Path, typer.Option(help="BEIR's three columns or TREC's four."
 
 
 def print_json(value: Any) -> None:
-    """Prints one document to stdout that any strict parser reads: NaN is null."""
+    """Prints one document to stdout as strict JSON: NaN is null."""
     typer.echo(json.dumps(plain_json(value), indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def build_config(
     arguments: list[Path] | None, inputs: list[str] | None, index: str | None, overrides: list[str] | None
 ) -> BuildConfig:
-    """Options over the file over the defaults; what a shell made of `--input *.jsonl` is input."""
+    """Merges options over the file over the defaults; arguments from a shell glob after `--input` are inputs."""
     path, inputs = split_arguments(arguments or [], inputs or [])
     sections = [f"input.paths={json.dumps(inputs)}"] if inputs else []
     sections += [f"index.uri={json.dumps(index)}"] if index else []
@@ -106,7 +106,7 @@ def build_config(
 
 
 def split_arguments(arguments: list[Path], inputs: list[str]) -> tuple[Path | None, list[str]]:
-    """Returns the config file among the arguments, and the inputs with the rest: all that follow an `--input`."""
+    """Separates the config file from the inputs: all arguments after an `--input` are inputs."""
     files = [path for path in arguments if path.suffix.lower() in CONFIG_SUFFIXES] if inputs else arguments
     if len(files) > 1:
         named = ", ".join(str(path) for path in files)
@@ -117,7 +117,7 @@ def split_arguments(arguments: list[Path], inputs: list[str]) -> tuple[Path | No
 
 
 def required(value: str | None, option: str) -> str:
-    """The option's value; ConfigError where it was left out."""
+    """Returns the option's value; ConfigError if it is missing."""
     if value is None:
         raise ConfigError(f"{option}: is needed here")
     return value

@@ -1,4 +1,4 @@
-"""The demo's corpus: docstrings of the Python standard library, real text that every machine with Python has.
+"""Builds the demo's corpus from docstrings of the Python standard library, which every machine with Python has.
 
 The sources are parsed, not imported, so nothing runs; docstrings shorter than a sentence say nothing and are left out.
 """
@@ -37,7 +37,7 @@ def _sources() -> Iterator[tuple[str, Path]]:
 
 
 def _docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
-    """Qualified name and docstring of a module, class or function, and of all that it defines in public."""
+    """Yields name and docstring of a module, class or function, and of all its public members."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         text = ast.get_docstring(node)
         if text is not None and len(text) >= MIN_CHARACTERS:
@@ -48,7 +48,7 @@ def _docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
 
 
 def passages() -> Iterator[tuple[str, str, str]]:
-    """(id, module, text) of each docstring; ids are unique."""
+    """Returns (id, module, text) per docstring; ids are unique."""
     seen: set[str] = set()
     for module, path in _sources():
         try:
@@ -62,7 +62,7 @@ def passages() -> Iterator[tuple[str, str, str]]:
 
 
 def check_model(embedder: EmbedderConfig) -> None:
-    """ConfigError where the model is not there: told before anything is written."""
+    """Raises ConfigError if the model is missing, before anything is written."""
     from actors.models.preparation import load_preparation
 
     try:
@@ -72,7 +72,7 @@ def check_model(embedder: EmbedderConfig) -> None:
 
 
 def claim_folder(folder: Path) -> None:
-    """Makes the folder with its marker; of one that a demo made, removes what that demo wrote and nothing else."""
+    """Creates the folder with its marker; removes an earlier demo's files from it and nothing else."""
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / MARKER).exists():
         for name in ("corpus", "index"):
@@ -81,7 +81,7 @@ def claim_folder(folder: Path) -> None:
 
 
 def write_corpus(folder: Path, shards: int = 4, modules: tuple[str, ...] = ()) -> int:
-    """Writes the passages as parquet shards (`id`, `title`, `text`, `module`) and returns how many there are.
+    """Writes the passages as Parquet shards (`id`, `title`, `text`, `module`) and returns their number.
 
     `modules` limits them to those top-level modules; () takes all.
     """

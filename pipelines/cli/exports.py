@@ -1,4 +1,4 @@
-"""Commands that write down what others read: an index as Parquet, a job's settings as YAML or JSON Schema."""
+"""Defines commands that write files for other programs: an index as Parquet, settings as YAML or JSON Schema."""
 
 from __future__ import annotations
 

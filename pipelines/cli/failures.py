@@ -1,4 +1,4 @@
-"""Says in one line what the user's machine, network or files did; mistakes of ours keep their traceback.
+"""Describes failures of the user's machine, network or files in one line; bugs keep their traceback.
 
 Ray wraps what a worker raises, and Lance ends its messages with places in its own sources: both are taken off.
 """
@@ -32,14 +32,14 @@ _NO_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def describe_failure(error: BaseException) -> str | None:
-    """Returns one line on an error that is no mistake of ours; None for one that is."""
+    """Describes an expected error in one line; None for a bug."""
     if os.environ.get(SHOW_TRACEBACK):
         return None
     return next((line for cause in causes(error) if (line := _line(cause)) is not None), None)
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yields what an error wraps, the innermost first."""
+    """Yields an error and the errors that it wraps, the innermost first."""
     chain: list[BaseException] = []
     found: BaseException | None = error
     while found is not None and found not in chain:
@@ -73,7 +73,7 @@ def _os_line(error: OSError | None, text: str) -> str:
 
 
 def plain_message(error: BaseException) -> str:
-    """Returns an error's first line without places in other programs' sources."""
+    """Returns an error's first line without source positions of other programs."""
     text = str(error).strip() or type(error).__name__
     if type(error).__module__.startswith("ray.") and "Traceback" in text:
         text = text.rstrip().rpartition("\n")[2]
@@ -82,5 +82,5 @@ def plain_message(error: BaseException) -> str:
 
 
 def is_closed_pipe(error: BaseException) -> bool:
-    """Tells whether the reader of our output has gone, as after `tridex ... | head`."""
+    """Tells whether the reader of the output has closed the pipe, as in `tridex ... | head`."""
     return isinstance(error, BrokenPipeError) and not sys.stdout.closed

@@ -1,4 +1,4 @@
-"""Commands that build and look after an index."""
+"""Defines commands that build and maintain an index."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def submit(
 
 
 def variables(given: list[str]) -> dict[str, str]:
-    """`NAME=VALUE`, each; ConfigError shows the one that is not."""
+    """Parses `NAME=VALUE` variables; ConfigError quotes an invalid one."""
     pairs = [text.partition("=") for text in given]
     wrong = next((name for name, sign, _ in pairs if not sign or not name), None)
     if wrong is not None:

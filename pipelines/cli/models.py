@@ -1,4 +1,4 @@
-"""Commands about models: what is known and how a folder would run; heads for an encoder, one model out of several."""
+"""Defines commands about models: list, inspect, fit M3 heads to an encoder, blend several models into one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes command line options of the search options, so that each is declared and described once."""
+"""Generates command line options from `SearchOptions`, so that each is declared and described once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FLAGS = {"k": "-k"}
 
 
 def takes_search_options(*left_out: str) -> Callable[[F], F]:
-    """Adds an option to a command for every field of `SearchOptions`; the command gets them by keyword, None if unset.
+    """Adds an option to a command for every field of `SearchOptions`, passed by keyword; None if unset.
 
     left_out: fields that the command has no use for.
     """
@@ -44,13 +44,13 @@ def _option(name: str) -> inspect.Parameter:
 
 
 def read_options(path: Path | None, given: Mapping[str, Any]) -> SearchOptions:
-    """Checks what was given on the command line, over what a search file says, over the defaults."""
+    """Merges options of the command line over a search file over the defaults, and validates them."""
     chosen = {} if path is None else read_search_config(path).model_dump(exclude_unset=True)
     return search_options(**{**chosen, **{name: _value(name, v) for name, v in given.items() if v is not None}})
 
 
 def _value(name: str, value: Any) -> Any:
-    """Reads the options that are more than a word or a number."""
+    """Parses the value of an option that is more than a word or a number."""
     if name == "weights":
         return _weights(value)
     if name == "columns":
@@ -59,7 +59,7 @@ def _value(name: str, value: Any) -> Any:
 
 
 def _weights(text: str) -> dict[str, float]:
-    """`dense=1,bm25=0.5` to a mapping; ConfigError names the part at fault."""
+    """Parses `dense=1,bm25=0.5` to a mapping; ConfigError names the invalid part."""
     weights: dict[str, float] = {}
     for part in text.split(","):
         channel, sign, number = (piece.strip() for piece in part.partition("="))

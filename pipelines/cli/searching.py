@@ -1,4 +1,4 @@
-"""Commands that ask an index, and measure how well it answers."""
+"""Defines commands that search an index and evaluate the ranking."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that serve an index: over HTTP, on Ray Serve, and to agents over MCP."""
+"""Defines commands that serve an index over HTTP, on Ray Serve, and over MCP."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def serve_key(
 
 
 def serve_config(indexes: list[str], overrides: list[str] | None, **given: Any) -> ServeConfig:
-    """The server's settings from options and overrides; ConfigError names the key at fault."""
+    """Builds the server's settings from options and overrides; ConfigError names the invalid key."""
     from pipelines.serving.settings import ServeConfig
 
     tree: dict[str, Any] = {"indexes": indexes, **given}
@@ -107,7 +107,7 @@ def serve_config(indexes: list[str], overrides: list[str] | None, **given: Any) 
 
 
 def pairs(given: list[str], option: str) -> dict[str, str]:
-    """`NAME=VALUE`, each; ConfigError shows the one that is not."""
+    """Parses `NAME=VALUE` pairs; ConfigError quotes an invalid one."""
     found = {}
     for text in given:
         name, sign, value = text.partition("=")
@@ -118,7 +118,7 @@ def pairs(given: list[str], option: str) -> dict[str, str]:
 
 
 def _need_extra() -> None:
-    """ConfigError that says what to install, where the extra `serve` is missing."""
+    """Raises ConfigError with the install command if the extra `serve` is missing."""
     missing = [name for name in ("fastapi", "uvicorn", "mcp", "prometheus_client") if find_spec(name) is None]
     if missing:
         raise ConfigError(f"serving needs {', '.join(missing)}: pip install 'tridex[serve]'")

@@ -1,4 +1,4 @@
-"""Connects to Ray, or starts a local one that lives as long as the job.
+"""Connects to Ray, or starts a local Ray for the duration of the job.
 
 A local Ray gets one CPU more than the machine has: the light stages (reading, tokenising, writing) then always find a
 slot beside one model a core, and the operating system shares the cores out. Everything binds to the loopback interface.
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @contextmanager
 def running(config: RayConfig) -> Iterator[None]:
-    """A Ray to work on: the one that this process is connected to, that of `address` or `RAY_ADDRESS`, or a new one."""
+    """Connects to Ray: the process's own connection, else `address` or `RAY_ADDRESS`, else a new local one."""
     if ray.is_initialized():
         _quiet()
         yield
@@ -65,7 +65,7 @@ def _connect(config: RayConfig) -> None:
 
 @contextmanager
 def _told(problem: str) -> Iterator[None]:
-    """Turns what Ray raises while it connects or starts into one line."""
+    """Converts Ray's errors on connecting or starting to a ConfigError of one line."""
     from ray.exceptions import AuthenticationError, RayError
 
     try:
@@ -81,7 +81,7 @@ def _told(problem: str) -> Iterator[None]:
 
 @contextmanager
 def _without(chatter: bytes) -> Iterator[None]:
-    """Holds stderr back for the time of the block, and then shows it without the lines that have these words.
+    """Buffers stderr during the block, then prints it without the lines that contain a text.
 
     Ray's C++ core writes past Python, and cannot be told to be silent without saying so.
     """
@@ -102,7 +102,7 @@ def _without(chatter: bytes) -> Iterator[None]:
 
 
 def _quiet() -> None:
-    """Our own progress line says what happens; Ray's would be a second voice, and it even says that it is silent."""
+    """Turns off Ray Data's progress bars and its notice about that; tridex prints its own progress."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -111,14 +111,14 @@ def _quiet() -> None:
 
 
 def run_on_worker(function: Callable[..., T], *arguments: Any) -> T:
-    """Runs a function on a worker: the driver needs neither a model's files nor the memory that torch takes."""
+    """Runs a function on a worker, so that the driver needs neither the model's files nor torch's memory."""
     result: T = ray.get(ray.remote(num_cpus=0.25)(function).remote(*arguments))
     return result
 
 
 @contextmanager
 def as_config_error(setting: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Turns errors of these kinds that a worker raised into a ConfigError that names the setting; others pass."""
+    """Converts a worker's errors of these kinds to a ConfigError that names the setting; other errors propagate."""
     try:
         yield
     except ray.exceptions.RayTaskError as error:
@@ -128,7 +128,7 @@ def as_config_error(setting: str, *kinds: type[Exception]) -> Iterator[None]:
 
 
 def describe_embedders(embedders: Sequence[EmbedderConfig]) -> dict[str, dict[str, Any]]:
-    """Identity and outputs of each embedder by name, from a worker: the driver's machine need not hold the models.
+    """Describes identity and outputs of each embedder by name, on a worker: the driver need not have the models.
 
     ConfigError where a model cannot be used.
     """
@@ -141,7 +141,7 @@ def describe_embedders(embedders: Sequence[EmbedderConfig]) -> dict[str, dict[st
 
 
 def describe_locally(embedders: Sequence[EmbedderConfig]) -> dict[str, dict[str, Any]]:
-    """As `describe_embedders`, in this process: no Ray is needed, the models' files must be here."""
+    """Describes embedders as `describe_embedders` does, in this process: without Ray, with local model files."""
     found: dict[str, dict[str, Any]] = {}
     for i, embedder in enumerate(embedders):
         try:

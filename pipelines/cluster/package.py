@@ -1,4 +1,4 @@
-"""What a cluster needs to run a job: the three packages and the configuration in one small folder, without secrets.
+"""Packages what a cluster needs to run a job into one small folder: the code and the config, without secrets.
 
 Shipping the code makes any Ray cluster with the dependencies good enough, whatever version of tridex its image holds;
 it is under a megabyte and Ray uploads it once per content. Secrets are refused, not shipped: Ray keeps a job's files
@@ -33,7 +33,7 @@ def write_package(folder: Path, config: BuildConfig, job_id: str) -> None:
 
 
 def shippable(config: BuildConfig, job_id: str) -> dict[str, Any]:
-    """The config as a tree that means the same on another machine: absolute paths, its own Ray, no secrets."""
+    """Converts the config to a tree valid on other machines: absolute paths, no Ray address, no secrets."""
     config = resolve_paths(config)
     tree = config.model_dump(mode="json", exclude_defaults=True)
     for section, options in (("input", config.input.storage_options), ("index", config.index.storage_options)):

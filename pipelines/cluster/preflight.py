@@ -1,4 +1,4 @@
-"""Checks in seconds what Ray would try for minutes, or end the process over: addresses, sockets' paths, the token.
+"""Checks addresses, socket paths and the token in seconds, where Ray would retry for minutes or end the process.
 
 Ray retries a dead address for a quarter of an hour and aborts where its sockets' paths are too long; it also needs a
 file in the home folder, which a service's user may not have.
@@ -26,7 +26,7 @@ _SETTINGS = 4
 
 
 def check_address(address: str, setting: str) -> None:
-    """ConfigError where no Ray head answers at an address; `setting` is where the address was found."""
+    """Raises ConfigError if no Ray head answers at an address; `setting` is the setting that holds the address."""
     scheme, separator, _ = address.partition("://")
     if separator and scheme == "ray":
         raise ConfigError(
@@ -49,7 +49,7 @@ def check_address(address: str, setting: str) -> None:
 
 
 def _probe(host: str, port: int) -> str | None:
-    """What is wrong with an address; None where a gRPC server answers."""
+    """Probes an address and returns what is wrong with it; None if a gRPC server answers."""
     try:
         with socket.create_connection((host, port), timeout=CONNECT_SECONDS) as connection:
             connection.settimeout(CONNECT_SECONDS)
@@ -61,7 +61,7 @@ def _probe(host: str, port: int) -> str | None:
 
 
 def local_folder() -> str | None:
-    """Returns a temporary folder for a Ray of this process where its default will not do; None: it will.
+    """Returns a temporary folder for a local Ray if Ray's default is unusable; otherwise None.
 
     ConfigError names the variable whose folder cannot be written.
     """
@@ -81,7 +81,7 @@ def local_folder() -> str | None:
 
 
 def _own_folder(base: str) -> str:
-    """A folder of this user beside one that belongs to another."""
+    """Creates a folder of this user beside one that another user owns."""
     folder = Path(base, f"ray-{os.getuid()}")
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -91,7 +91,7 @@ def _own_folder(base: str) -> str:
 
 
 def give_token_without_home() -> None:
-    """Sets a token for a Ray of this process where Ray could not write the one that it makes, in `~/.ray`."""
+    """Sets a token for a local Ray if Ray cannot write its generated one to `~/.ray`."""
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
@@ -101,7 +101,7 @@ def give_token_without_home() -> None:
 
 
 def _home_has_token() -> bool:
-    """Whether `~/.ray/auth_token` can be read, or made."""
+    """Tells whether `~/.ray/auth_token` can be read or created."""
     try:
         folder = Path.home() / ".ray"
         if (folder / "auth_token").exists():

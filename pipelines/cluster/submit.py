@@ -1,4 +1,4 @@
-"""Runs a build on a Ray cluster through Ray Jobs: submit, follow, stop, and go on under the same job id.
+"""Runs a build on a Ray cluster through Ray Jobs: submit, follow, stop, and resume under the same job id.
 
 Ray refuses a submission id that it has seen, so each try of a job is an attempt, `JOB-1`, `JOB-2`, ...; the index's
 lease and commits carry the job's own id, and the next attempt goes on where the last one stopped. Ray's HTTP interface
@@ -41,7 +41,7 @@ FIND = (
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One submission of a job. `status` is Ray's: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
+    """Describes one submission of a job. `status` is Ray's: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
 
     job: str
     number: int
@@ -101,7 +101,7 @@ def submit_job(
 
 
 def resolve_address(address: str | None) -> str:
-    """`http://host:port` of a dashboard, from an address with or without a scheme."""
+    """Resolves a dashboard's address, with or without a scheme, to `http://host:port`."""
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
     if "://" not in address:
         address = f"http://{address}"
@@ -127,7 +127,7 @@ def _environment(env: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def connect(address: str) -> JobSubmissionClient:
-    """Returns a client that sends the token of a cluster that asks for one; ConfigError names what is wrong."""
+    """Returns a client with the token that a cluster requires; ConfigError names what is wrong."""
     from ray.exceptions import AuthenticationError
 
     try:
@@ -142,7 +142,7 @@ def connect(address: str) -> JobSubmissionClient:
 
 
 def auth_headers() -> dict[str, str]:
-    """Returns the token where Ray looks for it, unless RAY_AUTH_MODE is `disabled`.
+    """Reads the token where Ray reads it, unless RAY_AUTH_MODE is `disabled`.
 
     Ray's client sends one only if RAY_AUTH_MODE is `token`, while its clusters ask for one by default since 2.59.
     """
@@ -189,12 +189,12 @@ def job_status(job: str, address: str | None = None) -> Attempt:
 
 
 def follow_job(job: str, address: str | None = None, stream: TextIO | None = None) -> Attempt:
-    """`follow` for the last attempt of a job."""
+    """Follows the last attempt of a job, as `follow` does."""
     return follow(job_status(job, address), stream)
 
 
 def stop_job(job: str, address: str | None = None, timeout: float = STOP_SECONDS + 30) -> Attempt:
-    """Asks the running attempt to stop and waits until it has; what it had finished is committed."""
+    """Stops the running attempt and waits for its end; committed work is kept."""
     attempt = job_status(job, address)
     if not attempt.is_over:
         connect(attempt.address).stop_job(attempt.submission_id)
@@ -212,7 +212,7 @@ def _wait(attempt: Attempt, timeout: float) -> Attempt:
 
 
 def follow(attempt: Attempt, stream: TextIO | None = None) -> Attempt:
-    """Copies the attempt's log to `stream` until it ends; a lost connection is taken up again where it broke.
+    """Copies the attempt's log to `stream` until it ends; after a lost connection, resumes at the same character.
 
     Ctrl-C ends the following, not the job: then the attempt comes back as it stands.
     """
@@ -238,7 +238,7 @@ def follow(attempt: Attempt, stream: TextIO | None = None) -> Attempt:
 
 
 async def _tail(attempt: Attempt, skip: int, write: Callable[[str], None]) -> None:
-    """Writes the log from character `skip` on until the connection ends, for whatever reason."""
+    """Writes the log from character `skip` on until the connection ends for any reason."""
     client = connect(attempt.address)
     try:
         async for text in client.tail_job_logs(attempt.submission_id):

@@ -1,4 +1,4 @@
-"""Everything a job can be told (`settings`), and how files and command lines say it (`load`)."""
+"""Defines a job's settings (`settings`) and loads them from files and command lines (`load`)."""
 
 from actors.codecs.pooling import TokenPooling
 from actors.codecs.sparse_weighting import SparseWeighting

@@ -1,4 +1,4 @@
-"""Lists the search channels: one entry each, read by fusion, candidates, explanations, evaluation, commands and charts.
+"""Defines the search channels in one table, used by fusion, candidates, explanations, evaluation, commands and charts.
 
 To add a channel, write its class (`pipelines.retrieval.channels.base.ChannelSearch` says what it must do) and add its
 name and its entry here.
@@ -18,7 +18,7 @@ Mode = Literal["hybrid", Channel]
 
 @dataclass(frozen=True, slots=True)
 class ChannelSpec:
-    """Describes one channel. Weights are those of searches that name none, by what the index holds."""
+    """Describes one channel. Weights are the defaults for searches without any, by the index's contents."""
 
     searcher: str
     """Module and class that search it, imported when an index with this channel is opened."""

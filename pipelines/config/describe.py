@@ -1,4 +1,4 @@
-"""Turns pydantic's validation errors into one line each: the key's path, what is wrong, and the nearest known key."""
+"""Formats pydantic's validation errors as one line each: key path, problem, and the nearest known key."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from actors.suggest import did_you_mean
 
 
 def describe_errors(error: ValidationError, model: type[BaseModel]) -> str:
-    """Describes every fault of a config on a line of its own, `key.path: what is wrong`; last what is missing."""
+    """Formats every error of a config as `key.path: problem`, one line each; missing keys come last."""
     lines = [_line(e, model) for e in error.errors()]
     missing = [OPTIONS[str(e["loc"][0])] for e in error.errors() if e["type"] == "missing" and e["loc"][0] in OPTIONS]
     return "\n".join([*lines, *missing])
@@ -38,7 +38,7 @@ def _line(fault: ErrorDetails, model: type[BaseModel]) -> str:
 
 
 def _fields_at(path: Sequence[int | str], model: type[BaseModel]) -> list[str]:
-    """Returns the keys of the model that lies at a path of keys and list positions."""
+    """Returns the keys of the model at a path of keys and list positions."""
     for part in path:
         if isinstance(part, str) and part in model.model_fields:
             model = _model_within(model.model_fields[part].annotation) or model
@@ -52,7 +52,7 @@ def _model_within(annotation: Any) -> type[BaseModel] | None:
 
 
 def attribute_docstrings(cls: type) -> dict[str, str]:
-    """Returns the string that stands below each field of a class, by the field's name; {} without its source."""
+    """Returns the docstring below each field of a class, by the field's name; {} if the source is missing."""
     try:
         (body,) = ast.parse(inspect.getsource(cls)).body
     except (OSError, TypeError):

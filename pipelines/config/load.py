@@ -1,4 +1,4 @@
-"""From a YAML file, keyword arguments and `--set key.path=value` to a config, with errors that name the key."""
+"""Loads configs from YAML files, keyword arguments and `--set key.path=value`; errors name the key."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ M = TypeVar("M", bound=Model)
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:
-    """`embedders.0.pool.max_size=4` to (path, value); the value is read as YAML.
+    """Parses `embedders.0.pool.max_size=4` to (path, value); the value is read as YAML.
 
     >>> parse_override("embedders.0.pool.max_size=4")
     (['embedders', '0', 'pool', 'max_size'], 4)
@@ -32,7 +32,7 @@ def parse_override(text: str) -> tuple[list[str], Any]:
 
 
 def apply_override(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Sets one value in a tree of dicts and lists, making the dicts on the way."""
+    """Sets one value in a tree of dicts and lists, creating missing dicts."""
     node: Any = tree
     for depth, (part, following) in enumerate(zip(path, [*path[1:], ""], strict=True)):
         last = depth == len(path) - 1
@@ -53,7 +53,7 @@ def apply_override(tree: dict[str, Any], path: Sequence[str], value: Any) -> Non
 
 
 def read_search_config(path: str | Path) -> SearchOptions:
-    """Reads a search file, such as `tridex tune` writes; ConfigError names the file and the key."""
+    """Reads a search file, as `tridex tune` writes it; ConfigError names the file and the key."""
     try:
         return SearchOptions.model_validate(read_yaml(path))
     except ValidationError as error:
@@ -61,7 +61,7 @@ def read_search_config(path: str | Path) -> SearchOptions:
 
 
 def validated(kind: type[M], tree: dict[str, Any]) -> M:
-    """A tree of plain values to a config; ConfigError with a key path on each line."""
+    """Validates a tree of plain values as a config; ConfigError has one line per invalid key path."""
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
@@ -69,12 +69,12 @@ def validated(kind: type[M], tree: dict[str, Any]) -> M:
 
 
 def validate(tree: dict[str, Any]) -> BuildConfig:
-    """`validated` for a build."""
+    """Validates a build's config, as `validated` does."""
     return validated(BuildConfig, tree)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML file to a tree; ConfigError names the file."""
+    """Reads a YAML file as a tree; ConfigError names the file."""
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -89,7 +89,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), **sections: Any) -> BuildConfig:
-    """Defaults < `sections` < YAML file < overrides. `sections` are whole top-level trees, such as `input={...}`.
+    """Merges defaults < `sections` < YAML file < overrides. `sections` are whole top-level trees: `input={...}`.
 
     >>> config = load_config(None, ["chunk.size=128"], input={"paths": ["a.jsonl"]}, index={"uri": "idx"})
     >>> config.chunk.size, config.embedders[0].model

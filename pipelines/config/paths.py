@@ -1,4 +1,4 @@
-"""Turns every path and URI of a config into one absolute spelling, on the driver, before anything is sent.
+"""Normalises every path and URI of a config to one absolute form on the driver, before anything is sent to workers.
 
 A worker of a cluster that runs already was started in another folder, Lance unquotes `file://` URIs and pyarrow does
 not, and only a shell expands `~`: a spelling that is left as it came would name two folders.
@@ -16,7 +16,7 @@ FILE_SCHEME = "file:"
 
 
 def scheme_of(uri: str) -> str:
-    """Returns `s3` of `s3://...`; empty for a plain path."""
+    """Returns the scheme of a URI, `s3` of `s3://...`; empty for a plain path."""
     return uri.split("://", 1)[0].lower() if "://" in uri else ""
 
 
@@ -38,7 +38,7 @@ def absolute_uri(uri: str | os.PathLike[str]) -> str:
 
 
 def _path_of_file_uri(uri: str) -> str:
-    """`/a b` of `file:///a%20b`, `file:/a%20b` and `file://localhost/a%20b`; bytes that are not UTF-8 as surrogates."""
+    """Decodes `file:///a%20b`, `file:/a%20b` and `file://localhost/a%20b` to `/a b`, invalid UTF-8 to surrogates."""
     rest = uri[len(FILE_SCHEME) :]
     rest = rest.removeprefix("//").removeprefix("localhost/") if rest.startswith("//") else rest
     rest = f"/{rest}" if uri.lower().startswith("file://localhost/") else rest
@@ -46,7 +46,7 @@ def _path_of_file_uri(uri: str) -> str:
 
 
 def printable_uri(path: str) -> str:
-    """Returns a local path as it is shown and stored: one that is not UTF-8 becomes a %-quoted `file://` URI.
+    """Formats a local path for display and storage: invalid UTF-8 becomes a %-quoted `file://` URI.
 
     `absolute_uri` turns it back into the path.
     """
@@ -58,7 +58,7 @@ def printable_uri(path: str) -> str:
 
 
 def absolute_model(model: str) -> str:
-    """Returns a model folder that is here as an absolute path; a name, or what may lie on workers alone, as it is."""
+    """Makes the path of a local model folder absolute; names, and folders on workers only, are unchanged."""
     if model == DEFAULT_MODEL:
         return model
     local = model.lower().startswith(FILE_SCHEME) or Path(model).expanduser().exists()

@@ -1,4 +1,4 @@
-"""Turns values into what strict JSON can say: NaN and infinities have no word there, nor have bytes and dates."""
+"""Converts values to strict JSON, which has no NaN, infinity, bytes or dates."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def plain_json(value: Any) -> Any:
-    """Converts a value, and all within it, to JSON's types: NaN and infinities to null, bytes to base64, all else that
+    """Converts a value recursively to JSON's types: NaN and infinities to null, bytes to base64, other values that
     JSON has no type for (dates, decimals, paths) to text.
 
     >>> plain_json({"x": [float("nan"), b"a", 1]})

@@ -1,4 +1,4 @@
-"""Defines the options of a search, once: for `Index.search`, the commands, YAML files, evaluation and HTTP.
+"""Defines the search options once, for `Index.search`, the commands, YAML files, evaluation and HTTP.
 
 To add an option, add a field to `SearchOptions` and its type to `SearchKeywords`, which is what editors and mypy see.
 """
@@ -60,7 +60,7 @@ Weight = Annotated[float, BeforeValidator(_weight)]
 
 
 class SearchOptions(Model):
-    """Holds how a query is answered, checked for form; what an index lacks is refused when it is searched.
+    """Holds the options of a search, validated for form; outputs that the index lacks are refused by the search.
 
     SearchOptions(mode="bm25", k=3)  # the three best by full text
     SearchOptions(weights={"dense": 1, "colbert": 2})  # a hybrid of two channels
@@ -131,7 +131,7 @@ SearchConfig = SearchOptions
 
 
 class SearchKeywords(TypedDict, total=False):
-    """Types the keyword arguments of `Index.search` and its kin, beside `k`; see `SearchOptions` for their meaning."""
+    """Types the keyword arguments of `Index.search` and similar methods, beside `k`; see `SearchOptions`."""
 
     mode: Mode
     where: str | None
@@ -149,7 +149,7 @@ class SearchKeywords(TypedDict, total=False):
 
 
 def search_options(**values: Any) -> SearchOptions:
-    """Checks the options of a search; InvalidRequest names the one at fault, and the nearest known one.
+    """Validates a search's options; InvalidRequest names the invalid one and the nearest known one.
 
     >>> search_options(k=5, mode="dense").candidates
     200
@@ -165,7 +165,7 @@ def search_options(**values: Any) -> SearchOptions:
 
 
 def spell_out_options(method: F) -> F:
-    """Shows every search option, with its default, in the signature that `help` and notebooks print for a method."""
+    """Replaces `**options` in a method's signature by every search option with its default, for `help`."""
     fields, hints = SearchOptions.model_fields, SearchKeywords.__annotations__
     signature = inspect.signature(method)
     own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]

@@ -1,4 +1,4 @@
-"""Everything a job can be told, as frozen pydantic models: an unknown key or a wrong type is refused with its path.
+"""Defines a job's settings as frozen pydantic models; an unknown key or a wrong type is refused with its path.
 
 A config is defaults < YAML file < dotted overrides (`--set embedders.0.pool.max_size=4`). Strictness costs a user who
 mistypes one error message; leniency would cost him a night.
@@ -38,7 +38,7 @@ TEXT_BESIDE_PICTURE = 256
 
 
 def _integer_or_auto(value: Any) -> Any:
-    """A union would answer with an error for each of its members."""
+    """Validates an integer or "auto" with one error; a union would report one per member."""
     text = str(value)
     if text != "auto" and (isinstance(value, (bool, float)) or not text.removeprefix("-").isdecimal()):
         raise ValueError(f"must be an integer or auto, got {value!r}")
@@ -49,15 +49,15 @@ AutoInt = Annotated[int | Literal["auto"], BeforeValidator(_integer_or_auto)]
 
 
 class ConfigError(ValueError):
-    """The request was wrong; the message names the key path or the argument at fault. The command line exits with 2."""
+    """Reports a wrong request; the message names the key path or the argument. The command line exits with 2."""
 
 
 class InvalidRequest(ConfigError):
-    """A search or another call asked for what cannot be given; the message names the argument at fault."""
+    """Reports an impossible search or call; the message names the argument."""
 
 
 class WorkFailed(RuntimeError):
-    """The request was right and the work failed for a reason that the message says; what was committed stays.
+    """Reports a failure of a valid request, with its reason; committed work is kept.
 
     The command line shows the message without a traceback and exits with 1."""
 
@@ -77,7 +77,7 @@ TYPE_NAMES = {
 
 
 def _split_metadata(tree: Any) -> Any:
-    """`metadata: {price: float64, lang: {column: meta.lang}}` as names, types and source columns."""
+    """Splits `metadata: {price: float64, lang: {column: meta.lang}}` into names, types and source columns."""
     if not isinstance(tree, dict):
         return tree
     given = tree.get("metadata", ())
@@ -114,7 +114,7 @@ def type_alias(name: str) -> str:
 
 
 class Columns(Model):
-    """Columns may be paths into nested ones: `content.text`."""
+    """Names the input's columns, which may be paths into nested ones: `content.text`."""
 
     id: str | None = None
     """Column of the document id; None takes the first of `id`, `_id`, `doc_id`, and makes ids where there is none."""
@@ -146,7 +146,7 @@ class Columns(Model):
 
 
 class CsvConfig(Model):
-    """How CSV and TSV files are written, where their names and first lines do not say."""
+    """Describes the CSV and TSV dialect, if file names and first lines do not determine it."""
 
     delimiter: str | None = Field(None, min_length=1, max_length=1)
     """None: a tab in `.tsv`; else the first of comma, semicolon, tab, bar that splits the header so that the text
@@ -171,7 +171,7 @@ class CsvConfig(Model):
 
 
 class PictureConfig(Model):
-    """Pictures beside the texts, for an embedder with `picture_weights`; a row may lack text or picture, not both."""
+    """Configures pictures beside texts, for `picture_weights` embedders; a row may lack text or picture, not both."""
 
     column: str
     """Holds encoded pictures, or where they are: paths (relative ones: to the file that names them) or URIs."""
@@ -184,7 +184,7 @@ class PictureConfig(Model):
 
 
 def _one_or_more(value: Any) -> Any:
-    """One text stands for a list of one."""
+    """Wraps a single text in a list."""
     return (os.fspath(value),) if isinstance(value, (str, os.PathLike)) else value
 
 
@@ -224,7 +224,7 @@ class InputConfig(Model):
     @model_validator(mode="before")
     @classmethod
     def _pictures_are_read(cls, tree: Any) -> Any:
-        """The picture column travels with the metadata."""
+        """Adds the picture column to the metadata columns that are read."""
         if not isinstance(tree, dict) or not isinstance(tree.get("pictures"), dict):
             return tree
         columns, column = tree.get("columns") or {}, tree["pictures"].get("column")
@@ -269,7 +269,7 @@ class ChunkConfig(Model):
         return self
 
     def window(self, room: int) -> Window | None:
-        """How documents are cut for a model with room for so many tokens; None: not at all."""
+        """Returns the chunking window for a model's maximum length in tokens; None if documents are not chunked."""
         if self.mode == "whole":
             return None
         size = room if self.size == "auto" else self.size
@@ -295,7 +295,7 @@ class ComputeConfig(Model):
 
 
 class PoolConfig(Model):
-    """Size and resources of one embedder's actor pool."""
+    """Sets the size and resources of one embedder's actor pool."""
 
     num_cpus: float = Field(1, ge=0)
     """CPUs of one actor."""
@@ -366,8 +366,10 @@ else:
 
 
 class EmbedderConfig(_SpecFields):
-    """One embedder of an index: every field of `actors.spec.EmbedderSpec` but those of CONFIGURED_OTHERWISE, and how
-    its outputs are stored and its actors are placed."""
+    """Configures one embedder of an index: the fields of `EmbedderSpec`, output storage and the actor pool.
+
+    Leaves out the fields of CONFIGURED_OTHERWISE.
+    """
 
     name: str = "minilm"
     """Prefix of this embedder's columns."""
@@ -400,7 +402,7 @@ class EmbedderConfig(_SpecFields):
         return self.codec.sparse or ("counted" if self.model == DEFAULT_MODEL else "max")
 
     def spec(self) -> EmbedderSpec:
-        """Returns the spec of the model that this entry asks for."""
+        """Builds the spec of the model that this entry configures."""
         names = {f.name for f in dataclasses.fields(EmbedderSpec)} - CONFIGURED_OTHERWISE
         length = self.max_length or (TEXT_BESIDE_PICTURE if self.picture_weights else None)
         given = {name: getattr(self, name) for name in names}
@@ -493,11 +495,11 @@ class BuildConfig(Model):
 
     @property
     def chunking(self) -> ChunkConfig:
-        """`chunk` with its mode decided."""
+        """Returns `chunk` with its mode resolved."""
         mode = "tokens" if self.input.pictures is None else "whole"
         return self.chunk.model_copy(update={"mode": mode}) if self.chunk.mode == "auto" else self.chunk
 
 
 def plain_options(options: Mapping[str, SecretStr]) -> dict[str, str]:
-    """Storage options with their secrets in the clear: for the clients that need them, never for a log or the index."""
+    """Reveals the secrets of storage options, for the clients that need them; never log or store the result."""
     return {key: value.get_secret_value() for key, value in options.items()}

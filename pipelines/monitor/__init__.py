@@ -1,1 +1,1 @@
-"""What a job says of itself: as it runs (`progress`, `metrics`), at its end (`summary`), and later (`report`)."""
+"""Reports on a job: while it runs (`progress`, `metrics`), at its end (`summary`), and afterwards (`report`)."""

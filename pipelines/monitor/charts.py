@@ -1,4 +1,4 @@
-"""Three small charts as inline SVG, so that a report is one file that opens anywhere, offline, in light or dark.
+"""Draws three small charts as inline SVG, so that a report is one file for any browser, offline, light or dark.
 
 Matplotlib would draw more, at half a second of import and a dependency that nothing else here needs.
 """
@@ -13,7 +13,7 @@ COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#b
 
 
 def abbreviate(n: float) -> str:
-    """1234567 as 1.2M."""
+    """Abbreviates a number: 1234567 as 1.2M."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(n) >= limit:
             return f"{n / limit:.1f}{unit}"
@@ -30,7 +30,7 @@ def _text(x: float, y: float, content: str, anchor: str = "start") -> str:
 
 
 def _frame(top: float, left: str, right: str) -> list[str]:
-    """Axes with the largest value at the top left and the ends of the x axis named."""
+    """Draws axes with the largest value at the top left and labels at both ends of the x axis."""
     bottom = HEIGHT - BOTTOM
     return [
         f'<path class="axis" d="M{LEFT} 8V{bottom}H{WIDTH - 8}"/>',
@@ -42,7 +42,7 @@ def _frame(top: float, left: str, right: str) -> list[str]:
 
 
 def line_chart(xs: Sequence[float], ys: Sequence[float], label: str, unit: str) -> str:
-    """y over x, from zero; `unit` names x at its last value."""
+    """Draws y over x, from zero; `unit` labels the last x value."""
     if not xs:
         return ""
     top, last = max(max(ys), 1e-9), max(xs[-1], 1e-9)
@@ -55,7 +55,7 @@ def line_chart(xs: Sequence[float], ys: Sequence[float], label: str, unit: str) 
 
 
 def bar_chart(counts: Mapping[str, float], label: str) -> str:
-    """One bar for each key, named below; empty ones at both ends are left out."""
+    """Draws one bar per key, labelled below; empty bars at both ends are left out."""
     filled = [i for i, n in enumerate(counts.values()) if n]
     if not filled:
         return ""
@@ -74,7 +74,7 @@ def bar_chart(counts: Mapping[str, float], label: str) -> str:
 
 
 def share_chart(parts: Mapping[str, float], label: str, unit: str) -> str:
-    """One bar cut into parts, with a legend of their values."""
+    """Draws one bar split into parts, with a legend of their values."""
     total = sum(parts.values())
     if total <= 0:
         return ""

@@ -1,4 +1,4 @@
-"""One set of bins for the lengths of texts in tokens, doubling: plans and reports can be laid side by side."""
+"""Bins text lengths in tokens by powers of two, the same bins for plans and reports."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ EDGES = (0, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
 
 def histogram(columns: Iterable[pa.Array]) -> dict[str, int]:
-    """Returns rows by their tokens, `16-31`, ..., `8192+`, from arrays of token counts such as the
-    column `n_tokens`."""
+    """Counts rows per bin of tokens, `16-31`, ..., `8192+`, from arrays of token counts such as `n_tokens`."""
     edges = np.array([*EDGES, np.inf])
     counts = np.zeros(len(EDGES), dtype=np.int64)
     for column in columns:
@@ -23,5 +22,5 @@ def histogram(columns: Iterable[pa.Array]) -> dict[str, int]:
 
 
 def bin_labels() -> list[str]:
-    """Returns names of the bins that EDGES cut."""
+    """Returns the names of the bins between EDGES."""
     return [f"{a}-{b - 1}" for a, b in itertools.pairwise(EDGES)] + [f"{EDGES[-1]}+"]

@@ -1,4 +1,4 @@
-"""Remembers how an index was built: the newest report beside it holds the configuration, without its secrets."""
+"""Restores the configuration of an index's last build, without its secrets, from the newest report beside it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _newest_report(uri: str) -> dict[str, Any]:
 
 
 def _forget_secrets(tree: Any) -> Any:
-    """The tree without masked values."""
+    """Removes masked values from a tree."""
     if isinstance(tree, dict):
         return {key: _forget_secrets(value) for key, value in tree.items() if value != MASKED}
     return [_forget_secrets(value) for value in tree] if isinstance(tree, list) else tree

@@ -1,4 +1,4 @@
-"""Prometheus metrics of a running job, through Ray's agents: each process counts for itself, Prometheus adds up.
+"""Exports Prometheus metrics of a running job through Ray's agents: each process counts, Prometheus sums.
 
 Rates (tokens a second) are counters that Prometheus differentiates, so a lost scrape loses nothing. An update takes a
 few microseconds and happens once a block, not once a row. Without a Ray they count into nothing.
@@ -59,7 +59,7 @@ def _padding() -> Gauge:
 
 
 def increment(name: str, n: float, job: str, embedder: str = "") -> None:
-    """Adds to one of COUNTERS."""
+    """Increments one of COUNTERS."""
     if n > 0:
         _counter(name).inc(n, {"tridex_job": job, "embedder": embedder})
 
@@ -70,7 +70,7 @@ def observe_seconds(name: str, seconds: float, job: str, embedder: str = "") -> 
 
 
 def record_commit(job: str, seconds: float, rows: int, quarantined: int) -> None:
-    """One commit of the driver."""
+    """Records one commit of the driver."""
     observe_seconds("commit_seconds", seconds, job)
     for name, n in (("commits", 1), ("committed_rows", rows), ("quarantined_rows", quarantined)):
         increment(name, n, job)
@@ -78,7 +78,7 @@ def record_commit(job: str, seconds: float, rows: int, quarantined: int) -> None
 
 @dataclass(frozen=True, slots=True)
 class BlockCost:
-    """What one block cost an actor."""
+    """Holds what one block cost an actor: rows, tokens, padding, failures and seconds."""
 
     rows: int
     tokens: int
@@ -92,7 +92,7 @@ class BlockCost:
 
 
 def record_block(block: BlockCost, job: str, embedder: str) -> None:
-    """One block of an embedder's actor."""
+    """Records one block of an embedder's actor."""
     numbers = {
         "rows": block.rows,
         "tokens": block.tokens,
@@ -110,7 +110,7 @@ def record_block(block: BlockCost, job: str, embedder: str) -> None:
 
 
 class MeteredActor(EmbedActor):
-    """An EmbedActor with a stopwatch; what a block cost goes to Prometheus, and with the block to the driver."""
+    """Times an EmbedActor's blocks; a block's cost goes to Prometheus, and with the block to the driver."""
 
     def __init__(self, job: str, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -146,7 +146,7 @@ class MeteredActor(EmbedActor):
 
 
 def count_computed_tokens(backbone: Any, lengths: npt.NDArray[np.int64]) -> int:
-    """Tokens that one forward pass goes over for texts of these lengths."""
+    """Counts the tokens that one forward pass computes, padding included, for texts of these lengths."""
     from actors.network.transformers_backbone import PaddedTransformer  # here: the driver needs no torch
 
     if isinstance(backbone, PaddedTransformer):
@@ -155,7 +155,7 @@ def count_computed_tokens(backbone: Any, lengths: npt.NDArray[np.int64]) -> int:
 
 
 def add_costs(table: pa.Table, block: BlockCost) -> pa.Table:
-    """Adds what the block cost to COSTS, on its first row: blocks are cut and joined later, sums stay right."""
+    """Adds a block's cost to COSTS on its first row: blocks are split and concatenated later, sums stay right."""
     for name, n in zip(COSTS, (block.padding, block.halvings), strict=True):
         values = np.zeros(len(table), np.int64)
         values[:1] = n
@@ -167,5 +167,5 @@ def add_costs(table: pa.Table, block: BlockCost) -> pa.Table:
 
 
 def actor_class_for(embedder: str) -> type[MeteredActor]:
-    """A MeteredActor whose class, and so its operator in Ray's dashboard, carries the embedder's name."""
+    """Creates a MeteredActor subclass named after the embedder, the name of its operator in Ray's dashboard."""
     return type(f"Embed_{embedder}", (MeteredActor,), {})

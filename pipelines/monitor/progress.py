@@ -1,4 +1,4 @@
-"""What a running job says, on stderr: a live line on a terminal, a plain line every ten seconds in a log file.
+"""Prints a running job's progress to stderr: a live line on a terminal, a line every ten seconds in a log file.
 
 It counts what the writers have reported, so it never runs ahead of the data; the price is that it moves a fragment at a
 time.
@@ -15,7 +15,7 @@ from pipelines.store.commit import Totals
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds as `42s`, `3m10s` or `5h02m`."""
+    """Formats seconds as `42s`, `3m10s` or `5h02m`."""
     whole = int(seconds)
     if whole < 60:
         return f"{whole}s"
@@ -25,7 +25,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_size(n: float) -> str:
-    """Bytes as `812 B`, `4.1 MB`, `1.2 TB` (powers of 1000)."""
+    """Formats bytes as `812 B`, `4.1 MB`, `1.2 TB` (powers of 1000)."""
     for unit in ("B", "kB", "MB", "GB"):
         if n < 1000:
             return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
@@ -46,7 +46,7 @@ class Progress:
     _said: Totals | None = None
 
     def show(self, counts: Totals, now: bool = False) -> None:
-        """A line, if it is time for one or `now`; in a log the last one is not said twice."""
+        """Prints a line if one is due or `now`; in a log, the last line is not repeated."""
         live = self.stream.isatty()
         now = now and (live or counts != self._said)
         passed = time.monotonic() - self._last
@@ -57,7 +57,7 @@ class Progress:
             print(f"{start}{self.line(counts)}", end=end, file=self.stream, flush=True)
 
     def line(self, counts: Totals) -> str:
-        """`12,000 of 55,232 documents, 9.8k tokens/s, padding 0.0%, truncated 41, quarantined 0, 4m10s left`."""
+        """Formats `12,000 of 55,232 documents, 9.8k tokens/s, padding 0.0%, truncated 4, quarantined 0, 4m10s left`."""
         elapsed = max(1e-9, time.monotonic() - self.started)
         done = counts.documents
         of = "" if self.total is None else f" of {self.total:,}"

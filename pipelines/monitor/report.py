@@ -32,7 +32,7 @@ MAX_POINTS = 500
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Totals of a run, `seconds` after its start."""
+    """Holds the totals of a run `seconds` after its start."""
 
     seconds: float
     rows: int
@@ -42,14 +42,14 @@ class Point:
 
 @dataclass(slots=True)
 class Timeline:
-    """Totals over time in at most 500 points: when they are full, every second one goes and the distance doubles."""
+    """Records totals over time in at most 500 points: when full, drops every second one and doubles the interval."""
 
     every: float = 1.0
     started: float = field(default_factory=time.monotonic)
     points: list[Point] = field(default_factory=list)
 
     def note(self, rows: int, tokens: int, quarantined: int) -> None:
-        """Takes the totals, unless the last point is younger than `every` seconds."""
+        """Records the totals, unless the last point is younger than `every` seconds."""
         seconds = time.monotonic() - self.started
         if self.points and seconds - self.points[-1].seconds < self.every:
             return
@@ -61,7 +61,7 @@ class Timeline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """Everything that a report says."""
+    """Holds everything that a report contains."""
 
     job: str
     state: str
@@ -86,7 +86,7 @@ class Facts:
 
     @property
     def stem(self) -> str:
-        """Sorts by time: `20261122T041500Z-build`."""
+        """Returns a file stem that sorts by time: `20261122T041500Z-build`."""
         return f"{self.started:%Y%m%dT%H%M%SZ}-{re.sub('[^A-Za-z0-9_.-]', '_', self.job)}"
 
 
@@ -111,7 +111,7 @@ def write_report(uri: str, facts: Facts, storage_options: Mapping[str, SecretStr
 
 
 def _unused_stem(fs: Any, path: str, stem: str) -> str:
-    """The stem, or `STEM-2` and so on: two runs within a second must not write over each other."""
+    """Returns the stem, or `STEM-2` and so on: two runs within a second must not overwrite each other."""
     candidates = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
     return next(c for c in candidates if fs.get_file_info(f"{path}/{c}.json").type == FileType.NotFound)
 
@@ -129,7 +129,7 @@ svg { width: 100%; font: 11px system-ui, sans-serif } svg text { fill: currentCo
 
 
 def to_html(facts: Facts) -> str:
-    """One page without scripts, fonts or links to anywhere."""
+    """Formats the report as one HTML page without scripts, fonts or external links."""
     title = f"{escape(facts.job)}: {escape(facts.state)}"
     plots = [
         ("Throughput", charts.line_chart(*_rates(facts.timeline), "tokens a second over time", "s")),
@@ -148,7 +148,7 @@ def to_html(facts: Facts) -> str:
 
 
 def _rates(timeline: Sequence[Point]) -> tuple[list[float], list[float]]:
-    """(seconds, tokens a second since the point before)."""
+    """Returns (seconds, tokens per second since the previous point)."""
     pairs = [(a, b) for a, b in itertools.pairwise(timeline) if b.seconds > a.seconds]
     rates = [(b.tokens - a.tokens) / (b.seconds - a.seconds) for a, b in pairs]
     return [b.seconds for _, b in pairs], rates
@@ -189,7 +189,7 @@ LABELS = {
 
 
 def _table(values: Mapping[str, Any]) -> str:
-    """The values that say something: zeros and blanks are left out."""
+    """Formats values as an HTML table; zeros and blanks are left out."""
     shown = [(_label(name), _shown(v)) for name, v in _flat(values) if v not in (0, None, "")]
     rows = "\n".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in shown)
     return f"<table>\n{rows}\n</table>"
@@ -200,7 +200,7 @@ def _label(name: str) -> str:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Values of a tree by dotted names."""
+    """Yields the values of a tree by dotted names."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")

@@ -1,4 +1,4 @@
-"""Keeps what a run is doing and has done: its phase, seconds of each, totals over time, and the report at its end.
+"""Records a run: its current phase, the seconds of each, totals over time, and the final report.
 
 The report is written whether the run ends well or not, but never turns a good end into a bad one: a store that refuses
 the report has already taken the data.
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class RunLog:
-    """Filled in by the driver as it goes."""
+    """Collects a run's record; the driver fills it in."""
 
     config: BuildConfig
     started: float = field(default_factory=time.monotonic)
@@ -55,7 +55,7 @@ class RunLog:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Shows the phase and adds the time of the block to it; a phase within it counts for itself alone."""
+        """Shows the phase and adds the block's time to it; time of a nested phase counts for the nested one only."""
         began = time.monotonic()
         self.status.show(name)
         self._nested.append(0.0)
@@ -87,7 +87,7 @@ class RunLog:
 
     @contextmanager
     def reported(self, target: Target) -> Iterator[None]:
-        """Writes the report when the block ends; a request that turns out wrong leaves none."""
+        """Writes the report when the block ends, except after a wrong request."""
         state, error = "done", None
         try:
             yield
@@ -124,6 +124,6 @@ class RunLog:
 
 
 def lengths(target: Target) -> dict[str, int]:
-    """Histogram of the token counts of all rows in the index."""
+    """Returns the histogram of the token counts of all rows in the index."""
     dataset = lance.dataset(target.documents_uri, storage_options=dict(target.storage_options))
     return histogram(batch.column("n_tokens") for batch in dataset.scanner(columns=["n_tokens"]).to_batches())

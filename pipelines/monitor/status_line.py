@@ -1,4 +1,4 @@
-"""Says on stderr what a job is doing now: a live line on a terminal, a plain line for each phase in a log file.
+"""Shows a job's current phase on stderr: a live line on a terminal, one line per phase in a log file.
 
 On a terminal the line is there within the second and counts the seconds of its phase, so that a start of Ray that takes
 twenty does not look like a hang; a thread rewrites it once a second.
@@ -40,7 +40,7 @@ class StatusLine:
         return self.enabled and self.stream.isatty()
 
     def show(self, phase: str) -> None:
-        """Begins a phase."""
+        """Shows a phase from its start."""
         if not self.enabled:
             return
         reason = self.waits_for()
@@ -55,19 +55,19 @@ class StatusLine:
             self._thread.start()
 
     def clear(self) -> None:
-        """Takes the line away, as before other output."""
+        """Clears the line before other output."""
         with self._lock:
             shown, self._phase = self._phase is not None, None
         if shown and self.live:
             print(CLEAR, end="", file=self.stream, flush=True)
 
     def close(self) -> None:
-        """Takes the line away and ends the thread."""
+        """Clears the line and stops the thread."""
         self.clear()
         self._stop.set()
 
     def text(self) -> str:
-        """`starting Ray ... 12s`, and what it waits for."""
+        """Formats the line: `starting Ray ... 12s`, and what the phase waits for."""
         seconds = time.monotonic() - self._began
         waiting = f" ({self._reason})" if self._reason and seconds >= QUIET_SECONDS else ""
         return f"{self._phase} ...{f' {format_duration(seconds)}' if seconds >= 1 else ''}{waiting}"

@@ -1,4 +1,4 @@
-"""What a job did, for people and for programs."""
+"""Summarises a job for people and for programs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipelines.store.skipped import Skipped, skipped_lines
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Counts of one run. Documents are source rows; rows are chunks."""
+    """Counts the results of one run. Documents are source rows; rows are chunks."""
 
     index: str
     embedded: Totals

@@ -1,4 +1,4 @@
-"""`tridex plan`: what a job will do, before it does it."""
+"""Plans a job before it runs (`tridex plan`): counts, sizes, time, cost and warnings."""
 
 from __future__ import annotations
 

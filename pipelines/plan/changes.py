@@ -1,4 +1,4 @@
-"""Compares the input with an index that is there: what a build would embed, write, leave and find gone.
+"""Compares the input with an existing index: what a build would embed, update, leave and remove.
 
 An input that one process reads in seconds is compared whole, by the rule and code of a build. Of a larger one the
 sample's documents are looked up in the table and scaled; what is gone from the input is unknown then.
@@ -36,7 +36,7 @@ from pipelines.store.schema import Target, documents_schema, identity_of
 
 @dataclass(frozen=True, slots=True)
 class PlannedChanges:
-    """Documents of the input by what a build would do with them."""
+    """Counts the input's documents by what a build would do with them."""
 
     new: int
     changed: int
@@ -48,7 +48,7 @@ class PlannedChanges:
 
     @property
     def embedded_share(self) -> float:
-        """Of the input's documents, those that would be embedded."""
+        """Returns the share of the input's documents that would be embedded."""
         return (self.new + self.changed) / max(1, self.new + self.changed + self.metadata_only + self.same)
 
     def text(self) -> str:
@@ -63,7 +63,7 @@ class PlannedChanges:
 def plan_changes(
     config: BuildConfig, units: Sequence[Unit], described: Mapping[str, Mapping[str, Any]], sample: Sample
 ) -> PlannedChanges | None:
-    """Compares with the index; None where there is none, or one of an older format, which a build upgrades first.
+    """Compares the input with the index; None if there is none, or an older format, which a build upgrades first.
 
     ConfigError where the build would be refused: other settings, or a metadata column that the job lacks.
     """

@@ -1,4 +1,4 @@
-"""What will hurt: checks of a plan, one function each, that say what to change."""
+"""Checks a plan for problems, one function per check; each warning says what to change."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REDO_SECONDS = 300
 
 
 def warnings_of(plan: Plan, config: BuildConfig) -> tuple[str, ...]:
-    """One line for each check that found something."""
+    """Returns one warning per check that found a problem."""
     found = (check(plan, config) for check in CHECKS)
     return tuple(line for lines in found for line in lines)
 
@@ -64,7 +64,7 @@ def _colbert(plan: Plan, config: BuildConfig) -> list[str]:
 
 
 def _object_store(plan: Plan, config: BuildConfig) -> list[str]:
-    """Only for a local Ray: nothing is known here of a cluster's machines."""
+    """Warns if a local Ray's object store would spill; a cluster's memory is unknown."""
     if config.ray.address or os.environ.get("RAY_ADDRESS"):
         return []
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -78,7 +78,7 @@ def _object_store(plan: Plan, config: BuildConfig) -> list[str]:
 
 
 def _disk(plan: Plan, config: BuildConfig) -> list[str]:
-    """A rewrite (compaction, a new column) needs the space twice."""
+    """Warns if the disk lacks twice the index's size, which a rewrite (compaction, a new column) needs."""
     if scheme_of(config.index.uri):
         return []
     folder = Path(config.index.uri).absolute()

@@ -1,4 +1,4 @@
-"""The figures of a plan, and how they look on a screen."""
+"""Holds the figures of a plan and formats them as text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BAR = 40
 
 @dataclass(frozen=True, slots=True)
 class EmbedderPlan:
-    """Figures of one embedder for the whole input. Bytes are those of the stored columns, uncompressed."""
+    """Holds one embedder's figures for the whole input. Bytes are those of the stored columns, uncompressed."""
 
     name: str
     model: str
@@ -42,7 +42,7 @@ class EmbedderPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What `tridex plan` prints: counts of the whole input, estimated from `sampled` documents."""
+    """Holds the output of `tridex plan`: counts of the whole input, estimated from `sampled` documents."""
 
     sampled: int
     units: int
@@ -80,7 +80,7 @@ class Plan:
         return asdict(self) | {"index_bytes": self.index_bytes}
 
     def text(self) -> str:
-        """One screen: figures in columns, warnings last."""
+        """Formats the plan for one screen: figures in columns, warnings last."""
         amounts = [*_input(self), *_changes(self), *_bars(self.histogram), *_outputs(self), *_time(self)]
         return "\n".join([*amounts, *skipped_lines(self.skipped), *_warnings(self)])
 
@@ -100,7 +100,7 @@ def _changes(plan: Plan) -> Iterator[str]:
 
 
 def _bars(histogram: Mapping[str, int]) -> Iterator[str]:
-    """Chunks by tokens, from the first bin that holds any to the last."""
+    """Draws chunks by tokens, from the first non-empty bin to the last."""
     filled = [i for i, n in enumerate(histogram.values()) if n]
     if not filled:
         return

@@ -1,4 +1,4 @@
-"""Plans a job: reads a sample of the input, runs the model for a few seconds, compares with the index, calculates.
+"""Plans a job: samples the input, times the model for a few seconds, compares with the index, extrapolates.
 
 Nothing is written and Ray is not started, so a plan takes seconds; its figures are estimates, good to a few percent
 where the shards are alike (`pipelines.plan.sample` says what it looks at).
@@ -43,7 +43,7 @@ FULL_TEXT_SECONDS = 30e-6
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """What is stated about the machines that will run the job."""
+    """Holds the user's figures for the machines that will run the job."""
 
     tokens_per_second: float | None = None
     """Of one actor; given, no weights are loaded."""
@@ -54,7 +54,7 @@ class Pool:
 
 
 def make_plan(config: BuildConfig, pool: Pool = Pool(), sample_rows: int = SAMPLE_ROWS) -> Plan:
-    """Reads a sample, runs each model on it for a few seconds unless the speed is stated, and scales up.
+    """Samples the input, times each model on it for a few seconds unless the speed is given, and extrapolates.
 
     ConfigError for a wrong request: no such file, column or model, lengths that the model has no positions for.
     """
@@ -98,7 +98,7 @@ def make_plan(config: BuildConfig, pool: Pool = Pool(), sample_rows: int = SAMPL
 def _seconds(
     embedders: Sequence[EmbedderPlan], sample: Sample, config: BuildConfig, changes: PlannedChanges | None
 ) -> float | None:
-    """Seconds of a whole build on this machine, start-up and search indexes included; None for stated speeds.
+    """Estimates the seconds of a build on this machine, with start-up and search indexes; None for given speeds.
 
     A local Ray's actors share the processors with the stages that feed them, so the processors' time bounds the build
     from below as the slowest pool's does.
@@ -173,5 +173,5 @@ def _plan_embedder(
 
 
 def _here(config: RayConfig) -> dict[str, float]:
-    """What a local Ray offers, see `pipelines.cluster.connect`."""
+    """Returns the resources of a local Ray, as `pipelines.cluster.connect` starts it."""
     return {"CPU": float(config.num_cpus or (os.cpu_count() or 1) + 1), "GPU": float(torch.cuda.device_count())}

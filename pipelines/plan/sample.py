@@ -1,4 +1,4 @@
-"""Figures for a plan: a sample of the input, what a model gives, and how fast it runs here.
+"""Samples the input and measures the model's outputs and speed on this machine, for a plan.
 
 The sample is up to 16 units spread over the input, so a corpus whose shards differ wildly is seen only in part. Rows
 are counted exactly where the format counts them (Parquet, Lance); elsewhere the sampled units are read to their end and
@@ -32,7 +32,7 @@ CALIBRATION_SECONDS = 8.0
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Rows from all over the input."""
+    """Holds rows sampled from all over the input."""
 
     documents: pa.Table
     """As read, bad rows among them."""
@@ -51,22 +51,22 @@ class Sample:
 
     @property
     def chunks_in_all(self) -> int:
-        """Chunks of the whole input."""
+        """Estimates the number of chunks of the whole input."""
         return round(self.rows * len(self.chunks) / max(1, len(self.documents)))
 
     def reasons(self) -> dict[str, int]:
-        """The five most frequent errors, without what differs from row to row."""
+        """Returns the five most frequent errors, without the parts that vary by row."""
         errors = [error.partition(":")[0] for error in self.documents["error"].drop_null().to_pylist()]
         return {reason: errors.count(reason) for reason in sorted(set(errors), key=lambda r: -errors.count(r))[:5]}
 
     def tokens(self, name: str) -> tuple[IntArray, IntArray]:
-        """(kept, dropped) tokens of each chunk for one embedder."""
+        """Returns the (kept, dropped) token counts of each chunk for one embedder."""
         tokens, _ = tokens_from_table(self.chunks, name)
         return tokens.lengths.astype(np.int64), tokens.n_truncated.astype(np.int64)
 
 
 def take_sample(units: Sequence[Unit], config: BuildConfig, n_rows: int) -> Sample:
-    """About `n_rows` rows, the first of up to 16 units spread over the input, and the number of rows of all units."""
+    """Samples about `n_rows` rows from up to 16 evenly spaced units; also returns the row count of all units."""
     fields = metadata_fields(config.input, units)
     chosen = pick_evenly(units, SAMPLE_UNITS)
     share = -(-n_rows // max(1, len(chosen)))
@@ -91,7 +91,7 @@ def take_sample(units: Sequence[Unit], config: BuildConfig, n_rows: int) -> Samp
 
 
 def count_rows(units: Sequence[Unit], counted: Sequence[tuple[int, int]]) -> tuple[int, bool]:
-    """Rows of all units, and whether that is exact; unknown lengths by the rows a byte of `counted` (bytes, rows)."""
+    """Counts the rows of all units and whether that is exact; estimates from `counted` (bytes, rows) if unknown."""
     known = sum(unit.rows for unit in units if unit.rows is not None)
     unknown = [unit for unit in units if unit.rows is None]
     if len(unknown) == len(counted):
@@ -101,7 +101,7 @@ def count_rows(units: Sequence[Unit], counted: Sequence[tuple[int, int]]) -> tup
 
 
 def model_config(preparation: Preparation) -> Any:
-    """transformers' configuration of a prepared model."""
+    """Returns transformers' configuration of a prepared model."""
     return AutoConfig.from_pretrained(preparation.folder, trust_remote_code=preparation.spec.trust_remote_code)
 
 
@@ -134,5 +134,5 @@ def measure_throughput(embedder: EmbedderConfig, chunks: pa.Table) -> float | No
 
 
 def _stored_columns(embedder: EmbedderConfig) -> Callable[[EmbeddingBatch, TokenBatch], object]:
-    """Encodes for the table as an actor does; nothing where that takes training, which a plan does not do."""
+    """Returns an actor's function that encodes for the table; for codecs that need training, one that does nothing."""
     return (lambda batch, tokens: None) if embedder.colbert_codec in TRAINED else EncodeOutputs(embedder)

@@ -1,1 +1,1 @@
-"""From files to chunks: find, open (`files`), cut into units (`units`), parse (`formats`), judge (`rows`), `chunk`."""
+"""Reads files as chunks: `files` opens, `units` splits, `formats` parses, `documents` validates, `chunk` chunks."""

@@ -1,4 +1,4 @@
-"""Cuts documents into chunks, or leaves them whole: a row for each, that knows its place in its document."""
+"""Splits documents into chunks, or keeps them whole: one row per chunk, with its position in the document."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHUNK_FIELDS: tuple[pa.Field, ...] = (
 
 
 def chunk_table(table: pa.Table, tokenizer: Offsets, window: Window | None) -> pa.Table:
-    """A row for each chunk: the columns of `table`, `text` now the chunk's, and CHUNK_FIELDS.
+    """Returns one row per chunk: the columns of `table`, the chunk's own `text`, and CHUNK_FIELDS.
 
     window: None leaves every document whole. `chunk_id` is `doc_id#chunk_index`; `start` and `end` count characters of
     the document's text. A row with `error` passes through with nulls in the new columns, and so does a text that the
@@ -48,7 +48,7 @@ def chunk_table(table: pa.Table, tokenizer: Offsets, window: Window | None) -> p
 
 
 def fill_places(chunks: pa.Table, documents: pa.Table) -> pa.Table:
-    """Fills `heading` and `page` of chunks, where the table has these columns and the chunk's source is a document."""
+    """Fills `heading` and `page` of chunks if the table has these columns and the chunk's source is a document file."""
     names = [name for name in PLACES if name in chunks.column_names]
     if not names:
         return chunks

@@ -1,4 +1,4 @@
-"""Names and types of the metadata columns: which may be stored, what files agree on, what folders add.
+"""Determines names and types of metadata columns from the config, the files' schemas and Hive partitions.
 
 A column that Lance, or the index's own search columns, cannot hold under its name is refused before any work; a type
 that Lance cannot hold is stored as text or as JSON. Hive's `year=2020/` is a column of every file below it.
@@ -31,7 +31,7 @@ NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A file with its format, the folder that it was found in, and what inspecting it gave."""
+    """Holds a file with its format, the folder that it was found in, and the result of inspecting it."""
 
     file: File
     format: str
@@ -40,12 +40,12 @@ class Found:
 
 
 def is_filled_by_chunks(field: pa.Field) -> bool:
-    """Tells the columns of PLACES from columns of the same names that files have."""
+    """Tells whether a column of PLACES is filled by chunking and not read from a file's column of that name."""
     return bool((field.metadata or {}).items() >= _BY_CHUNKS.items())
 
 
 def check_column_names(columns: Columns) -> None:
-    """ConfigError for a metadata column that cannot be stored under its name, or that is there twice."""
+    """Raises ConfigError for a metadata column that cannot be stored under its name, or that occurs twice."""
     for i, name in enumerate(columns.metadata):
         problem = _name_problem(name)
         if problem is not None:
@@ -68,7 +68,7 @@ def _name_problem(name: str) -> str | None:
 
 
 def metadata_field(name: str, columns: Columns, schemas: Sequence[tuple[str, pa.Schema]]) -> pa.Field:
-    """Returns the type of a metadata column: the stated one, or one that holds the values of all these files."""
+    """Returns the type of a metadata column: the configured one, or one that holds the values of all these files."""
     stated = columns.metadata_types.get(name)
     if stated is not None:
         return pa.field(name, _stated_type(stated))
@@ -114,7 +114,7 @@ def stored_type(type_: pa.DataType) -> pa.DataType:
 
 
 def _without_nulls(type_: pa.DataType) -> pa.DataType:
-    """Text where only nulls, or only empty lists, were seen."""
+    """Replaces null types, of columns or lists without any value, by string."""
     if pa.types.is_null(type_):
         return pa.string()
     if pa.types.is_list(type_):
@@ -135,7 +135,7 @@ def _wider(name: str, a: tuple[str, pa.DataType], b: tuple[str, pa.DataType]) ->
 
 
 def with_partition_columns(found: Sequence[Found], columns: Columns, paths: Sequence[str] | None = None) -> list[Found]:
-    """Adds to the schemas the wanted columns that folders like `year=2020` give, typed by the values of all `paths`."""
+    """Adds the requested Hive partition columns (`year=2020`) to the schemas, typed by the values of all `paths`."""
     named = (columns.id, columns.text, columns.title, *map(columns.source_of, columns.metadata))
     wanted = {name for name in named if name is not None}
     fields = list(_partition_schema([f.file.path for f in found] if paths is None else paths, wanted))
@@ -151,7 +151,7 @@ def _with_fields(found: Found, fields: Sequence[pa.Field]) -> Found:
 
 
 def _partition_schema(paths: Sequence[str], names: set[str]) -> pa.Schema:
-    """Names and types of the wanted Hive partitions in some paths: int64 where all values are integers, else text."""
+    """Infers the types of requested Hive partitions in some paths: int64 if all values are integers, else string."""
     folders = list(dict.fromkeys(path.rpartition("/")[0] for path in paths if "=" in path))
     found = [partition_values(f"{folder}/x", sorted(names)) for folder in folders]
     values = {name: [given[name] for given in found if given.get(name) is not None] for name in names}
@@ -172,7 +172,7 @@ def _is_utf8(path: str) -> bool:
 
 
 def partition_values(path: str, names: Sequence[str]) -> dict[str, str | None]:
-    """Returns the values, as text, that a file's folders give to these columns."""
+    """Returns a file's Hive partition values of these columns as text."""
     given = [name for name in names if f"/{name}=" in path]
     if not given or not _is_utf8(path):
         return {}
@@ -182,7 +182,7 @@ def partition_values(path: str, names: Sequence[str]) -> dict[str, str | None]:
 
 
 def fill_partitions(raw: RawRows, partitions: Mapping[str, str | None]) -> RawRows:
-    """Adds columns that a file's folders give and the file itself does not have."""
+    """Adds the Hive partition columns that the file itself lacks."""
     added = {name: [value] * len(raw) for name, value in partitions.items() if _is_absent(raw, name)}
     return replace(raw, columns={**raw.columns, **added}) if added else raw
 

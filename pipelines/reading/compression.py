@@ -1,4 +1,4 @@
-"""Decompresses streams by the suffix of a file's name, and decodes UTF-16 and its like.
+"""Decompresses streams by the file name's suffix, and decodes UTF-16 and UTF-32.
 
 Python's readers of gzip, bzip2 and xz, not Arrow's: they hand out all that comes before damage or padding at a file's
 end, where Arrow's lose it. lz4 goes through Arrow; zstd through `zstandard`, because Arrow refuses frames of windows
@@ -43,17 +43,17 @@ TRUNCATED = "Truncated compressed stream"
 
 
 def codec_of(name: str) -> str | None:
-    """Returns the codec that a file's name tells; None: it is not compressed."""
+    """Returns the codec of a file name's suffix; None if it is not compressed."""
     return SUFFIXES.get(name.lower().rpartition(".")[2])
 
 
 def buffered(file: io.RawIOBase | pa.NativeFile, size: int = STREAM_BUFFER) -> io.BufferedReader:
-    """Returns the file with `peek` and a fast `readline`."""
+    """Wraps a file in a buffer with `peek` and a fast `readline`."""
     return io.BufferedReader(file, size)
 
 
 def decompress(file: pa.NativeFile, name: str) -> io.BufferedReader:
-    """Opens a stream of the file's content, decompressed as its name says."""
+    """Opens a stream of the file's content, decompressed by the suffix of its name."""
     codec = codec_of(name)
     if codec == "gzip":
         return buffered(_Closing(gzip.GzipFile(fileobj=file), file))
@@ -67,7 +67,7 @@ def decompress(file: pa.NativeFile, name: str) -> io.BufferedReader:
 
 
 class _Closing(io.RawIOBase):
-    """Closes the file below as well, and reads as much as the decompressor has at hand."""
+    """Closes the underlying file as well, and returns as many bytes per read as the decompressor has ready."""
 
     def __init__(self, stream: gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile, file: pa.NativeFile) -> None:
         self._stream, self._file = stream, file
@@ -91,7 +91,7 @@ class _Closing(io.RawIOBase):
 
 
 class _ZstdReader(io.RawIOBase):
-    """Reads zstd frames one after the other; OSError where the last one is not whole."""
+    """Reads concatenated zstd frames; OSError if the last one is truncated."""
 
     def __init__(self, file: pa.NativeFile) -> None:
         self._file = file
@@ -139,19 +139,19 @@ _ZEROS = (
 
 
 def sniff_encoding(head: bytes) -> str:
-    """Returns UTF-16 or UTF-32 where a file's first bytes say so, else UTF-8."""
+    """Detects UTF-16 or UTF-32 by a file's byte order mark or zero bytes; otherwise returns UTF-8."""
     marked = next((name for mark, name in _MARKS if head.startswith(mark)), None)
     return marked or next((name for zeros, name in _ZEROS if re.match(zeros, head[:4], re.DOTALL)), "utf-8")
 
 
 def as_utf8(stream: io.BufferedReader, encoding: str) -> io.BufferedReader:
-    """Returns the stream in UTF-8; `auto` looks at its first bytes. A byte order mark of UTF-8 stays."""
+    """Returns the stream as UTF-8; `auto` detects the encoding from its first bytes. A UTF-8 byte order mark stays."""
     encoding = sniff_encoding(stream.peek(4)[:4]) if encoding == "auto" else encoding
     return stream if encoding == "utf-8" else buffered(_Transcoder(stream, encoding))
 
 
 class _Transcoder(io.RawIOBase):
-    """Reads a stream of another encoding as UTF-8; UnicodeDecodeError where it is damaged."""
+    """Transcodes a stream to UTF-8; UnicodeDecodeError if it is damaged."""
 
     def __init__(self, stream: io.BufferedReader, encoding: str) -> None:
         self._stream = stream

@@ -1,4 +1,4 @@
-"""Turns rows as a file holds them into documents, and judges each: a row that cannot be used stays, with its error.
+"""Converts a file's rows to documents and validates each; an invalid row is kept with its error.
 
 Columns that Arrow already types take vectorised checks; values of mixed types (JSON, CSV, odd Parquet) are looked at
 one by one, about a microsecond each. Nothing here raises for a bad row.
@@ -25,7 +25,7 @@ Errors = dict[int, str]
 
 
 def read_schema(fields: Sequence[pa.Field]) -> pa.Schema:
-    """Schema of a block of documents; `fields` are the kept metadata columns."""
+    """Returns the schema of a block of documents; `fields` are the stored metadata columns."""
     names: list[pa.Field] = [pa.field("doc_id", pa.string()), pa.field("text", pa.string()), *fields]
     ends = [("source", pa.string()), ("position", pa.int64()), ("content_hash", HASH), ("metadata_hash", HASH)]
     ends += [("error", pa.string()), (MISFITS, MISFIT_NAMES)]
@@ -33,7 +33,7 @@ def read_schema(fields: Sequence[pa.Field]) -> pa.Schema:
 
 
 def error_table(source: str, position: int, message: str, fields: Sequence[pa.Field]) -> pa.Table:
-    """One row that says what could not be read."""
+    """Builds a table of one row that holds the error of an unreadable piece of input."""
     row = {"source": source, "position": position, "error": message}
     return pa.Table.from_pylist([row], schema=read_schema(fields))
 
@@ -41,7 +41,7 @@ def error_table(source: str, position: int, message: str, fields: Sequence[pa.Fi
 def to_documents(
     raw: RawRows, source: str, columns: Columns, config: InputConfig, fields: Sequence[pa.Field]
 ) -> pa.Table:
-    """Rows of a file as documents in the read schema, in order; None for id or title: there is none."""
+    """Converts rows of a file to documents in the read schema, in order; None for id or title: the file has none."""
     errors: Errors = {i: message for i, message in enumerate(raw.errors) if message is not None}
     n = len(raw)
     text = _strings(_column(raw, columns.text), "text", errors)
@@ -67,7 +67,7 @@ def to_documents(
 
 
 def _column(raw: RawRows, name: str) -> Column:
-    """A row group that cannot be read has no columns at all."""
+    """Returns a column, or nulls: a row group that cannot be read has no columns at all."""
     return raw.columns[name] if name in raw.columns else [None] * len(raw)
 
 
@@ -76,7 +76,7 @@ def _is_text(type_: pa.DataType) -> bool:
 
 
 def _arrow_strings(column: Column) -> pa.Array | None:
-    """The column as strings if its type says that it holds them and all its bytes are UTF-8."""
+    """Returns the column as strings if its type holds strings and all its bytes are valid UTF-8."""
     if isinstance(column, list):
         return None
     if pa.types.is_dictionary(column.type):
@@ -91,7 +91,7 @@ def _arrow_strings(column: Column) -> pa.Array | None:
 
 
 def _values(column: Column) -> list[Any]:
-    """Python values; strings whose bytes are not UTF-8 as bytes."""
+    """Returns Python values; strings with invalid UTF-8 as bytes."""
     if isinstance(column, list):
         return column
     if pa.types.is_dictionary(column.type):
@@ -101,7 +101,7 @@ def _values(column: Column) -> list[Any]:
 
 
 def _strings(column: Column, what: str, errors: Errors) -> pa.Array:
-    """string array; a value that is no text becomes null and is noted in `errors`."""
+    """Returns a string array; a value that is no text becomes null and is recorded in `errors`."""
     column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
     found = _arrow_strings(column)
     if found is not None:
@@ -117,7 +117,7 @@ def _strings(column: Column, what: str, errors: Errors) -> pa.Array:
 
 
 def _titles(column: Column, errors: Errors) -> pa.Array:
-    """Titles as texts; numbers in decimal. What is neither is noted in `errors`."""
+    """Converts titles to texts, numbers to decimal; any other value is recorded in `errors`."""
     column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
     if not isinstance(column, list) and (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         return column.cast(pa.string())
@@ -127,7 +127,7 @@ def _titles(column: Column, errors: Errors) -> pa.Array:
 
 
 def _string(value: Any) -> str | None:
-    """ValueError says what a value is that should be a text or null."""
+    """Returns a text or None; ValueError describes any other value."""
     if value is None:
         return None
     try:
@@ -154,7 +154,7 @@ def _short(value: Any) -> str:
 
 
 def join_titles(text: pa.Array, title: pa.Array | None, template: str) -> pa.Array:
-    """Title and text by the template; a text without a title, and a null text, as they are."""
+    """Joins title and text by the template; a text without a title, and a null text, are unchanged."""
     if title is None or len(text) == 0:
         return text
     pieces: list[Any] = []
@@ -166,13 +166,13 @@ def join_titles(text: pa.Array, title: pa.Array | None, template: str) -> pa.Arr
 
 
 def _blank(strings: pa.Array) -> pa.BooleanArray:
-    """True for null, empty and whitespace."""
+    """Tells whether texts are null, empty or whitespace."""
     empty = pc.or_(pc.equal(pc.binary_length(strings), 0), pc.utf8_is_space(strings))
     return pc.fill_null(empty, True)
 
 
 def _check_texts(text: pa.Array, max_bytes: int, errors: Errors, *, optional: bool) -> None:
-    """optional: a text may be blank, as beside a picture."""
+    """Records the errors of unusable texts. optional: a blank text is valid, as beside a picture."""
     lengths = pc.fill_null(pc.binary_length(text), 0).to_numpy(zero_copy_only=False)
     for i in np.flatnonzero(lengths > max_bytes).tolist():
         errors.setdefault(i, f"text has more than max_text_bytes ({max_bytes:,})")
@@ -185,7 +185,7 @@ def _check_texts(text: pa.Array, max_bytes: int, errors: Errors, *, optional: bo
 
 
 def _ids(column: Column, errors: Errors) -> pa.Array:
-    """Strings as they are, integers in decimal; all else, and blank strings, are errors and become null."""
+    """Converts ids: strings unchanged, integers to decimal; other values and blank strings are errors and null."""
     column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
     if not isinstance(column, list) and pa.types.is_integer(column.type):
         column = column.cast(pa.string())
@@ -209,14 +209,14 @@ def _id(value: Any, row: int, errors: Errors) -> str | None:
 
 
 def dropped_values(misfits: Mapping[str, int], fields: Sequence[pa.Field]) -> list[Skipped]:
-    """Returns what a summary says of values that did not fit their column's type."""
+    """Describes, for the summary, the values that did not fit their column's type."""
     types = {field.name: field.type for field in fields}
     reason = "not {0}, stored as null; `input.columns.metadata: {{{1}: TYPE}}` states another type"
     return [Skipped("values", name, reason.format(types[name], name), n) for name, n in sorted(misfits.items())]
 
 
 def _typed(column: Column, field: pa.Field, misfits: dict[int, list[str]]) -> pa.Array:
-    """The column in the type that all files agree on; a value that does not fit becomes null and is noted."""
+    """Casts a column to the type common to all files; a value that does not fit becomes null and is recorded."""
     values = _castable(column, field)
     try:
         return _cast(values, field.type)
@@ -228,7 +228,7 @@ def _typed(column: Column, field: pa.Field, misfits: dict[int, list[str]]) -> pa
 
 
 def _castable(column: Column, field: pa.Field) -> Column:
-    """Python values as Arrow takes them; what has no type in an index as JSON text."""
+    """Converts Python values to types that Arrow can cast; values without a storable type become JSON text."""
     if isinstance(column, list):
         return [_as_text(value) for value in column] if pa.types.is_string(field.type) else [*map(to_storable, column)]
     column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
@@ -238,13 +238,13 @@ def _castable(column: Column, field: pa.Field) -> Column:
 
 
 def _holds_text(type_: pa.DataType) -> bool:
-    """Whether a type is a dictionary or a run-end encoding of texts."""
+    """Tells whether a type is a dictionary or run-end encoding of strings."""
     encoded = pa.types.is_dictionary(type_) or pa.types.is_run_end_encoded(type_)
     return bool(encoded and _is_text(type_.value_type))
 
 
 def _as_text(value: Any) -> Any:
-    """Texts as they are, numbers in decimal, and all else as JSON."""
+    """Converts values to texts: numbers to decimal, everything else to JSON."""
     if value is None or isinstance(value, (str, bytes)):
         return value
     value = to_storable(value)
@@ -269,11 +269,11 @@ def _typed_row(column: Column, row: int, field: pa.Field, misfits: dict[int, lis
 
 
 def _with_picture(text: pa.Array, pictures: pa.Array) -> pa.Array:
-    """Text and picture (its bytes, or where it is) as one value."""
+    """Combines text and picture (its bytes or its location) into one value for hashing."""
     parts = [column.cast(pa.binary()) for column in (text, pictures)]
     return pc.binary_join_element_wise(*parts, pa.scalar(b"\0"), null_handling="replace")
 
 
 def _content_ids(content: pa.Array) -> pa.Array:
-    """Hex of the content's hash: the same text gets the same id in every run and every file."""
+    """Hashes content to hexadecimal ids: equal texts get equal ids in every run and every file."""
     return pa.array([None if h is None else h.hex() for h in hash_content(content).to_pylist()], pa.string())

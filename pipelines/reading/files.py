@@ -1,4 +1,4 @@
-"""Opens input files through one interface, `pyarrow.fs`, wherever they lie; `listing` finds them.
+"""Opens input files on any storage through one interface, `pyarrow.fs`; `listing` finds them.
 
 s3, gs, az and local paths go to Arrow's own C++ clients, every other scheme to fsspec. The price is a small
 translation of option names: a user writes the names that LanceDB takes (`aws_access_key_id`, ...), so that one set
@@ -42,7 +42,7 @@ _AZURE_NAMES = {"account_name": "account_name", "account_key": "account_key", "s
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """One input file. `uri` is what messages and the `source` column show; `path` is what `filesystem` takes."""
+    """Identifies one input file. `uri` is for messages and the `source` column; `path` is what `filesystem` takes."""
 
     filesystem: pafs.FileSystem
     path: str
@@ -60,37 +60,37 @@ class File:
 
     @property
     def exists(self) -> bool:
-        """Whether it was there when its version was taken."""
+        """Tells whether the file existed when its version was read."""
         return self.version != ""
 
     def stream(self) -> io.BufferedReader:
-        """Opens it from the beginning, decompressed where the name says that it is compressed."""
+        """Opens the file from the beginning, decompressed by the suffix of its name."""
         return decompress(self.open_sequential(), self.name)
 
     def open(self) -> pa.NativeFile:
-        """Opens it with random access, as it is."""
+        """Opens the file for random access, without decompression."""
         if _is_odd(self.path):
             return pa.OSFile(os.fsencode(self.path))
         return self.filesystem.open_input_file(self.path)
 
     def open_sequential(self) -> pa.NativeFile:
-        """Opens it for one pass, as it is: an object store then sends it in one request."""
+        """Opens the file for one sequential pass, without decompression: an object store then needs one request."""
         return self.open() if _is_odd(self.path) else self.filesystem.open_input_stream(self.path, compression=None)
 
     def stream_from(self, start: int) -> io.BufferedReader:
-        """Opens it from a byte on, as it is."""
+        """Opens the file at a byte offset, without decompression."""
         file = self.open()
         file.seek(start)
         return buffered(file)
 
 
 def _is_odd(path: str) -> bool:
-    """Whether a path holds bytes that are not UTF-8, which Arrow's file systems refuse."""
+    """Tells whether a path contains invalid UTF-8, which Arrow's file systems refuse."""
     return any("\udc80" <= character <= "\udcff" for character in path)
 
 
 def redact(message: str, options: Mapping[str, SecretStr]) -> str:
-    """The message without the values of any option that is long enough to be a secret."""
+    """Removes from a message the values of all options that are long enough to be secrets."""
     for value in plain_options(options).values():
         if len(value) > 5:
             message = message.replace(value, "***")
@@ -98,7 +98,7 @@ def redact(message: str, options: Mapping[str, SecretStr]) -> str:
 
 
 def filesystem(uri: str, options: Mapping[str, SecretStr]) -> tuple[pafs.FileSystem, str]:
-    """The client for a URI or local path, and the path that it takes."""
+    """Creates the client for a URI or local path; returns it with the path that it takes."""
     if "@" in urlsplit(uri).netloc and scheme_of(uri) in ("s3", "s3a", "gs", "http", "https"):
         raise ConfigError(
             f"{scheme_of(uri)}://***@...: a URI must not carry credentials; use storage_options or the environment"
@@ -134,7 +134,7 @@ def _client(scheme: str, options: tuple[tuple[str, str], ...]) -> pafs.FileSyste
 
 
 def _s3_arguments(options: Mapping[str, str]) -> dict[str, Any]:
-    """LanceDB's names, with or without `aws_`, to pyarrow's; the environment fills what is not given."""
+    """Maps LanceDB's option names, with or without `aws_`, to pyarrow's; the environment supplies the others."""
     known = {key.lower().removeprefix("aws_"): value for key, value in options.items()}
     arguments: dict[str, Any] = {new: known[old] for old, new in _S3_NAMES.items() if old in known}
     endpoint = (
@@ -156,7 +156,7 @@ def _azure_arguments(options: Mapping[str, str]) -> dict[str, str]:
 
 
 def version_of(size: int, mtime_ns: int | None) -> str:
-    """Returns what changes with a file's size and time of last change.
+    """Returns a version string that changes with a file's size and modification time.
 
     Object stores count that time in whole seconds: two files of one size and second look the same.
     """
@@ -164,7 +164,7 @@ def version_of(size: int, mtime_ns: int | None) -> str:
 
 
 def file_at(uri: str, options: Mapping[str, SecretStr]) -> File:
-    """Returns the file at a URI as it is now; one that is not there has no version."""
+    """Returns the current file at a URI; a missing one has no version."""
     client, path = filesystem(uri, options)
     if _is_odd(path):
         try:

@@ -1,4 +1,4 @@
-"""Pictures on their way into an index: fetched, decoded and shrunk on CPU workers, so that a model's actor only embeds.
+"""Fetches, decodes and resizes pictures on CPU workers, so that model actors only embed.
 
 What travels on is 150 kB of pixels a picture instead of megabytes; what the index keeps is a thumbnail and, where the
 input named one, the path or URI. A picture that cannot be used marks its row with an error, as a bad text does.
@@ -31,13 +31,13 @@ DECODING: dict[str, Any] = {"num_cpus": 0.5, "batch_format": "pyarrow", "batch_s
 
 
 def check_pillow(config: InputConfig) -> None:
-    """ConfigError, in one line, where pictures are to be read and Pillow is not installed here."""
+    """Raises ConfigError in one line if pictures are configured and Pillow is not installed."""
     if config.pictures is not None and find_spec("PIL") is None:
         raise ConfigError("input.pictures: reading pictures needs Pillow: pip install 'tridex[vision]'")
 
 
 def stored_fields(config: InputConfig, fields: Sequence[pa.Field]) -> list[pa.Field]:
-    """The metadata columns of the index, given those that are read: thumbnails for pictures, URIs as they are."""
+    """Returns the index's metadata columns for the columns read: pictures are stored as thumbnails, URIs unchanged."""
     if config.pictures is None:
         return list(fields)
     column = next(field for field in fields if field.name == config.pictures.column)
@@ -52,7 +52,7 @@ def _is_picture_type(type_: pa.DataType) -> bool:
 
 
 def with_pictures(data: ray.data.Dataset, config: InputConfig, identity: Identity) -> ray.data.Dataset:
-    """The same documents with `pixels` and `thumbnail`, where the job has pictures."""
+    """Adds `pixels` and `thumbnail` to documents if the job has pictures."""
     if config.pictures is None:
         return data
     sizes = {e["picture_size"] for e in identity.embedders.values() if "picture_size" in e}
@@ -98,7 +98,7 @@ def _prepared(picture: bytes | str | None, row: dict[str, Any], config: InputCon
 
 
 def _absolute(uri: str, source: str) -> str:
-    """A relative path starts at the folder of the file that names it."""
+    """Resolves a relative path against the folder of the file that contains it."""
     return uri if "://" in uri else posixpath.join(posixpath.dirname(source), uri)
 
 
@@ -114,7 +114,7 @@ def _fetched(uri: str, config: InputConfig, max_bytes: int) -> bytes:
 
 
 def _failed(table: pa.Table, failures: dict[int, str]) -> pa.Table:
-    """Failed rows have an error and no text, so that no later stage makes anything of them."""
+    """Sets errors on failed rows and nulls their text, so that later stages skip them."""
     if not failures:
         return table
     bad = pa.array([i in failures for i in range(len(table))])

@@ -1,4 +1,4 @@
-"""Chooses which files of a folder are its data, and how each is read.
+"""Selects the data files of a folder and the format of each.
 
 Data sets come with a README, a schema, queries or state files beside their shards, and sites with pictures: what is not
 chosen is named as skipped, with the reason.
@@ -23,7 +23,7 @@ OTHER_FORMAT = "not of input.format"
 def choose_formats(
     config: InputConfig, where: str, path: str, listing: Listing
 ) -> tuple[list[tuple[File, str]], list[SkippedFile]]:
-    """Returns the files to read with their formats, and the rest; ConfigError where the formats cannot be told."""
+    """Returns the files to read with their formats, and the rest; ConfigError if no format can be determined."""
     if config.format != "auto":
         return _of_format(str(config.format), where, listing)
     files, skipped = (list(listing.files), []) if listing.exact else set_layouts_aside(listing.files)
@@ -44,7 +44,7 @@ def choose_formats(
 
 
 def _of_format(format_: str, where: str, listing: Listing) -> tuple[list[tuple[File, str]], list[SkippedFile]]:
-    """Files whose names say that they are of the stated format; all of them where none does."""
+    """Selects files whose names have the configured format's suffix; all files if none has."""
     if (extra := READERS[format_].missing_extra) is not None:
         raise ConfigError(f"{where}: {_needs(format_, extra)}")
     named = [file for file in listing.files if format_of(file.name) == format_] or list(listing.files)
@@ -53,7 +53,7 @@ def _of_format(format_: str, where: str, listing: Listing) -> tuple[list[tuple[F
 
 
 def _with_extras(files: Sequence[tuple[File, str]]) -> tuple[list[tuple[File, str]], list[SkippedFile]]:
-    """Files whose readers are installed, and the others."""
+    """Separates files whose readers are installed from the others."""
     missing = {format_: READERS[format_].missing_extra for format_ in {format_ for _, format_ in files}}
     chosen = [(file, format_) for file, format_ in files if missing[format_] is None]
     lacking = [(file, format_, missing[format_]) for file, format_ in files if missing[format_] is not None]
@@ -72,7 +72,7 @@ _SAVED = re.compile(r"state\.json|dataset_info\.json|dataset_dict\.json|cache-.*
 
 
 def set_layouts_aside(files: Sequence[File]) -> tuple[list[File], list[SkippedFile]]:
-    """Leaves out what known layouts keep beside their data: BEIR's queries and judgements, `datasets`' state."""
+    """Excludes the auxiliary files of known layouts: BEIR's queries and judgements, the state of `datasets`."""
     beir = {_folder(f) for f in files if _CORPUS.fullmatch(_unpacked(f.name))}
     judged = {_folder(f) for f in files if _QUERIES.fullmatch(_unpacked(f.name))}
     beir &= judged | {folder.removesuffix("/qrels") for folder in map(_folder, files) if folder.endswith("/qrels")}

@@ -1,4 +1,4 @@
-"""Finds the files that an input path names, and says of every other one there why it is left out.
+"""Lists the files of an input path, and gives the reason for every file that is skipped.
 
 Local folders are walked here and not by Arrow, which follows a link that leads back forty times and refuses a whole
 folder for one name that is not UTF-8. Hidden are names with a leading dot and the markers of Spark and Hadoop; a site's
@@ -41,14 +41,14 @@ OWN_INDEX = "an index of tridex"
 
 @dataclass(frozen=True, slots=True)
 class SkippedFile:
-    """A file or folder below an input path that is not read."""
+    """Names a file or folder below an input path that is not read, with the reason."""
 
     uri: str
     reason: str
 
     @property
     def kind(self) -> str:
-        """The suffix, that of a packed file with what packs it; the name where there is none."""
+        """Returns the suffix, with the compression's suffix if any; the name if there is none."""
         name = self.uri.rstrip("/").rpartition("/")[2]
         stem, dot, suffix = name.rpartition(".")
         if codec_of(name) is not None and "." in stem.lstrip("."):
@@ -68,7 +68,7 @@ def count_by_kind(skipped: Sequence[SkippedFile]) -> tuple[Skipped, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The files that one input path names. `root` is the folder that ids of text files are relative to."""
+    """Lists the files of one input path. `root` is the folder that ids of text files are relative to."""
 
     root: str
     files: tuple[File, ...]
@@ -79,7 +79,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """Something in a folder: a path as its client takes it, and the facts that its version is made of."""
+    """Describes a file or folder: its path for the client, and the facts that make up its version."""
 
     path: str
     is_folder: bool
@@ -88,7 +88,7 @@ class _Entry:
 
 
 def list_files(uri: str, options: Mapping[str, SecretStr]) -> Listing:
-    """Lists everything that a path, folder or glob names, sorted; a Lance table is one file. OSError if it cannot."""
+    """Lists the files of a path, folder or glob, sorted; a Lance table is one file. OSError if that fails."""
     fs, path = filesystem(uri, options)
     prefix = _prefix(uri, path)
     found = _entry_at(fs, path)
@@ -105,12 +105,12 @@ def list_files(uri: str, options: Mapping[str, SecretStr]) -> Listing:
 
 
 def _prefix(uri: str, path: str) -> str:
-    """What `uri` has before its client path: `s3://`, or nothing."""
+    """Returns the part of `uri` before its client path: `s3://`, or nothing."""
     return "" if scheme_of(uri) in ("", "file") or "://" in path else f"{scheme_of(uri)}://"
 
 
 def _entry_at(fs: pafs.FileSystem, path: str) -> _Entry | None:
-    """The file or folder at a path; None where there is none."""
+    """Returns the file or folder at a path; None if there is none."""
     if isinstance(fs, pafs.LocalFileSystem):
         if not os.path.exists(path):  # noqa: PTH110  # the path as it is
             return None
@@ -128,7 +128,7 @@ def _file(fs: pafs.FileSystem, entry: _Entry, prefix: str) -> File:
 
 
 def is_hidden(relative: str) -> bool:
-    """Tells names with a leading dot and the markers of Spark and Hadoop, in any part of a path."""
+    """Tells whether any part of a path is hidden: a leading dot, or a marker of Spark or Hadoop."""
     return any(part.startswith(".") or MARKERS.fullmatch(part) is not None for part in relative.split("/"))
 
 
@@ -143,7 +143,7 @@ def _is_lance(fs: pafs.FileSystem, path: str) -> bool:
 def _in_folder(
     fs: pafs.FileSystem, folder: str, prefix: str, options: Mapping[str, SecretStr]
 ) -> tuple[tuple[File, ...], tuple[SkippedFile, ...]]:
-    """The files below a folder that are candidates for reading, and those that are not."""
+    """Separates the files below a folder into candidates for reading and skipped ones."""
     if isinstance(fs, pafs.LocalFileSystem):
         entries, skipped = _walk_local(folder)
     else:
@@ -178,7 +178,7 @@ _Seen: TypeAlias = "set[tuple[int, ...] | tuple[int, int, str]]"
 
 
 def _walk_local(folder: str) -> tuple[list[_Entry], list[SkippedFile]]:
-    """Everything below a local folder. Real folders come before links: a link to one is what is left out."""
+    """Walks a local folder. Real folders come before links, so that a link to one is the duplicate that is skipped."""
     entries: list[_Entry] = []
     skipped: list[SkippedFile] = []
     links: list[os.DirEntry[str]] = []
@@ -216,7 +216,7 @@ def _follow(
     seen: _Seen,
     pending: list[str],
 ) -> None:
-    """Takes what a symbolic link leads to, unless it is read already."""
+    """Adds the target of a symbolic link, unless it is listed already."""
     try:
         facts = link.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""Writes data that a program holds in memory as Parquet beside the index, so that a job reads it as it reads files.
+"""Writes in-memory data as Parquet beside the index, so that a job reads it like any input file.
 
 Frames, tables, rows, iterators, `datasets` and Ray Data then have the same columns, quarantine and incremental rules as
 files, and every worker can read them; the price is that they are written once, compressed, and removed afterwards. A
@@ -44,7 +44,7 @@ ROW_GROUP_BYTES = 16 * 2**20
 
 @contextlib.contextmanager
 def spooled(data: Rows, config: InputConfig, index: IndexConfig) -> Iterator[InputConfig]:
-    """Yields an input config that reads `data` from files beside the index, which are gone when the block ends.
+    """Yields an input config for `data` written to files beside the index, which are deleted when the block ends.
 
     TypeError for what holds no rows.
     """
@@ -67,13 +67,13 @@ def spooled(data: Rows, config: InputConfig, index: IndexConfig) -> Iterator[Inp
 
 
 def _is_ray(data: object) -> bool:
-    """Whether something is a `ray.data.Dataset`, without importing Ray."""
+    """Tells whether an object is a `ray.data.Dataset`, without importing Ray."""
     module = sys.modules.get("ray.data")
     return module is not None and isinstance(data, module.Dataset)
 
 
 def record_batches(data: Any) -> Iterator[pa.RecordBatch]:
-    """Yields the rows of whatever holds some as Arrow batches; TypeError, at once, for what holds none."""
+    """Yields Arrow batches of the rows in any supported object; TypeError at once for an unsupported one."""
     if isinstance(data, (str, bytes, Mapping)):
         raise TypeError(f"build_index takes a config, a frame, a table or rows, not a {type(data).__name__}")
     kind = type(data).__module__.partition(".")[0]
@@ -97,7 +97,7 @@ def record_batches(data: Any) -> Iterator[pa.RecordBatch]:
 
 
 def _of_pandas(frame: pd.DataFrame) -> Iterator[pa.RecordBatch]:
-    """Columns of one type go to Arrow as they are, all others value by value; the index is no column."""
+    """Converts a pandas frame: columns of one type directly, others value by value; the index is dropped."""
     arrays = {str(name): _array(frame.iloc[:, i], from_pandas=True) for i, name in enumerate(frame.columns)}
     yield from _table(arrays).to_batches()
 
@@ -115,7 +115,7 @@ def _of_rows(rows: Iterable[Any]) -> Iterator[pa.RecordBatch]:
 
 
 def _array(values: Any, from_pandas: bool = False) -> pa.Array | _JsonArray:
-    """An Arrow array of one type, or of JSON where the values have none in common."""
+    """Builds an Arrow array of the values' common type, or of JSON if there is none."""
     with contextlib.suppress(pa.ArrowException, UnicodeError, OverflowError, ValueError, TypeError):
         array = pa.array(values, from_pandas=from_pandas)
         array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
@@ -125,23 +125,23 @@ def _array(values: Any, from_pandas: bool = False) -> pa.Array | _JsonArray:
 
 
 def _has_empty_struct(type_: pa.DataType) -> bool:
-    """Whether a type holds a struct without fields, which Parquet cannot write."""
+    """Tells whether a type holds a struct without fields, which Parquet cannot write."""
     if pa.types.is_struct(type_) and not type_.num_fields:
         return True
     return any(_has_empty_struct(type_.field(i).type) for i in range(type_.num_fields))
 
 
 def _jsonable(value: Any) -> str:
-    """A value that JSON lacks as text; bytes that are not UTF-8 keep surrogates, which the judgement of rows finds."""
+    """Converts a value that JSON lacks to text; invalid UTF-8 becomes surrogates, which row validation reports."""
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
 
 
 class _JsonArray(list[str | None]):
-    """Values of mixed types, each as JSON."""
+    """Holds values of mixed types, each as JSON."""
 
 
 def _is_missing(value: Any) -> bool:
-    """Whether a value is None or pandas' NaN or NA."""
+    """Tells whether a value is None or pandas' NaN or NA."""
     return value is None or (isinstance(value, float) and value != value) or str(value) == "<NA>"
 
 
@@ -155,7 +155,7 @@ def _table(columns: Mapping[str, Any]) -> pa.Table:
 
 
 def _write(batches: Iterable[pa.RecordBatch], files: Any, folder: str) -> None:
-    """Writes a file for each run of batches of one schema, named by the number of its first row."""
+    """Writes one file per run of batches with equal schemas, named by the number of its first row."""
     first, writer, schema = 0, None, None
     pending: list[pa.RecordBatch] = []
     try:

@@ -1,4 +1,4 @@
-"""Tells under which headings and on which page a place in a document lies, from its text alone.
+"""Finds the headings and the page of a position in a document, from its text alone.
 
 Headings are Markdown's, which all converters write. A form feed ends a page of a PDF; a comment with a number, as
 markitdown writes it, begins a slide.
@@ -20,7 +20,7 @@ T = TypeVar("T", int, str)
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """Headings and pages of one document, by the characters at which they begin."""
+    """Holds the headings and pages of one document, by their character offsets."""
 
     text: str
     headings: tuple[tuple[int, str], ...]
@@ -29,7 +29,7 @@ class Outline:
 
     @classmethod
     def of(cls, text: str) -> Outline:
-        """Reads a document's text."""
+        """Parses the headings and pages of a document's text."""
         path: list[tuple[int, str]] = []
         headings = []
         for found in _HEADING.finditer(text):
@@ -39,7 +39,7 @@ class Outline:
         return cls(text, tuple(headings), _pages(text))
 
     def place(self, start: int) -> dict[str, str | int | None]:
-        """Returns `heading` and `page` at a character, blanks after it aside; None where there is none."""
+        """Returns `heading` and `page` at a character offset, skipping blanks after it; None if there is none."""
         blank = _BLANK.match(self.text, start)
         at = start if blank is None else blank.end()
         heading, page = _last(self.headings, at), _last(self.pages, at)

@@ -1,4 +1,4 @@
-"""Cuts the input into units that are read independently, and reads each as a stream of documents.
+"""Splits the input into units that are read independently, and reads each as a stream of documents.
 
 Own units instead of `ray.data.read_*`: Ray's readers fail a whole block for one bad row and merge small files into one
 input. Nothing here knows Ray. A wrong request (no file, no such column) is a ConfigError before any work; a damaged
@@ -59,7 +59,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A piece of input that one task reads: a part of one file, or several small files whole. Holds no secrets."""
+    """Describes the input of one task: a part of one file, or several small files. Holds no secrets."""
 
     paths: tuple[str, ...]
     format: str
@@ -77,18 +77,18 @@ class Unit:
 
     @property
     def size(self) -> int:
-        """Bytes in the files."""
+        """Returns the total size of the files in bytes."""
         return self.part.size
 
     @property
     def rows(self) -> int | None:
-        """None where only reading can tell."""
+        """Returns the number of rows; None if only reading can tell."""
         return self.part.rows
 
 
 @dataclass(frozen=True, slots=True)
 class InputPlan:
-    """What an input comes to: the pieces that are read, and the files that are left out, each with its reason."""
+    """Holds the result of planning an input: the units to read, and the skipped files with reasons."""
 
     units: list[Unit]
     skipped: tuple[SkippedFile, ...]
@@ -100,7 +100,7 @@ def plan_units(config: InputConfig) -> list[Unit]:
 
 
 def plan_input(config: InputConfig) -> InputPlan:
-    """Finds the units of all input paths, in a fixed order: same files, same units.
+    """Finds the units of all input paths in a fixed order: equal files give equal units.
 
     Reads footers, headers and the first rows. ConfigError if a path matches no file, a format cannot be told, or a
     column does not exist. A file that cannot be opened becomes a unit all the same, and `read_unit` reports it.
@@ -146,7 +146,7 @@ def _check_request(config: InputConfig) -> None:
 
 
 def _files_of(config: InputConfig, index: int, path: str) -> tuple[list[_Listed], list[SkippedFile]]:
-    """(file, format, root) for what one of the input paths names, and what is left out of it."""
+    """Returns (file, format, root) of the files of one input path, and the skipped files."""
     where = f"input.paths.{index}"
     try:
         listing = list_files(path, config.storage_options)
@@ -172,7 +172,7 @@ def _inspect(file: File, format_: str, root: str, part_bytes: int, options: Read
 
 
 def _check_columns(columns: Columns, found: Sequence[Found]) -> None:
-    """Of JSON Lines only the text must be in every file's first rows; the rest may be sparse."""
+    """Checks that files have the configured columns; in JSON Lines, only the text is needed in each file's start."""
     required = [("id", columns.id), ("text", columns.text), ("title", columns.title)]
     required += [("metadata", columns.source_of(name)) for name in columns.metadata]
     seen = [(f, f.seen.schema.names) for f in found if f.seen.schema is not None]
@@ -190,14 +190,14 @@ def _check_columns(columns: Columns, found: Sequence[Found]) -> None:
 
 
 def _resolved(columns: Columns, schema: pa.Schema) -> Columns:
-    """The columns with `id` and `title` as one file has them."""
+    """Returns the columns with `id` and `title` resolved for one file."""
     id_ = columns.id or next((name for name in ID_NAMES if name in schema.names), None)
     title = columns.title or ("title" if "title" in schema.names and columns.text != "title" else None)
     return columns.model_copy(update={"id": id_, "title": title})
 
 
 def _split(columns: Columns, found: Sequence[Found]) -> list[Unit]:
-    """A file of which no column could be seen is taken to be like the last one before it, or else the first."""
+    """Splits files into units; a file without known columns gets those of the previous file, or of the first."""
     schemas = [f.seen.schema for f in found if f.seen.schema is not None]
     last = schemas[0] if schemas else pa.schema([])
     units = []
@@ -211,7 +211,7 @@ def _split(columns: Columns, found: Sequence[Found]) -> list[Unit]:
 
 
 def _grouped(units: Iterable[Unit], part_bytes: int) -> list[Unit]:
-    """Neighbours that are small whole files of one kind become one unit."""
+    """Merges neighbouring small whole files of one kind into one unit."""
     grouped: list[Unit] = []
     for unit in units:
         last = grouped[-1] if grouped else None
@@ -238,7 +238,7 @@ def _merged(a: Unit, b: Unit) -> Unit:
 
 
 def metadata_fields(config: InputConfig, units: Sequence[Unit]) -> list[pa.Field]:
-    """Returns names and types of the kept metadata columns, from up to 16 files spread over the units.
+    """Returns names and types of the stored metadata columns, from up to 16 files spread over the units.
 
     A type that the config states is taken as it is. Of guessed ones integers widen to what holds all files' values and
     nulls give way. ConfigError if two files disagree otherwise. Converted documents have two columns more, `heading`
@@ -261,7 +261,7 @@ def _inspect_again(config: InputConfig, path: str, format_: str) -> Found:
 
 
 def pick_evenly(units: Sequence[Unit], most: int) -> list[Unit]:
-    """At most so many units, at even distances over the whole input."""
+    """Selects at most so many units, evenly spaced over the whole input."""
     places = np.linspace(0, len(units) - 1, min(most, len(units))).round().astype(int)
     return [units[i] for i in places]
 
@@ -269,7 +269,7 @@ def pick_evenly(units: Sequence[Unit], most: int) -> list[Unit]:
 def read_unit(
     unit: Unit, config: InputConfig, batch_rows: int, fields: Sequence[pa.Field] | None = None
 ) -> Iterator[pa.Table]:
-    """The unit's rows in order, in the read schema, in blocks of at most `batch_rows` rows and about 32 MiB.
+    """Yields the unit's rows in order, in the read schema, in blocks of at most `batch_rows` rows and about 32 MiB.
 
     `fields` are the metadata columns as `metadata_fields` gave them for the whole input; None looks at this unit alone.
     `position` counts rows from the start of what `source` names: a file, or FILE@BYTE for a piece of a large JSON Lines
@@ -288,7 +288,7 @@ def read_unit(
 
 
 def source_name(path: str, config: InputConfig) -> str:
-    """Returns what the index calls a file: its path, or for spooled data what `input.label` says."""
+    """Returns the name of a file in the index: its path, or `input.label` for in-memory data."""
     return path if config.label is None else f"{config.label}/{path.rpartition('/')[2]}"
 
 
@@ -316,6 +316,6 @@ def _read_file(
 
 
 def _rewritten(unit: Unit, path: str, version: str, config: InputConfig) -> bool:
-    """Whether there is another file of that name now. A Lance table is read at its version, whatever came after."""
+    """Tells whether the file has been replaced since planning. A Lance table is read at its planned version."""
     file = file_at(path, config.storage_options)
     return unit.format != "lance" and file.version != version and file.exists

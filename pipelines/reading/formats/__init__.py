@@ -37,11 +37,11 @@ NUMBERED_PARTS = ("jsonl", "arrow", "orc")
 
 
 def is_document(name: str) -> bool:
-    """Tells whether a file of that name is one document: text, Markdown, HTML, PDF and the like."""
+    """Tells whether a file of that name holds one document: text, Markdown, HTML, PDF and the like."""
     known = format_of(name)
     return known is not None and READERS[known].is_document
 
 
 def format_of(name: str) -> str | None:
-    """Returns the format that a file's name tells, if any."""
+    """Returns the format of a file name's suffix, if known."""
     return next((known for known, reader in READERS.items() if reader.suffix.search(name.lower())), None)

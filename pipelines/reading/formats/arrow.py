@@ -1,4 +1,4 @@
-"""Arrow IPC: files (Feather V2) and streams, as `datasets` writes them. A part of a file is a run of record batches.
+"""Reads Arrow IPC files (Feather V2) and streams, as `datasets` writes them. A part is a range of record batches.
 
 A stream has no table of contents, so it is one part; damage costs what comes after it.
 """
@@ -23,7 +23,7 @@ def _is_file(handle: pa.NativeFile) -> bool:
 
 
 def inspect(file: File, part_bytes: int, options: ReadOptions) -> Inspection:
-    """Reads the schema, and a file's table of contents."""
+    """Reads the schema and the footer of a file."""
     if not file.size:
         return Inspection(())
     with file.open() as handle:
@@ -34,7 +34,7 @@ def inspect(file: File, part_bytes: int, options: ReadOptions) -> Inspection:
 
 
 def _parts(batches: int, size: int, part_bytes: int) -> tuple[Part, ...]:
-    """Even runs of batches; one part has no bounds, so that small files can share a unit."""
+    """Splits evenly by record batches; a single part has no bounds, so that small files can share a unit."""
     n_parts = max(1, min(batches, size // part_bytes))
     if n_parts == 1:
         return (Part(size=size),)
@@ -43,7 +43,7 @@ def _parts(batches: int, size: int, part_bytes: int) -> tuple[Part, ...]:
 
 
 def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, options: ReadOptions) -> Iterator[RawRows]:
-    """Reads a part's record batches, cut to the bounds on rows and bytes."""
+    """Yields a part's record batches, split to the limits on rows and bytes."""
     with file.open() as handle:
         position = 0
         for batch in _batches(handle, part, columns):

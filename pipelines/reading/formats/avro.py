@@ -1,4 +1,4 @@
-"""Avro object container files, through fastavro. Read from the beginning to the end: a file is one part."""
+"""Reads Avro object container files with fastavro, sequentially: each file is one part."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROW_BYTES = 2**12
 
 @contextlib.contextmanager
 def _errors_of(file: File) -> Iterator[None]:
-    """fastavro raises ValueError, KeyError, IndexError and others where a file is damaged."""
+    """Wraps the errors of a damaged file, as which fastavro raises ValueError, KeyError, IndexError and others."""
     try:
         yield
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError) as error:
@@ -32,7 +32,7 @@ def _errors_of(file: File) -> Iterator[None]:
 
 
 def inspect(file: File, part_bytes: int, options: ReadOptions) -> Inspection:
-    """Columns and types are those of the first 1,000 rows."""
+    """Infers columns and types from the first 1,000 rows."""
     import fastavro
 
     if not file.size:
@@ -43,7 +43,7 @@ def inspect(file: File, part_bytes: int, options: ReadOptions) -> Inspection:
 
 
 def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, options: ReadOptions) -> Iterator[RawRows]:
-    """Reads a file in batches."""
+    """Yields a file's rows in batches."""
     yield from raise_after_good_rows(_records(file), lambda good: group_into_batches(good, columns, batch_rows))
 
 

@@ -1,4 +1,4 @@
-"""What the formats share: a file is inspected once (columns and parts), then each part streams as `RawRows` batches.
+"""Defines what formats share: a file is inspected once (columns and parts), then each part streams as `RawRows`.
 
 A format is two plain functions. It yields values as the file holds them and leaves judging them to `rows`: so every
 format treats a null text or a float id alike.
@@ -32,7 +32,7 @@ BATCH_BYTES = 32 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A piece of a file that is read on its own: row groups, bytes or fragments from `start` to before `stop`."""
+    """Locates a part of a file to be read separately: row groups, bytes or fragments from `start` to before `stop`."""
 
     start: int = 0
     stop: int = -1
@@ -47,7 +47,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What can be said of a file without reading it all."""
+    """Holds what is known of a file without reading it all."""
 
     parts: tuple[Part, ...]
     schema: pa.Schema | None = None
@@ -58,7 +58,7 @@ class Inspection:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RawRows:
-    """Rows as the file holds them; `errors[i]` says why row i could not be parsed."""
+    """Holds rows as parsed from the file; `errors[i]` says why row i could not be parsed."""
 
     columns: Mapping[str, Column]
     positions: npt.NDArray[np.int64]
@@ -70,7 +70,7 @@ class RawRows:
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """What a reader may need to know beside the file."""
+    """Holds the options of readers other than the file."""
 
     max_bytes: int
     """No value longer than this is of use, so a reader may stop short of keeping one."""
@@ -83,7 +83,7 @@ class ReadOptions:
 
     @classmethod
     def of(cls, config: InputConfig) -> ReadOptions:
-        """Takes from a config what readers need."""
+        """Takes the readers' options from a config."""
         columns = config.columns
         wanted = (columns.id, columns.text, columns.title, *map(columns.source_of, columns.metadata))
         paths = tuple(dict.fromkeys(name for name in wanted if name is not None and "." in name))
@@ -91,7 +91,7 @@ class ReadOptions:
 
 
 class Reader(NamedTuple):
-    """A format: `inspect(file, part_bytes, options)` and `rows(file, part, columns, batch_rows, options)`."""
+    """Declares a format: `inspect(file, part_bytes, options)` and `rows(file, part, columns, batch_rows, options)`."""
 
     suffix: re.Pattern[str]
     inspect: Callable[[File, int, ReadOptions], Inspection]
@@ -105,13 +105,13 @@ class Reader(NamedTuple):
 
     @property
     def missing_extra(self) -> str | None:
-        """Returns the extra to install where the format's module is not there."""
+        """Returns the extra to install if the format's module is missing."""
         module, _, extra = self.needs.partition(":")
         return extra if module and importlib.util.find_spec(module) is None else None
 
 
 def single_part(file: File) -> Inspection:
-    """One part, columns unknown: all there is to say of a file that cannot be opened."""
+    """Returns one part and no columns, the inspection of a file that cannot be opened."""
     return Inspection((Part(size=file.size),))
 
 
@@ -144,7 +144,7 @@ def _as_raw_rows(rows: Sequence[tuple[int, Mapping[str, Any] | str]], columns: S
 
 
 def look_up(row: Mapping[str, Any], path: str) -> Any:
-    """Returns the value of a key, or of a path into nested objects, `content.text`; None where there is none."""
+    """Looks up a key, or a path into nested objects such as `content.text`; None if it is absent."""
     if path in row:
         return row[path]
     first, dot, rest = path.partition(".")
@@ -153,7 +153,7 @@ def look_up(row: Mapping[str, Any], path: str) -> Any:
 
 
 def pick(columns: pa.RecordBatch | pa.Table, path: str) -> pa.Array | pa.ChunkedArray | None:
-    """Returns a column, or the field of a struct column that a path names; None where there is none."""
+    """Returns a column, or the field of a struct column by path; None if it is absent."""
     at = columns.schema.get_all_field_indices(path)
     if at:
         return columns.column(at[0])
@@ -168,33 +168,33 @@ def pick(columns: pa.RecordBatch | pa.Table, path: str) -> pa.Array | pa.Chunked
 
 
 def field_at(schema: pa.Schema, path: str) -> pa.Field | None:
-    """Returns the type of what `pick` returns, as a field that is named by the path."""
+    """Returns the type of the column that `pick` returns, as a field named by the path."""
     found = pick(schema.empty_table(), path)
     return None if found is None else pa.field(path, found.type)
 
 
 def top_level(schema: pa.Schema, paths: Sequence[str]) -> list[str]:
-    """Returns the columns of a file that hold these paths, for readers that select whole columns."""
+    """Returns the top-level columns that contain these paths, for readers that select whole columns."""
     firsts = [next((p for p in (path, *(f for f, _ in _splits(path))) if p in schema.names), None) for path in paths]
     return list(dict.fromkeys(name for name in firsts if name is not None))
 
 
 def _splits(path: str) -> Iterator[tuple[str, str]]:
-    """`("a", "b.c")` and `("a.b", "c")` of `a.b.c`."""
+    """Yields each way of splitting a path in two: `("a", "b.c")` and `("a.b", "c")` of `a.b.c`."""
     parts = path.split(".")
     for i in range(1, len(parts)):
         yield ".".join(parts[:i]), ".".join(parts[i:])
 
 
 def raw_batch(batch: pa.RecordBatch, columns: Sequence[str], position: int) -> RawRows:
-    """Returns an Arrow batch, the first row of which has a position in its file, with these columns alone."""
+    """Selects columns of an Arrow batch that starts at a row position in its file."""
     found = {name: pick(batch, name) for name in columns}
     values = {name: column for name, column in found.items() if column is not None}
     return RawRows(values, np.arange(position, position + len(batch)), [None] * len(batch))
 
 
 def in_pieces(batch: pa.RecordBatch, batch_rows: int) -> Iterator[pa.RecordBatch]:
-    """Cuts a batch into pieces that keep to the bounds on rows and bytes."""
+    """Splits a batch to the limits on rows and bytes."""
     row_bytes = batch.nbytes / max(1, len(batch))
     step = max(1, min(batch_rows, int(BATCH_BYTES / max(row_bytes, 1))))
     for start in range(0, len(batch), step):
@@ -202,19 +202,19 @@ def in_pieces(batch: pa.RecordBatch, batch_rows: int) -> Iterator[pa.RecordBatch
 
 
 def to_values(column: Column) -> list[Any]:
-    """Returns a column's values as Python objects."""
+    """Converts a column to Python objects."""
     values: list[Any] = column if isinstance(column, list) else column.to_pylist()
     return values
 
 
 def to_storable(value: Any) -> Any:
-    """Objects as JSON text: rows rarely agree on their keys, and Arrow would drop the ones it does not know."""
+    """Converts objects to JSON text: rows rarely share all keys, and Arrow would drop unknown ones."""
     nested = isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, dict | list) for v in value))
     return json.dumps(value, ensure_ascii=False, sort_keys=True) if nested else value
 
 
 def raise_after_good_rows(rows: Iterator[Any], pack: Callable[[Iterator[Any]], Iterator[RawRows]]) -> Iterator[RawRows]:
-    """`pack(rows)`, but an error of `rows` is raised only after everything read before it has been yielded."""
+    """Yields `pack(rows)`, delaying an error of `rows` until all rows read before it are yielded."""
     broken: list[Exception] = []
 
     def guarded() -> Iterator[Any]:

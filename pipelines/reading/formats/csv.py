@@ -1,4 +1,4 @@
-"""CSV and TSV with a header line or given names, plain or compressed.
+"""Reads CSV and TSV with a header line or configured names, plain or compressed.
 
 Python's parser in strict mode, because it goes on after a bad row; Arrow's is ten times faster, stops at an overlong
 value and cannot say which row was at fault. A file is never split: a line end may lie within quotes. Most programs that
@@ -38,7 +38,7 @@ Records = Iterator[list[str]]
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How one file is written."""
+    """Holds the dialect of one file: delimiter, column names and quote."""
 
     delimiter: str
     names: tuple[str, ...] | None
@@ -67,7 +67,7 @@ def _split_lines(lines: io.TextIOWrapper, delimiter: str, quote: str) -> Records
 
 
 def _unquoted(value: str, quote: str) -> str:
-    """The value without the quotes around it, where those within it are doubled."""
+    """Removes the quotes around a value and undoubles those within it."""
     if len(value) < 2 or not value.startswith(quote) or not value.endswith(quote):
         return value
     inner = value[1:-1].replace(quote * 2, "")
@@ -75,7 +75,7 @@ def _unquoted(value: str, quote: str) -> str:
 
 
 def inspect(file: File, part_bytes: int, options: ReadOptions, delimiter: str = ",") -> Inspection:
-    """Columns from the header; types are the narrowest of int64, float64, bool and string that hold 1,000 rows."""
+    """Reads column names from the header; infers types (int64, float64, bool, string) from 1,000 rows."""
     if not file.size:
         return Inspection(())
     csv.field_size_limit(SAMPLE_BYTES)
@@ -83,7 +83,7 @@ def inspect(file: File, part_bytes: int, options: ReadOptions, delimiter: str = 
 
 
 def _schema(file: File, options: ReadOptions, delimiter: str) -> pa.Schema | None:
-    """Of the rows up to the first that cannot be parsed."""
+    """Infers types from the rows up to the first that cannot be parsed."""
     dialect = choose_dialect(file, options, delimiter)
     sample = _sample(file, options, dialect)
     if not sample:
@@ -105,7 +105,7 @@ def _sample(file: File, options: ReadOptions, dialect: Dialect) -> list[list[str
 
 
 def choose_dialect(file: File, options: ReadOptions, delimiter: str = ",") -> Dialect:
-    """Returns what the config says, and for what it leaves open what the first rows show."""
+    """Returns the configured dialect; detects what the config leaves open from the first rows."""
     names, quote = options.csv.names, options.csv.quote
     mark = '"' if quote == "auto" else quote
     if options.csv.delimiter is not None or names is not None or delimiter != ",":
@@ -126,7 +126,7 @@ def _sample_header(file: File, options: ReadOptions, dialect: Dialect) -> list[s
 
 
 def _is_even(file: File, options: ReadOptions, dialect: Dialect) -> bool:
-    """Whether all rows of the sample have as many values as there are columns."""
+    """Tells whether all rows of the sample have as many values as there are columns."""
     sample = [row for row in _sample(file, options, dialect) if row]
     width = len(dialect.names or (sample[0] if sample else ()))
     return all(len(row) == width for row in sample)
@@ -144,7 +144,7 @@ def _type_of(values: Sequence[str]) -> pa.DataType:
 
 
 def _text(file: File, options: ReadOptions) -> io.TextIOWrapper:
-    """Bytes that are not UTF-8 come through as surrogates, which `_row` finds."""
+    """Decodes bytes; invalid UTF-8 becomes surrogates, which `_row` reports."""
     stream = as_utf8(file.stream(), options.encoding)
     return io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
@@ -157,7 +157,7 @@ def rows(
     options: ReadOptions,
     delimiter: str = ",",
 ) -> Iterator[RawRows]:
-    """Reads a file in batches."""
+    """Yields a file's rows in batches."""
     # An open quote swallows the rest of a damaged file: beyond this, parsing stops. The parser's limit is global.
     csv.field_size_limit(4 * options.max_bytes)
     dialect = choose_dialect(file, options, delimiter)

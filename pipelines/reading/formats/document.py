@@ -1,4 +1,4 @@
-"""HTML, PDF, Word, PowerPoint, Excel and EPUB as Markdown, through markitdown (extra `documents`).
+"""Converts HTML, PDF, Word, PowerPoint, Excel and EPUB to Markdown with markitdown (extra `documents`).
 
 One file is one document, and its path is its id, as with plain text. Headings stay in the text as Markdown, so chunks
 end at them; pages of a PDF end with a form feed and slides begin with a comment, which `places` reads. The converter is
@@ -40,12 +40,12 @@ SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string())])
 
 
 def inspect(file: File, part_bytes: int, options: ReadOptions) -> Inspection:
-    """Looks at nothing."""
+    """Returns one part without reading the file."""
     return Inspection((Part(rows=1, size=file.size),), SCHEMA)
 
 
 def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, options: ReadOptions) -> Iterator[RawRows]:
-    """One row: the path, and the text as Markdown, below its title where the format has one."""
+    """Yields one row: the path, and the text as Markdown under its title if the format has one."""
     text = error = None
     try:
         text = _convert(file)
@@ -73,7 +73,7 @@ def _convert(file: File) -> str:
 
 
 def _with_title(text: str, title: str | None) -> str:
-    """The text below its title as a heading, unless it begins with it."""
+    """Prepends the title as a heading, unless the text begins with it."""
     title = " ".join((title or "").split())
     return text if not title or title in text[: len(title) + 200] else f"# {title}\n\n{text}"
 

@@ -1,4 +1,4 @@
-"""JSON Lines, plain or compressed: each line is parsed on its own, so that a bad line costs that line.
+"""Reads JSON Lines, plain or compressed; each line is parsed separately, so a bad line loses only itself.
 
 Files that hold arrays, or objects over several lines, are read value by value by the same parser; damage there costs
 the rest of the file. Arrow's JSON reader is several times faster but fails a whole block for one malformed line or one
@@ -43,7 +43,7 @@ Row = tuple[int, int, "Mapping[str, Any] | str"]
 
 
 def inspect(file: File, part_bytes: int, options: ReadOptions) -> Inspection:
-    """Splits at line ends; columns and their types are those of the first 1,000 rows or 1 MiB."""
+    """Splits a file at line ends; infers columns and types from the first 1,000 rows or 1 MiB."""
     parts = _parts(file, part_bytes, options.encoding)
     return Inspection(parts, sample_schema(_sample(file, options), options.paths))
 
@@ -63,7 +63,7 @@ def _parts(file: File, part_bytes: int, encoding: str) -> tuple[Part, ...]:
 
 
 def _line_start(handle: pa.NativeFile, at: int, size: int) -> int:
-    """The first byte after the line end at or after `at - 1`."""
+    """Returns the offset of the first byte after the line end at or after `at - 1`."""
     at -= 1
     while at < size:
         handle.seek(at)
@@ -76,7 +76,7 @@ def _line_start(handle: pa.NativeFile, at: int, size: int) -> int:
 
 
 def is_lines(head: bytes) -> bool:
-    """Tells whether a file that begins so holds a value on each line, and not arrays or objects over several."""
+    """Tells whether a file's beginning holds one value per line, not arrays or objects over several lines."""
     text = head.decode("utf-8-sig", "replace").lstrip()
     line, newline, _ = text.partition("\n")
     if line.startswith("["):
@@ -88,7 +88,7 @@ def is_lines(head: bytes) -> bool:
 
 
 def _first_value(text: str) -> Any:
-    """The JSON value that a text begins with; None where it is not whole."""
+    """Parses the JSON value at the start of a text; None if it is incomplete."""
     try:
         return json.JSONDecoder().raw_decode(text)[0]
     except (ValueError, RecursionError):
@@ -96,7 +96,7 @@ def _first_value(text: str) -> Any:
 
 
 def _breaks_off(text: str) -> bool:
-    """Whether a text is the beginning of a JSON value, as far as the parser can tell, and no more."""
+    """Tells whether a text may be the beginning of an incomplete JSON value."""
     try:
         json.JSONDecoder().raw_decode(text)
     except json.JSONDecodeError as error:
@@ -112,7 +112,7 @@ def _holds_objects(value: Any) -> bool:
 
 
 def _sample(file: File, options: ReadOptions) -> list[Mapping[str, Any]]:
-    """The rows at the beginning that can be parsed; none of a file that cannot be opened."""
+    """Returns the parseable rows at the beginning; none if the file cannot be opened."""
     found: list[Mapping[str, Any]] = []
     seen = 0
     try:
@@ -129,7 +129,7 @@ def _sample(file: File, options: ReadOptions) -> list[Mapping[str, Any]]:
 
 
 def sample_schema(rows: Sequence[Mapping[str, Any]], paths: Sequence[str] = ()) -> pa.Schema | None:
-    """Guesses the columns of some rows and their types; `paths` into nested objects come after the columns."""
+    """Infers columns and types from some rows; `paths` into nested objects come after the columns."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     names += [path for path in paths if path not in names and any(look_up(row, path) is not None for row in rows)]
     fields = [pa.field(name, _type_of([to_storable(look_up(row, name)) for row in rows])) for name in names]
@@ -137,7 +137,7 @@ def sample_schema(rows: Sequence[Mapping[str, Any]], paths: Sequence[str] = ()) 
 
 
 def _type_of(values: Sequence[Any]) -> pa.DataType:
-    """Of mixed values there is none in common but text."""
+    """Returns the common type of values; string for mixed types."""
     try:
         return pa.array(values).type
     except (pa.ArrowException, UnicodeError, OverflowError):
@@ -145,7 +145,7 @@ def _type_of(values: Sequence[Any]) -> pa.DataType:
 
 
 def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, options: ReadOptions) -> Iterator[RawRows]:
-    """Reads a part in batches."""
+    """Yields a part's rows in batches."""
     whole = part.stop < 0
     with as_utf8(file.stream(), options.encoding) if whole else file.stream_from(part.start) as stream:
         length = None if whole else part.stop - part.start
@@ -155,7 +155,7 @@ def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, option
 
 
 def _parse(stream: io.BufferedReader, length: int | None, longest: int) -> Iterator[Row]:
-    """(row, bytes, object or error) of each row of a file or, where `length` is given, of so many bytes of lines."""
+    """Yields (row, bytes, object or error) per row of a file, or of `length` bytes of lines."""
     if length is not None:
         return _parse_lines(stream, length, longest)
     lines = is_lines(stream.peek(HEAD_BYTES))
@@ -163,7 +163,7 @@ def _parse(stream: io.BufferedReader, length: int | None, longest: int) -> Itera
 
 
 def _parse_lines(stream: io.BufferedReader, length: int | None, longest: int) -> Iterator[Row]:
-    """Each line that is not blank; blank lines count as rows."""
+    """Yields each non-blank line parsed; blank lines count as rows."""
     at = position = 0
     while length is None or at < length:
         line, n_bytes = _read_line(stream, longest)
@@ -178,7 +178,7 @@ def _parse_lines(stream: io.BufferedReader, length: int | None, longest: int) ->
 
 
 def _read_line(stream: io.BufferedReader, longest: int) -> tuple[bytes | None, int]:
-    """The next line and its bytes; the rest of a line that is too long is skipped and the line is None."""
+    """Reads the next line and its size in bytes; an overlong line is skipped to its end and returned as None."""
     line = stream.readline(longest)
     if len(line) < longest or line.endswith(b"\n"):
         return line, len(line)
@@ -205,7 +205,7 @@ def _parse_line(line: bytes, first: bool) -> Mapping[str, Any] | str:
 
 
 def _parse_values(stream: io.BufferedReader, longest: int) -> Iterator[Row]:
-    """Each object of a sequence of objects and arrays of objects; OSError where the rest cannot be parsed."""
+    """Yields the objects in a sequence of objects and arrays; OSError if the rest cannot be parsed."""
     for position, (value, n_bytes) in enumerate(_values(stream, longest)):
         if isinstance(value, dict):
             yield position, n_bytes, value
@@ -214,7 +214,7 @@ def _parse_values(stream: io.BufferedReader, longest: int) -> Iterator[Row]:
 
 
 def _values(stream: io.BufferedReader, longest: int) -> Iterator[tuple[Any, int]]:
-    """Top-level values and the items of top-level arrays, with their lengths."""
+    """Yields top-level values and the items of top-level arrays, with their lengths."""
     text, at, in_array = _Text(stream), 0, False
     decoder = json.JSONDecoder()
     while True:
@@ -233,7 +233,7 @@ def _values(stream: io.BufferedReader, longest: int) -> Iterator[tuple[Any, int]
 
 
 class _Text:
-    """Decoded text of a stream, read on as it is needed."""
+    """Buffers decoded text of a stream, reading on demand."""
 
     def __init__(self, stream: io.BufferedReader) -> None:
         self._stream, self._ended = stream, False
@@ -247,7 +247,7 @@ class _Text:
         return not self._ended
 
     def skip_blanks(self, at: int, blanks: str) -> int:
-        """Returns the place of the next character that is not one of these."""
+        """Returns the position of the next character that is not one of these."""
         while True:
             while at < len(self.buffer) and self.buffer[at] in blanks:
                 at += 1
@@ -255,7 +255,7 @@ class _Text:
                 return at
 
     def decode(self, decoder: json.JSONDecoder, at: int, longest: int) -> tuple[Any, int]:
-        """Parses the value that begins there, reading on until it is whole."""
+        """Parses the value at a position, reading on until it is complete."""
         size = READ_CHARS
         while True:
             try:
@@ -268,7 +268,7 @@ class _Text:
                 size *= 2  # a long value is parsed again a logarithmic number of times
 
     def drop(self, end: int) -> int:
-        """Forgets what is parsed once it is much; returns the new place of `end`."""
+        """Discards parsed text once it is long; returns the new position of `end`."""
         if end < READ_CHARS:
             return end
         self.buffer = self.buffer[end:]

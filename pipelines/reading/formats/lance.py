@@ -1,4 +1,4 @@
-"""Lance tables: a part is one fragment of the version that was there when the job was planned."""
+"""Reads Lance tables: a part is one fragment of the version at planning time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.reading.formats.base import BATCH_BYTES, Inspection, Part, RawRow
 
 @contextlib.contextmanager
 def _errors_of(file: File) -> Iterator[None]:
-    """Lance raises ValueError and RuntimeError too where a file is damaged."""
+    """Wraps the errors of a damaged file, as which Lance raises ValueError and RuntimeError too."""
     try:
         yield
     except (ValueError, RuntimeError) as error:
@@ -33,7 +33,7 @@ def _open(file: File) -> pa.dataset.Dataset:
 
 
 def inspect(file: File, part_bytes: int, options: ReadOptions) -> Inspection:
-    """Asks the table; a part is a fragment."""
+    """Returns the table's schema and one part per fragment."""
     with _errors_of(file):
         table = _open(file)
         parts = []
@@ -47,7 +47,7 @@ def inspect(file: File, part_bytes: int, options: ReadOptions) -> Inspection:
 
 
 def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, options: ReadOptions) -> Iterator[RawRows]:
-    """Reads the fragments of a part in batches."""
+    """Yields the rows of a part's fragments in batches."""
     position = part.first_row
     row_bytes = part.size / max(part.rows or 1, 1)
     n_rows = max(1, min(batch_rows, int(BATCH_BYTES / max(row_bytes, 1))))

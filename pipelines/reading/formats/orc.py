@@ -1,4 +1,4 @@
-"""ORC: a part is a run of stripes. A damaged stripe costs only itself."""
+"""Reads ORC files: a part is a range of stripes. A damaged stripe loses only itself."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipelines.reading.formats.base import (
 
 
 def inspect(file: File, part_bytes: int, options: ReadOptions) -> Inspection:
-    """Reads the footer."""
+    """Reads the footer only."""
     from pyarrow import orc
 
     with file.open() as handle:
@@ -33,7 +33,7 @@ def inspect(file: File, part_bytes: int, options: ReadOptions) -> Inspection:
 
 
 def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, options: ReadOptions) -> Iterator[RawRows]:
-    """Reads the stripes of a part in batches; `position` counts from the part's first row."""
+    """Yields the rows of a part's stripes in batches; `position` counts from the part's first row."""
     from pyarrow import orc
 
     with file.open() as handle:

@@ -1,4 +1,4 @@
-"""Parquet: a part is a run of row groups, read column by column in batches sized from the footer's statistics.
+"""Reads Parquet by column: a part is a range of row groups; batches are sized from the footer's statistics.
 
 A damaged row group costs only itself: the others are independent, so they are still read.
 """
@@ -37,7 +37,7 @@ def inspect(file: File, part_bytes: int, options: ReadOptions) -> Inspection:
 
 
 def _parts(metadata: pq.FileMetaData, part_bytes: int) -> tuple[Part, ...]:
-    """A file that makes one part is one without bounds, so that small files can share a unit."""
+    """Splits by row groups; a single part has no bounds, so that small files can share a unit."""
     parts: list[Part] = []
     first, rows, size, row = 0, 0, 0, 0
     for i in range(metadata.num_row_groups):
@@ -51,7 +51,7 @@ def _parts(metadata: pq.FileMetaData, part_bytes: int) -> tuple[Part, ...]:
 
 
 def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, options: ReadOptions) -> Iterator[RawRows]:
-    """Reads the row groups of a part in batches."""
+    """Yields the rows of a part's row groups in batches."""
     with file.open() as handle:
         footer = pq.ParquetFile(handle)
         position = part.first_row
@@ -76,13 +76,13 @@ def _row_group(
 
 
 def _as_written(raw: RawRows, schema: pa.Schema) -> RawRows:
-    """Rows that `memory.spool` wrote: columns of mixed values are JSON there."""
+    """Parses the columns of mixed values that `memory.spooled` wrote as JSON."""
     mixed = [f.name for f in schema if f.name in raw.columns and JSON_KEY in (f.metadata or {})]
     decoded = {name: [None if v is None else json.loads(v) for v in to_values(raw.columns[name])] for name in mixed}
     return replace(raw, columns={**raw.columns, **decoded}) if mixed else raw
 
 
 def _rows_that_fit(group: pq.RowGroupMetaData, batch_rows: int) -> int:
-    """At most `batch_rows`, fewer where rows are so large that a batch would exceed BATCH_BYTES."""
+    """Limits rows per batch: at most `batch_rows`, fewer if large rows would exceed BATCH_BYTES."""
     row_bytes = group.total_byte_size / max(group.num_rows, 1)
     return max(1, min(batch_rows, int(BATCH_BYTES / max(row_bytes, 1))))

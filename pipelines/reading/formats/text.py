@@ -1,4 +1,4 @@
-"""Plain text and Markdown: one file is one document, and its path below the input folder is its id.
+"""Reads plain text and Markdown: one file is one document, and its path below the input folder is its id.
 
 A path is a better id than a hash of the content: an edited file then replaces its old version in the index.
 """
@@ -19,12 +19,12 @@ SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string())])
 
 
 def inspect(file: File, part_bytes: int, options: ReadOptions) -> Inspection:
-    """Looks at nothing: an empty file is still a document, and a bad one."""
+    """Returns one part without reading the file: an empty file is still a (bad) document."""
     return Inspection((Part(rows=1, size=file.size),), SCHEMA)
 
 
 def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, options: ReadOptions) -> Iterator[RawRows]:
-    """One row; at most the limit and one byte more are read, so that a text too long costs no memory."""
+    """Yields one row; reads at most one byte beyond the size limit, so that an oversized text costs no memory."""
     try:
         content = _content(file, options.encoding, options.max_bytes)
     except UnicodeError:  # `documents` says of the bytes as they are what is wrong with them
@@ -38,6 +38,6 @@ def _content(file: File, encoding: str, max_bytes: int) -> bytes:
 
 
 def path_id(file: File) -> str:
-    """Returns `docs/guide/a.md` for an input folder `docs`, wherever that folder lies."""
+    """Returns a path relative to the input folder, such as `docs/guide/a.md` for the folder `docs`."""
     relative = f"{file.root.rpartition('/')[2]}/{file.path.removeprefix(file.root).lstrip('/')}".lstrip("/")
     return printable_uri(relative).removeprefix("file://")
