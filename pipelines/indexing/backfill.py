@@ -1,4 +1,4 @@
-"""Back-fills outputs of an index that exists: a second embedder, or an output that was left out before.
+"""Back-fills outputs of an existing index: a second embedder, or an output that was left out before.
 
 The texts come from the index itself, so the input files are not needed and what is embedded is what is indexed; only
 the new columns are computed and written. It runs before the rows are brought up to date, under the same lease.
@@ -38,14 +38,14 @@ from pipelines.store.schema import Identity, Target
 
 
 def missing_outputs(target: Target) -> dict[str, tuple[Output, ...]]:
-    """Outputs by embedder that the job has and the index lacks, if nothing else differs; else empty."""
+    """Returns outputs by embedder that the job has and the index lacks, if nothing else differs; else empty."""
     dataset = open_dataset(target.documents_uri, target.storage_options)
     have = None if dataset is None else Identity.from_metadata(dataset.schema.metadata)
     return {} if have is None else have.additions(target.identity)  # type: ignore[return-value]
 
 
 def backfill_outputs(job: Job, lease: Lease, connect: Callable[[], None]) -> Totals:
-    """Adds the outputs that are missing, and returns the rows that got them. Resumes where an earlier try stopped.
+    """Adds the missing outputs, and returns the rows that got them. Resumes an interrupted back-fill.
 
     connect: starts Ray; called where there is something to add.
     """
@@ -65,7 +65,7 @@ def backfill_outputs(job: Job, lease: Lease, connect: Callable[[], None]) -> Tot
 
 
 def refuse_picture_backfill(config: BuildConfig, missing: Mapping[str, tuple[Output, ...]]) -> None:
-    """ConfigError for an embedder that sees pictures: the index keeps thumbnails, and only the input has the rest."""
+    """Raises ConfigError for an embedder of pictures: the index keeps thumbnails only, the input has the rest."""
     blind = [e.name for e in config.embedders if e.name in missing and e.picture_weights is not None]
     if config.input.pictures is not None and blind:
         raise ConfigError(
@@ -99,7 +99,7 @@ def graph(
     missing: Mapping[str, tuple[Output, ...]],
     fields: list[pa.Field],
 ) -> ray.data.Dataset:
-    """Texts of the index -> tokens -> the missing outputs -> files with the new columns."""
+    """Builds the back-fill's dataset: stored texts -> tokens -> the missing outputs -> files with new columns."""
     embedders = tuple(e for e in job.config.embedders if e.name in missing)
     sample = run_on_worker(tokenise, next(read_fragments(dataset, fragments, 256)), embedders)
     rows = choose_block_rows(job.config, estimate_row_bytes(job.target.identity, sample))
@@ -116,6 +116,6 @@ def graph(
 
 
 def read_stored_texts(work: pa.Table, target: Target, version: int) -> Iterator[pa.Table]:
-    """Rows of fragments that have to be filled."""
+    """Reads the rows of fragments that have to be filled."""
     dataset = open_version(target, version)
     yield from read_fragments(dataset, work.column("fragment").to_pylist(), 1024)

@@ -1,4 +1,4 @@
-"""The indexing job: which stages there are, and what runs where.
+"""Runs the indexing job: defines its stages and where each of them runs.
 
 Workers write fragments and the driver commits them, so a job that dies at any point leaves a table that is complete up
 to its last commit, and the same command goes on from there. What that costs: one cheap pass over the input before the
@@ -68,7 +68,7 @@ def build_index(
     columns: Mapping[str, Any] | None = None,
     **sections: Any,
 ) -> Summary:
-    """Builds the index that a config describes, or brings it up to date; returns what was done.
+    """Builds the index that a config describes, or updates it; returns a report.
 
     `build_index(frame, index="./idx", columns={"text": "body", "metadata": ["lang"]})` takes data instead of a config:
     a pandas or polars frame, a pyarrow table or reader, rows as mappings (a list or any iterable), a Hugging Face or
@@ -96,7 +96,7 @@ def build_index(
 def config_for_data(
     path: Any, index: str | os.PathLike[str] | None, columns: Mapping[str, Any] | None, sections: Mapping[str, Any]
 ) -> BuildConfig:
-    """Returns the config of a build whose data is handed over, or named by a path."""
+    """Returns the config of a build whose data is passed in, or named by a path."""
     if index is None:
         raise ConfigError("build_index: index is needed beside the data, the folder or URI of the index")
     given = dict(sections)
@@ -125,7 +125,7 @@ def _build(config: BuildConfig, only: RowFilter | None) -> Summary:
 
 
 def retry(config: BuildConfig) -> Summary | None:
-    """Tries the rows in quarantine again, as their files are now; None where the quarantine is empty.
+    """Retries the rows in quarantine on the current files; None if the quarantine is empty.
 
     Change detection still looks at the whole input: only so can it tell a document from its duplicate.
     """
@@ -134,7 +134,7 @@ def retry(config: BuildConfig) -> Summary | None:
 
 
 def run(job: Job, lease: Lease, log: RunLog, session: RaySession) -> Summary:
-    """Columns first; what has changed; metadata in place; embed; remove what is gone; search indexes."""
+    """Runs the steps: columns, change detection, metadata updates, embedding, deletion, search indexes."""
     config = job.config
     with log.phase("checking the table"):
         job = replace(job, target=evolve_table(job.target, lease, config.job.drop_columns))
@@ -183,7 +183,7 @@ def run(job: Job, lease: Lease, log: RunLog, session: RaySession) -> Summary:
 
 
 def with_places_of_index(config: BuildConfig, units: Sequence[Unit], fields: list[pa.Field]) -> list[pa.Field]:
-    """Adds `heading` and `page` where the index has them of documents that are in the input no more, or not now."""
+    """Adds `heading` and `page` if the index has them from documents that the input lacks now."""
     if not any(READERS[unit.format].is_document for unit in units):
         return fields
     uri, options = table_uri(config.index.uri, config.index.table), plain_options(config.index.storage_options)
@@ -193,14 +193,14 @@ def with_places_of_index(config: BuildConfig, units: Sequence[Unit], fields: lis
 
 
 def quick_look_pays(config: BuildConfig, units: Sequence[Unit]) -> bool:
-    """Whether to look for changes in this process before Ray is started: there is an index, and the input is small."""
+    """Returns whether to detect changes before Ray is started: there is an index, and the input is small."""
     options = plain_options(config.index.storage_options)
     there = open_dataset(table_uri(config.index.uri, config.index.table), options) is not None
     return there and sum(unit.size for unit in units) <= QUICK_LOOK_BYTES
 
 
 def detect(job: Job, version: int, session: RaySession) -> Changes:
-    """Compares the input with the table as it was at `version`."""
+    """Compares the input with the table at `version`."""
     read = partial(read_unit, config=job.config.input, batch_rows=SCAN_BATCH_ROWS, fields=job.fields)
     return detect_changes(job.units, read, partial(open_version, job.target, version), run=session.tasks)
 
@@ -208,7 +208,7 @@ def detect(job: Job, version: int, session: RaySession) -> Changes:
 def handle_units(
     job: Job, work: list[dict[str, bytes]], changes: Changes, session: RaySession
 ) -> Generator[dict[str, Any]]:
-    """Yields a record of each fragment that comes of the pending units; bad rows alone need no Ray."""
+    """Yields a record of each fragment that the pending units produce; failed rows alone need no Ray."""
     if changes.to_embed or session.is_connected:
         session.connect()
         return iterate_records(graph(job, work, changes.to_embed))
@@ -216,13 +216,13 @@ def handle_units(
 
 
 def pending_units(job: Job, changes: Changes) -> list[dict[str, bytes]]:
-    """One item for each unit that has something to do: the unit and what to do with its rows, for one read task."""
+    """Returns one item per unit with work to do: the unit and the plan for its rows, for one read task."""
     pairs = zip(job.units, changes.plans, strict=True)
     return [{"work": pickle.dumps((unit, plan))} for unit, plan in pairs if plan.pending_rows and job.wants(unit)]
 
 
 def graph(job: Job, work: list[dict[str, bytes]], documents: int) -> ray.data.Dataset:
-    """Shards -> documents -> chunks -> tokens -> outputs, one pool for each embedder -> fragments."""
+    """Builds the job's dataset: shards -> documents -> chunks -> tokens -> outputs (pool per embedder) -> fragments."""
     config, fields = job.config, job.fields
     first = run_on_worker(read_sample, job.units, config, fields)
     per_row, expected = (
@@ -244,7 +244,7 @@ def graph(job: Job, work: list[dict[str, bytes]], documents: int) -> ray.data.Da
 
 
 def make_target(config: BuildConfig, units: list[Unit], fields: list[pa.Field], session: RaySession) -> Target:
-    """Says where the job writes, with the schema and identity that its embedders give."""
+    """Returns the job's write target, with the schema and identity that its embedders give."""
     described, parameters = session.describe(config.embedders), load_or_train_codecs(config, units, session.connect)
     identity = identity_of(config, described, parameters)
     return Target(

@@ -56,7 +56,7 @@ def _train_on_worker(config: BuildConfig, units: Sequence[Unit], i: int) -> Code
 
 
 def train_codec(config: BuildConfig, units: Sequence[Unit], i: int) -> CodecParameters:
-    """Runs on a worker: embeds a sample of the input and trains the codec on its ColBERT vectors, pooled as stored.
+    """Trains the codec, on a worker, on ColBERT vectors of a sample of the input, pooled as stored.
 
     ValueError where the sample holds no text, or the model gives no ColBERT vectors.
     """
@@ -76,7 +76,7 @@ def train_codec(config: BuildConfig, units: Sequence[Unit], i: int) -> CodecPara
 
 
 def draw_sample(config: BuildConfig, units: Sequence[Unit], embedder: EmbedderConfig) -> pa.Table:
-    """Up to SAMPLE_TEXTS documents in random order, chunked and tokenised: an equal share of units from all over."""
+    """Draws up to SAMPLE_TEXTS documents in random order, chunked and tokenised: an equal share per unit."""
     fields = metadata_fields(config.input, units)
     chosen_units = pick_evenly(units, SAMPLE_UNITS)
     rng = np.random.default_rng(0)
@@ -90,7 +90,7 @@ def draw_sample(config: BuildConfig, units: Sequence[Unit], embedder: EmbedderCo
 
 
 def _read_good_rows(unit: Unit, config: BuildConfig, fields: Sequence[pa.Field]) -> pa.Table:
-    """The rows that can be used among the first UNIT_ROWS of a unit."""
+    """Reads the valid rows among the first UNIT_ROWS of a unit."""
     tables, seen = [read_schema(fields).empty_table()], 0
     for block in read_unit(unit, config.input, BATCH_ROWS, fields):
         tables.append(block.take(pa.array(find_good_rows(block))))

@@ -1,4 +1,4 @@
-"""Vector indexes built by the workers of a Ray: for tables that would keep one machine busy for hours.
+"""Builds vector indexes on the workers of a Ray cluster, for tables that would keep one machine busy for hours.
 
 lance-ray does it. Centroids are trained on a sample, here; each worker then codes some of the fragments, and one commit
 adds what all of them made. The price is an index in as many segments as there were workers, each of which a search has
@@ -21,7 +21,7 @@ RABITQ_BITS = 5
 
 
 def create_on_ray(snapshot: Snapshot, column: str, kind: str, chosen: Mapping[str, Any]) -> None:
-    """As `store.vectors.create_here`, on the Ray that this process is connected to: a worker for each CPU."""
+    """Builds as `store.vectors.create_here`, on the Ray that this process is connected to: one worker per CPU."""
     try:
         from lance_ray import create_index
     except ImportError as error:

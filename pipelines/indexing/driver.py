@@ -1,4 +1,4 @@
-"""Runs the driver's half of a job: takes what the workers have written, commits it in time, and stops where it must.
+"""Runs the driver's loop of a job: collects records from the workers, commits them in time, and stops on failures.
 
 It is the only process that commits, and it never holds a document: a record says where a fragment is and what is in it.
 """
@@ -28,7 +28,7 @@ MIN_ROWS_FOR_LIMIT = 1000
 
 
 class JobFailed(WorkFailed):
-    """The job stopped before its end; what was committed stays, and the same command goes on from there."""
+    """Signals that the job stopped early; commits stay, and the same command continues from there."""
 
 
 def iterate_records(fragments: ray.data.Dataset) -> Generator[dict[str, Any]]:
@@ -41,7 +41,7 @@ def iterate_records(fragments: ray.data.Dataset) -> Generator[dict[str, Any]]:
 
 
 def quarantine_units(job: Job, work: Sequence[Mapping[str, bytes]]) -> Generator[dict[str, Any]]:
-    """Reads pending units in which nothing is to be embedded, and yields records of their bad rows; without Ray."""
+    """Reads pending units without anything to embed, and yields records of their failed rows; without Ray."""
     for pair in work:
         for rows in select_documents(pa.table({"work": [pair["work"]]}), job.config, job.fields, job.only):
             bad = rows.filter(pc.is_valid(rows.column("error")))
@@ -50,7 +50,7 @@ def quarantine_units(job: Job, work: Sequence[Mapping[str, bytes]]) -> Generator
 
 
 def commit_records(finished: Generator[dict[str, Any]], committer: Committer, changes: Changes, log: RunLog) -> None:
-    """Takes each record, commits when it is time, and once more at the end, also when interrupted."""
+    """Collects records, commits at intervals, and once more at the end, also when interrupted."""
     progress = Progress(changes.to_embed, enabled=log.config.ray.progress)
     with interruptible(), closing(finished):
         try:
@@ -68,8 +68,7 @@ def commit_records(finished: Generator[dict[str, Any]], committer: Committer, ch
 
 
 def check_quarantine(seen: Totals, config: BuildConfig, changes: Changes) -> None:
-    """Raises JobFailed where more than `job.quarantine_limit` of the rows so far are bad; the
-    message has the first of them.
+    """Raises JobFailed if more than `job.quarantine_limit` of the rows so far failed; names the first of them.
 
     Duplicates are not bad. Unchanged rows count as read: otherwise a second run over a corpus with one bad row, which
     has nothing else to do, would always stop.
@@ -86,7 +85,7 @@ def check_quarantine(seen: Totals, config: BuildConfig, changes: Changes) -> Non
 
 
 def prune_documents(committer: Committer, changes: Changes) -> int:
-    """Removes rows whose documents are gone; refuses where a damaged file or row hides which document it is."""
+    """Deletes rows whose documents are gone; refuses if a damaged file or row hides which document it is."""
     if changes.unreadable:
         raise JobFailed(
             f"not pruned: {len(changes.unreadable)} files hold rows whose id cannot be read: {changes.unreadable[:5]}"

@@ -1,4 +1,4 @@
-"""Brings metadata up to date where nothing else of a document changed: no text is embedded and no vector is moved.
+"""Updates metadata of documents that changed in nothing else: embeds no text and moves no vector.
 
 It also fills metadata columns that are new (`store.evolve` makes them, all null). The input is read once more, for the
 units with such rows only. Commits are of whole fragments, so a job that dies leaves rows with their old values or their
@@ -30,7 +30,7 @@ COMMIT_BYTES = 64 * 2**20
 
 
 def write_metadata(job: Job, changes: Changes, tasks: Tasks, lease: Lease, version: int) -> int:
-    """Writes the new values of all metadata-only documents; returns how many rows of the table got them."""
+    """Writes the new values of all metadata-only documents; returns the number of updated rows."""
     written = 0
     for number, rows in enumerate(_batches(job, changes, tasks)):
         parts = split_by_fragment(rows).items()
@@ -43,7 +43,7 @@ def write_metadata(job: Job, changes: Changes, tasks: Tasks, lease: Lease, versi
 
 
 def _batches(job: Job, changes: Changes, tasks: Tasks) -> Iterator[pa.Table]:
-    """Rows with their addresses, some tens of MB together."""
+    """Yields rows with their addresses, some tens of MB together."""
     work = [
         pickle.dumps((unit, plan)) for unit, plan in zip(job.units, changes.plans, strict=True) if len(plan.updates)
     ]
@@ -60,7 +60,7 @@ def _batches(job: Job, changes: Changes, tasks: Tasks) -> Iterator[pa.Table]:
 
 
 def read_updates(pair: bytes, config: InputConfig, fields: Sequence[pa.Field]) -> pa.Table | None:
-    """Reads the metadata-only rows of a pickled (Unit, UnitPlan), without their texts; None where there are none."""
+    """Reads the metadata-only rows of a pickled (Unit, UnitPlan), without their texts; None if there are none."""
     unit, plan = pickle.loads(pair)  # noqa: S301  # made by the driver of this job
     read = partial(read_unit, config=config, batch_rows=READ_ROWS, fields=fields)
     left = ["text", *(field.name for field in fields if is_filled_by_chunks(field))]

@@ -1,4 +1,4 @@
-"""What the stages of a job share: what the driver knows before it starts, and how an embedder becomes an operator."""
+"""Holds what the stages of a job share: the facts known before it starts, and an embedder's Ray operator."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ IO_STAGE_RESOURCES: dict[str, Any] = {"num_cpus": 0.25, "batch_format": "pyarrow
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What the driver knows before it looks at a single document."""
+    """Holds what the driver knows before it reads a single document."""
 
     config: BuildConfig
     units: list[Unit]
@@ -39,7 +39,7 @@ class Job:
     """Files that are not read."""
 
     def wants(self, unit: Unit) -> bool:
-        """Whether the unit can hold a wanted row; a piece of a JSON Lines file is named FILE@BYTE."""
+        """Returns whether the unit can hold a wanted row; a piece of a JSON Lines file is named FILE@BYTE."""
         return self.only is None or any(s == p or s.startswith(f"{p}@") for p in unit.paths for s in self.only)
 
 
@@ -77,22 +77,24 @@ def add_embedder_pool(
 
 
 def count_most_actors(job: Job) -> int:
-    """Of the largest pool."""
+    """Returns the actors of the largest pool."""
     return max(_fits(job, embedder) for embedder in job.config.embedders)
 
 
 def _fits(job: Job, embedder: EmbedderConfig) -> int:
-    """Actors of a pool that the cluster has room for, beside the job's other pools."""
+    """Counts the actors of a pool that the cluster has room for, beside the job's other pools."""
     return pool_size(embedder.pool.spec(), ray.cluster_resources(), 1 / len(job.config.embedders))
 
 
 def count_actors(job: Job, embedder: EmbedderConfig, rows: int, expected: int) -> int:
-    """As many as the configuration and the cluster allow, but none that would find no block to work on."""
+    """Returns as many actors as configuration and cluster allow, but none that would get no block."""
     return max(1, min(_fits(job, embedder), -(-expected // rows)))
 
 
 def choose_cpus_per_actor(job: Job, spec: PoolSpec, size: int) -> float:
-    """What the pool asks for, or less where that would leave nothing to the stages that feed it: Ray would then wait
-    for ever for a CPU. Two pools of one actor each already come to that on a machine of two CPUs."""
+    """Returns the CPUs that the pool is configured with, or less if that would starve the stages before it.
+
+    Ray would then wait forever for a CPU. Two pools of one actor each already come to that on a machine of two CPUs.
+    """
     free = max(0.0, ray.cluster_resources().get("CPU", 0.0) - CPU_HEADROOM) / len(job.config.embedders)
     return spec.num_cpus if size * spec.num_cpus <= free else round(free / size, 2)

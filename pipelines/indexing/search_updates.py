@@ -1,4 +1,4 @@
-"""Brings the search indexes of a table up to date when a job has written to it; costs a look where nothing is new."""
+"""Updates the search indexes of a table after a job has written to it; cheap if nothing is new."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TEXT = "text"
 
 
 def update_search_indexes(target: Target, index: IndexConfig, session: RaySession) -> None:
-    """Updates the full-text index, where the config wants one, and the document frequencies of tokens."""
+    """Updates the full-text index, if the config has one, and the document frequencies of tokens."""
     if index.full_text and not covers_text(target):
         from pipelines.search_indexes.full_text import update_full_text  # here: half of a driver's start
 
@@ -29,7 +29,7 @@ def covers_text(target: Target) -> bool:
 
 
 def count_document_frequencies(uri: str, table: str, storage_options: Mapping[str, str]) -> None:
-    """Runs on a worker: the tokenizer's files are there."""
+    """Counts on a worker, because the tokenizer's files are there."""
     from pipelines.search_indexes.document_frequencies import update_document_frequencies
 
     update_document_frequencies(uri, table, storage_options)

@@ -1,4 +1,4 @@
-"""Starts Ray when a job first needs it: a run that finds nothing to do ends without one, in seconds.
+"""Starts Ray when a job first needs it: a run that finds nothing to do ends without it, in seconds.
 
 Where Ray is there already, or is a cluster's, it is used from the start: only its machines may have the files.
 """
@@ -26,7 +26,7 @@ NEEDED_CPUS = 1.0
 
 
 def describe_wait() -> str | None:
-    """Says that a job has to wait for CPUs that other jobs have; None where enough are free.
+    """Describes a wait for CPUs that other jobs hold; None if enough are free.
 
     To be asked when no task of this job runs. Ray hears of released CPUs with some delay, so a cluster that looks full
     is looked at twice.
@@ -40,13 +40,13 @@ def describe_wait() -> str | None:
 
 
 class RaySession(AbstractContextManager["RaySession"]):
-    """Where a job's steps run: in this process until `connect` is called, then on Ray.
+    """Runs a job's steps: in this process until `connect` is called, then on Ray.
 
     Use it as a context manager; a Ray that it started ends with it.
     """
 
     def __init__(self, config: RayConfig, log: RunLog, *, start: bool) -> None:
-        """start: do not wait for the first need."""
+        """Creates a session; `start` connects at once instead of when Ray is first needed."""
         self._config, self._log, self._stack = config, log, ExitStack()
         self._start = start or ray.is_initialized() or bool(config.address or os.environ.get("RAY_ADDRESS"))
         self.is_connected = False
@@ -62,7 +62,7 @@ class RaySession(AbstractContextManager["RaySession"]):
         self._stack.close()
 
     def connect(self) -> None:
-        """Starts Ray or connects to it, if that has not been done."""
+        """Starts Ray or connects to it, unless connected."""
         if not self.is_connected:
             with self._log.phase("starting Ray"):
                 self._stack.enter_context(running(self._config))
@@ -71,7 +71,7 @@ class RaySession(AbstractContextManager["RaySession"]):
 
     @property
     def tasks(self) -> Tasks:
-        """Runs steps where the session is now."""
+        """Runs steps in this process or on Ray."""
         return OnRay() if self.is_connected else InProcess()
 
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
@@ -79,5 +79,5 @@ class RaySession(AbstractContextManager["RaySession"]):
         return run_on_worker(function, *arguments) if self.is_connected else function(*arguments)
 
     def describe(self, embedders: tuple[EmbedderConfig, ...]) -> dict[str, dict[str, Any]]:
-        """Identity and outputs of each embedder by name; ConfigError where a model cannot be used."""
+        """Returns identity and outputs of each embedder by name; ConfigError if a model cannot be used."""
         return describe_embedders(embedders) if self.is_connected else describe_locally(embedders)

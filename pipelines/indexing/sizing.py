@@ -1,4 +1,4 @@
-"""How many rows travel together: to a model, and into a fragment.
+"""Chooses how many rows form a model's block and a fragment.
 
 Blocks are counted in rows but meant in bytes: a row is 2 kB with dense vectors alone, and 370 kB with 180 float16
 ColBERT vectors of 1024 dimensions. A look at the first rows of the input tells which; a factor of two is harmless.
@@ -25,7 +25,7 @@ SPARSE_BYTES = 8
 
 
 def estimate_output_bytes(embedder: Mapping[str, Any], tokens: float) -> dict[str, float]:
-    """Bytes of each stored output of a text with this many tokens; `embedder` is its part of the identity."""
+    """Estimates bytes of each stored output of a text with this many tokens; `embedder`: its identity."""
     per_vector = width(embedder["colbert"], embedder["colbert_dim"] or 0)
     sizes = {
         "dense": embedder["dim"] * (2 if embedder["dense"] == "float16" else 4),
@@ -36,19 +36,19 @@ def estimate_output_bytes(embedder: Mapping[str, Any], tokens: float) -> dict[st
 
 
 def estimate_row_bytes(identity: Identity, sample: pa.Table) -> float:
-    """Bytes of an average row of the index; `sample` has been tokenised."""
+    """Estimates the bytes of an average row of the index; `sample` has been tokenised."""
     tokens = pc.mean(sample.column("n_tokens")).as_py() or 1.0
     text = pc.mean(pc.binary_length(sample.column("text"))).as_py() or 0.0
     return text + sum(sum(estimate_output_bytes(e, tokens).values()) for e in identity.embedders.values())
 
 
 def average_chunks_per_document(sample: pa.Table) -> float:
-    """Chunks of an average document of the sample."""
+    """Returns the chunks of an average document of the sample."""
     return len(sample) / max(1, pc.sum(pc.equal(sample.column("chunk_index"), 0)).as_py() or 0) or 1.0
 
 
 def choose_block_rows(config: BuildConfig, bytes_per_row: float, rows: int | None = None, actors: int = 1) -> int:
-    """Rows that a model takes at once: the smallest pool's `batch_rows`, fewer where they would not fit a fragment.
+    """Chooses the rows per model call: the smallest pool's `batch_rows`, fewer if they exceed a fragment.
 
     `rows` of the whole job, where known, are cut into some blocks for each of `actors`, so that none waits long for
     another's last block: it matters where a job takes minutes.
@@ -60,5 +60,5 @@ def choose_block_rows(config: BuildConfig, bytes_per_row: float, rows: int | Non
 
 
 def choose_fragment_rows(config: BuildConfig, bytes_per_row: float, block: int) -> int:
-    """Rows of a fragment: as many whole blocks of `block` rows as `index.fragment_bytes` holds, so that none is cut."""
+    """Chooses a fragment's rows: as many whole blocks of `block` rows as `index.fragment_bytes` holds."""
     return block * max(1, int(config.index.fragment_bytes / max(1.0, bytes_per_row) / block))

@@ -1,4 +1,4 @@
-"""What happens to a block between reading and writing: plain functions over pyarrow tables, none of which knows Ray.
+"""Defines the stages between reading and writing: plain functions over pyarrow tables, independent of Ray.
 
 A row that has failed keeps its place with `error` set and nulls elsewhere, so every stage handles the good rows and
 leaves the others as they are; that costs a gather and a scatter for blocks that hold a failed row, nothing for others.
@@ -36,13 +36,13 @@ SAMPLE_ROWS = 256
 
 
 def find_good_rows(table: pa.Table) -> IntArray:
-    """Positions of the rows without an error: int64."""
+    """Returns the positions of the rows without an error: int64."""
     return np.flatnonzero(pc.is_null(table.column("error")).to_numpy(zero_copy_only=False)).astype(np.int64)
 
 
 @lru_cache(maxsize=16)
 def _preparation(spec: EmbedderSpec) -> Preparation:
-    """Once for each worker process and embedder."""
+    """Loads a Preparation once per worker process and embedder."""
     return load_preparation(spec)
 
 
@@ -77,7 +77,7 @@ def _tokenise(table: pa.Table, embedder: EmbedderConfig) -> tuple[pa.Table, Toke
 def select_documents(
     work: pa.Table, config: BuildConfig, fields: Sequence[pa.Field], only: RowFilter | None = None
 ) -> Iterator[pa.Table]:
-    """Reads units of input and keeps what change detection found to be done. `work` holds pickled (Unit, UnitPlan)."""
+    """Reads units of input and keeps the pending documents. `work` holds pickled (Unit, UnitPlan)."""
     read = partial(read_unit, config=config.input, batch_rows=BLOCK_ROWS, fields=fields)
     for pair in work.column("work").to_pylist():
         unit, plan = pickle.loads(pair)  # noqa: S301  # made by the driver of this job
@@ -86,13 +86,13 @@ def select_documents(
 
 
 def chunk(table: pa.Table, config: BuildConfig) -> pa.Table:
-    """Documents to chunks, by the tokens of the first embedder."""
+    """Splits documents into chunks, by the tokens of the first embedder."""
     preparation = _preparation(config.embedders[0].spec())
     return chunk_table(table, preparation.tokenizer, config.chunking.window(preparation.room))
 
 
 def read_sample(units: Sequence[Unit], config: BuildConfig, fields: Sequence[pa.Field]) -> pa.Table:
-    """The first rows of the input, chunked and tokenised: what the rest will be like."""
+    """Reads the first rows of the input, chunked and tokenised, to estimate the rest."""
     for unit in units:
         for table in read_unit(unit, config.input, SAMPLE_ROWS, fields):
             good = table.take(pa.array(find_good_rows(table)))
@@ -103,7 +103,7 @@ def read_sample(units: Sequence[Unit], config: BuildConfig, fields: Sequence[pa.
 
 @dataclass(frozen=True, slots=True)
 class EncodeOutputs:
-    """Turns what an embedder gives into the columns that its index keeps: dtype, codecs and pooling."""
+    """Converts an embedder's outputs to the columns that its index keeps: dtype, codecs and pooling."""
 
     embedder: EmbedderConfig
     parameters: CodecParameters | None = None
@@ -117,7 +117,7 @@ class EncodeOutputs:
 
     @property
     def on_device(self) -> DeviceCodec | None:
-        """What an actor on a GPU does of this before anything leaves it; None: only the host can do it."""
+        """Returns the encoding that an actor's GPU can do before data leaves it; None if only the host can."""
         codec, pooling = self.embedder.colbert_codec, self.embedder.codec.colbert_pooling
         if pooling == "distinct" or not get_codec(codec).encodes_on_device:
             return None

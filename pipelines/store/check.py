@@ -1,4 +1,4 @@
-"""Checks what must hold of every index: `tridex check`, from its tables alone, without changing anything.
+"""Checks the invariants of every index (`tridex check`) from its tables alone, without changing anything.
 
 Problems are what no job of ours leaves behind, whenever it dies; notes are what the next build or `tridex optimize`
 brings up to date. Ids, chunk numbers and hashes of all rows are read (about 100 bytes a row in memory); texts and
@@ -28,7 +28,7 @@ PICTURES = "thumbnail"
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One invariant and what was found of it."""
+    """Reports one invariant and what was found of it."""
 
     name: str
     problems: tuple[str, ...] = ()
@@ -42,7 +42,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """Every check of one version of an index."""
+    """Reports every check of one version of an index."""
 
     uri: str
     version: int
@@ -61,14 +61,14 @@ class CheckReport:
 
 
 def check_index(uri: str, table: str = "documents", storage_options: Mapping[str, str] | None = None) -> CheckReport:
-    """Checks the newest version of an index; ConfigError where it cannot be opened."""
+    """Checks the newest version of an index; ConfigError if it cannot be opened."""
     snapshot = open_table(uri, table, storage_options)
     checks = tuple(check(snapshot) for check in CHECKS)
     return CheckReport(uri, snapshot.version, checks)
 
 
 def _settings(snapshot: Snapshot) -> Check:
-    """The columns are those that the identity describes."""
+    """Checks that the columns are those of the identity."""
     identity, have = snapshot.identity, snapshot.schema
     problems, notes = [], []
     if identity.format_version < FORMAT_VERSION:
@@ -87,7 +87,7 @@ def _settings(snapshot: Snapshot) -> Check:
 
 
 def _documents(snapshot: Snapshot) -> Check:
-    """Chunk ids are distinct, and each document has all of its chunks once, with one hash."""
+    """Checks that chunk ids are distinct, and that each document has all of its chunks once, with one hash."""
     names = ["doc_id", "chunk_id", "chunk_index", "chunk_count", "content_hash"]
     rows = snapshot.dataset.to_table(columns=names)
     problems = []
@@ -115,7 +115,7 @@ def _documents(snapshot: Snapshot) -> Check:
 
 
 def _hashes(snapshot: Snapshot) -> Check:
-    """The hashes are those of the text and the metadata that are there."""
+    """Checks that the hashes are those of the stored text and metadata."""
     title = "hashes: those of the texts and the metadata that are there"
     if snapshot.identity.format_version < FORMAT_VERSION:
         return Check(title, notes=("an index of an earlier format has others",))
@@ -140,7 +140,7 @@ def _differ(have: pa.ChunkedArray, want: pa.Array) -> int:
 
 
 def _vectors(snapshot: Snapshot) -> Check:
-    """Every row has every output, and dense vectors are finite."""
+    """Checks that every row has every output, and that dense vectors are finite."""
     outputs = [field for field in output_fields(snapshot.identity) if field.name in snapshot.schema.names]
     missing = dict.fromkeys((field.name for field in outputs), 0)
     broken = dict.fromkeys(missing, 0)
@@ -157,7 +157,7 @@ def _vectors(snapshot: Snapshot) -> Check:
 
 
 def _files(snapshot: Snapshot) -> Check:
-    """The files of every fragment are there; what nothing refers to is counted."""
+    """Checks that the files of every fragment exist; counts those that nothing refers to."""
     dataset, problems = snapshot.dataset, []
     present = set(dataset.all_files().read_all()["path"].to_pylist())
     for fragment in dataset.get_fragments():
@@ -169,7 +169,7 @@ def _files(snapshot: Snapshot) -> Check:
 
 
 def _coverage(snapshot: Snapshot) -> Check:
-    """Search indexes cover the rows; others are scanned, which is slower and no less right."""
+    """Checks that search indexes cover the rows; uncovered ones are scanned, which is slower and equally right."""
     notes = []
     for column, index in snapshot.indexes().items():
         rows = snapshot.index_statistics(index.name)["num_unindexed_rows"]

@@ -1,4 +1,4 @@
-"""New outputs for an index that exists: only the new columns are computed and written, no row moves.
+"""Adds new outputs to an existing index: only the new columns are computed and written, no row moves.
 
 The columns are made first, all null, and filled fragment by fragment; a fragment is filled by one commit that adds a
 data file to it, so a job that dies goes on with the fragments that are left. The index takes on its new identity when
@@ -40,7 +40,7 @@ PART_SCHEMA = pa.schema(
 
 
 def new_fields(have: Identity, target: Target) -> list[pa.Field]:
-    """Columns of the outputs that `target` has and an index with identity `have` lacks; ConfigError if more differs."""
+    """Returns output columns of `target` that an index of identity `have` lacks; ConfigError if more differs."""
     wanted = target.identity
     if (difference := have.difference(have.common(wanted))) is not None:
         raise ConfigError(f"{target.documents_uri}: the index was built with other settings: {difference}")
@@ -49,7 +49,7 @@ def new_fields(have: Identity, target: Target) -> list[pa.Field]:
 
 
 def add_null_columns(target: Target) -> tuple[lance.LanceDataset, list[pa.Field]]:
-    """Makes the new columns, all null, where they are not there yet; the dataset and the fields to fill."""
+    """Adds the new columns, all null, unless they exist; returns the dataset and the fields to fill."""
     dataset = lance.dataset(target.documents_uri, storage_options=dict(target.storage_options))
     have = Identity.from_metadata(dataset.schema.metadata)
     if have is None:
@@ -63,7 +63,7 @@ def add_null_columns(target: Target) -> tuple[lance.LanceDataset, list[pa.Field]
 
 
 def unfilled_fragments(dataset: lance.LanceDataset, fields: Sequence[pa.Field]) -> list[int]:
-    """Fragments that have no data file for one of the columns."""
+    """Lists the fragments that have no data file for one of the columns."""
     wanted = {f.name for f in fields}
     families = [_ids(f) for f in dataset.lance_schema.fields() if f.name() in wanted]
     stored = {f.fragment_id: {i for file in f.metadata.files for i in file.fields} for f in dataset.get_fragments()}
@@ -71,12 +71,12 @@ def unfilled_fragments(dataset: lance.LanceDataset, fields: Sequence[pa.Field]) 
 
 
 def _ids(column: Any) -> set[int]:
-    """Ids of a Lance field and all below it; a data file names the leaves only."""
+    """Lists the ids of a Lance field and all fields below it; a data file names the leaves only."""
     return {column.id()}.union(*(_ids(child) for child in column.children()))
 
 
 def read_fragments(dataset: lance.LanceDataset, ids: Sequence[int], batch_rows: int) -> Iterator[pa.Table]:
-    """Live rows of some fragments as the stages take them: `text`, an empty `error`, and `_rowaddr` to carry on."""
+    """Reads live rows of some fragments as the stages take them: `text`, an empty `error`, and `_rowaddr`."""
     scan = dataset.scanner(
         columns=["doc_id", "chunk_id", "text", "source"],
         fragments=[dataset.get_fragment(i) for i in ids],
@@ -91,7 +91,7 @@ def read_fragments(dataset: lance.LanceDataset, ids: Sequence[int], batch_rows: 
 
 
 def write_columns(table: pa.Table, target: Target, fields: Sequence[pa.Field]) -> pa.Table:
-    """Runs on a worker: writes the new columns of a block's rows and returns a record for each fragment in it.
+    """Writes the new columns of a block's rows, on a worker; returns a record for each fragment in it.
 
     Rows with `error` keep nulls in the new columns and are listed in the quarantine.
     """
@@ -121,7 +121,7 @@ def _part(rows: pa.Table, fragment: int, offsets: np.ndarray[Any, Any], target: 
 
 
 def _write(rows: pa.RecordBatchReader, count: int, target: Target) -> str:
-    """One data file with these columns and nothing else; JSON of the fragment that it would be."""
+    """Writes one data file with these columns and nothing else; returns the JSON of the fragment with it."""
     options = dict(target.storage_options)
     dataset = lance.dataset(target.documents_uri, storage_options=options)
     (written,) = write_fragments(rows, dataset, schema=rows.schema, max_rows_per_file=count, storage_options=options)
@@ -133,7 +133,7 @@ def _write(rows: pa.RecordBatchReader, count: int, target: Target) -> str:
 def _spread(
     parts: Iterable[Mapping[str, Any]], physical_rows: int, target: Target, schema: pa.Schema
 ) -> Iterator[pa.RecordBatch]:
-    """All physical rows of a fragment in order, null where a row was deleted; one part in memory at a time."""
+    """Expands rows to all physical rows of a fragment, null where deleted; holds one part in memory at a time."""
     end = 0
     for part in parts:
         offsets = np.asarray(part["offsets"], np.int64)
@@ -155,7 +155,7 @@ def _read(part: Mapping[str, Any], target: Target) -> pa.Table:
 def join_parts(
     parts: Sequence[Mapping[str, Any]], physical_rows: int, target: Target, fields: Sequence[pa.Field]
 ) -> str:
-    """The parts of one fragment as one data file; JSON of it. A part that is the whole fragment is taken as it is."""
+    """Joins the parts of one fragment to one data file, as JSON; a part that is the whole fragment is kept as it is."""
     if len(parts) == 1 and parts[0]["rows"] == physical_rows:
         return str(parts[0]["fragment"])
     parts = sorted(parts, key=lambda part: int(part["offsets"][0]))
@@ -172,7 +172,10 @@ def join_parts(
 def _shuffled(
     parts: Sequence[Mapping[str, Any]], physical_rows: int, target: Target, schema: pa.Schema
 ) -> Iterator[pa.RecordBatch]:
-    """As `_spread`, for parts whose rows interleave: blocks joined pieces from all over the fragment. All in memory."""
+    """Expands as `_spread`, for parts whose rows interleave because blocks mix pieces of the fragment.
+
+    All in memory.
+    """
     rows = pa.concat_tables([conform_to_schema(_read(part, target), schema) for part in parts])
     where = np.full(physical_rows, -1, np.int64)
     where[np.concatenate([np.asarray(part["offsets"], np.int64) for part in parts])] = np.arange(len(rows))
@@ -181,7 +184,7 @@ def _shuffled(
 
 @dataclass(slots=True)
 class ColumnCommitter:
-    """Collects records of `write_columns` and commits fragments whose rows are all there."""
+    """Collects records of `write_columns` and commits fragments whose rows are complete."""
 
     target: Target
     lease: Lease
@@ -211,16 +214,16 @@ class ColumnCommitter:
 
     @property
     def pending(self) -> int:
-        """Fragments that the next commit would fill."""
+        """Counts the fragments that the next commit would fill."""
         return len(self._ready)
 
     @property
     def incomplete(self) -> list[int]:
-        """Fragments of which rows are missing; after the last block: fragments that lost a block."""
+        """Lists fragments with missing rows; after the last block: fragments that lost a block."""
         return list(self._parts)
 
     def commit(self) -> None:
-        """Fills the fragments that are ready; failed rows go to the quarantine first.
+        """Commits the complete fragments; writes failed rows to the quarantine first.
 
         After a CommitError every later call raises it again (`CommitState`).
         """
@@ -251,7 +254,7 @@ class ColumnCommitter:
 
 
 def record_identity(target: Target, fields: Sequence[pa.Field]) -> None:
-    """Gives the index its new identity; RuntimeError while a fragment is not filled."""
+    """Writes the index's new identity; RuntimeError while a fragment is not filled."""
     dataset = lance.dataset(target.documents_uri, storage_options=dict(target.storage_options))
     left = unfilled_fragments(dataset, fields)
     if left:

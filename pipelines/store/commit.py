@@ -1,4 +1,4 @@
-"""Runs on the driver: fragments that workers wrote become rows of the table, each exactly once.
+"""Commits the fragments that workers wrote, on the driver: their rows join the table, each exactly once.
 
 Lance itself does not help here: an append is never refused, and the same fragment committed twice is there twice. So
 every commit carries {job, run, seq}; after an error the driver looks whether the table's history has that transaction
@@ -38,11 +38,11 @@ _FIRST_PAUSE = 0.2
 
 
 class CommitError(WorkFailed):
-    """The table could not be written; rows committed before stay, and the job can be started again."""
+    """Signals that the table could not be written; rows committed before stay, and the job can be restarted."""
 
 
 def compare_settings(dataset: lance.LanceDataset, target: Target) -> None:
-    """ConfigError where the table was built by other settings, naming the first that differs.
+    """Raises ConfigError if the table was built by other settings, naming the first that differs.
 
     Columns that the table lacks are no difference, nor are outputs and embedders that the job adds, nor that it is of
     an older format: `store.evolve` and the back-fill bring them.
@@ -65,7 +65,7 @@ def compare_settings(dataset: lance.LanceDataset, target: Target) -> None:
 
 
 def verify_settings(dataset: lance.LanceDataset, target: Target) -> None:
-    """As `compare_settings`, and ConfigError where the table lacks a column or an output as well."""
+    """Raises as `compare_settings`, and ConfigError also if the table lacks a column or an output."""
     compare_settings(dataset, target)
     have = Identity.from_metadata(dataset.schema.metadata)
     difference = None if have is None else have.difference(target.identity)
@@ -77,7 +77,7 @@ def verify_settings(dataset: lance.LanceDataset, target: Target) -> None:
 
 
 def create_or_open(target: Target, lease: Lease | None = None) -> lance.LanceDataset:
-    """The `documents` table of `target`, made empty where there is none, and verified where there is one.
+    """Opens the `documents` table of `target` and verifies it, or creates it empty.
 
     Makes the quarantine table too. With a lease that was taken over, fences off the driver that held it before.
     """
@@ -95,7 +95,7 @@ def create_or_open(target: Target, lease: Lease | None = None) -> lance.LanceDat
 
 
 def commit_fence(target: Target, lease: Lease) -> lance.LanceDataset:
-    """Commits a merge that changes nothing; commits that build on older versions are refused from then on."""
+    """Commits a merge that changes nothing; commits based on older versions are refused from then on."""
     properties = {"job": target.job, "run": target.run, "fence": str(lease.row.epoch)}
 
     def operation(dataset: lance.LanceDataset) -> Any:
@@ -105,7 +105,7 @@ def commit_fence(target: Target, lease: Lease) -> lance.LanceDataset:
 
 
 def _find(dataset: lance.LanceDataset, since: int, properties: Mapping[str, str]) -> bool:
-    """Whether a version after `since` was made by the transaction with these properties."""
+    """Returns whether a version after `since` was made by the transaction with these properties."""
     for version in range(since + 1, dataset.latest_version + 1):
         transaction = dataset.read_transaction(version)
         if transaction is not None and properties.items() <= transaction.transaction_properties.items():
@@ -120,7 +120,7 @@ def commit_once(
     properties: Mapping[str, str],
     check: Callable[[], None],
 ) -> lance.LanceDataset:
-    """One transaction, exactly once: built on a version read before `check`, looked up before it is tried again.
+    """Commits one transaction exactly once: based on a version read before `check`, looked up before a retry.
 
     `properties` must be unique to this transaction. CommitError after `ATTEMPTS` attempts, with the store's last words.
     """
@@ -148,7 +148,7 @@ def _fragments(records: Iterable[Record]) -> list[FragmentMetadata]:
 
 
 def build_replacement(dataset: lance.LanceDataset, new: list[FragmentMetadata], addresses: list[int]) -> Any:
-    """An operation that adds fragments and deletes the rows at `addresses` in one step; a plain append without any.
+    """Builds an operation that adds fragments and deletes rows at `addresses` in one step; an append without any.
 
     CommitError where a fragment is gone: somebody compacted the table without the lease, and the rows have moved.
     """
@@ -174,7 +174,7 @@ def build_replacement(dataset: lance.LanceDataset, new: list[FragmentMetadata], 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What a driver has committed since it started."""
+    """Counts what a driver has committed since it started."""
 
     rows: int = 0
     documents: int = 0
@@ -197,7 +197,7 @@ class Totals:
 
     @property
     def padding(self) -> float:
-        """Share of the computed tokens that were padding."""
+        """Returns the share of the computed tokens that were padding."""
         return self.n_padding / max(1, self.n_tokens + self.n_padding)
 
     def plus(self, records: Iterable[Record]) -> Totals:
@@ -229,13 +229,13 @@ class Totals:
 
 @dataclass(slots=True)
 class CommitState:
-    """How a driver's commits went. After a CommitError it is open what is in the table; the next driver will see."""
+    """Tracks a driver's commits. After a CommitError the table's content is unknown until the next driver reads it."""
 
     error: CommitError | None = None
 
     @contextmanager
     def settled(self) -> Iterator[None]:
-        """A commit and what its driver remembers of it, together: no signal comes between. Raises an earlier error."""
+        """Defers signals between a commit and the driver's record of it. Raises an earlier error."""
         if self.error is not None:
             raise self.error
         with uninterrupted():
@@ -248,7 +248,7 @@ class CommitState:
 
 @dataclass(slots=True)
 class _PartialDocument:
-    """A document that is not whole yet."""
+    """Holds a document whose chunks have not all arrived."""
 
     of: int
     seen: int = 0
@@ -275,7 +275,7 @@ class Committer:
     _outcome: CommitState = field(default_factory=CommitState)
 
     def add(self, record: Record) -> None:
-        """Takes one row of a block that `write_block` returned."""
+        """Takes one record that `write_block` returned."""
         good = record["kind"] == "documents"
         if not good:
             self._failed.append(record)
@@ -291,12 +291,12 @@ class Committer:
 
     @property
     def incomplete(self) -> list[str]:
-        """Ids of documents whose chunks have not all arrived; after the last block: documents that lost a block."""
+        """Lists ids of documents whose chunks have not all arrived; after the last block: those that lost a block."""
         return list(self._held)
 
     @property
     def pending(self) -> int:
-        """Fragments that the next commit would bring."""
+        """Counts the fragments of the next commit."""
         return len(self._ready) + len(self._failed)
 
     def commit_due(self) -> bool:
@@ -305,7 +305,9 @@ class Committer:
         return self.pending >= self.fragments or time.monotonic() - self._last >= self.seconds
 
     def commit(self) -> Totals:
-        """Commits what is ready, failed rows to the quarantine first. LeaseLost where another driver took over.
+        """Commits the records that are ready, failed rows to the quarantine first.
+
+        LeaseLost if another driver took over.
 
         After a CommitError every later call raises it again (`CommitState`).
         """

@@ -1,4 +1,4 @@
-"""Checks SQL conditions, and says in the user's words what is wrong with one.
+"""Checks SQL conditions, and explains errors in the words of the condition.
 
 Lance's parser lets several mistakes pass: it drops what follows a whole condition, takes "name" for a text rather than
 a column, and aborts on placeholders. Each is refused here with the spelling that is meant.
@@ -19,7 +19,7 @@ PLACEHOLDER = re.compile(r"\?|\$\w+|(?<!:):[A-Za-z_]\w*")
 
 
 def check_filter(where: str, columns: Sequence[str] = ()) -> None:
-    """Refuses what Lance's parser lets pass or aborts on; InvalidRequest says how it is written.
+    """Rejects what Lance's parser lets pass or aborts on; InvalidRequest explains the right form.
 
     columns: names that a text in double quotes is likely to mean.
     """
@@ -63,7 +63,7 @@ def _is_balanced(text: str) -> bool:
 
 
 def evaluate_condition(where: str, columns: Sequence[str], run: Callable[[str], T]) -> T:
-    """Checks a condition and runs it; InvalidRequest says what is wrong with it.
+    """Checks a condition and runs it; InvalidRequest explains what is wrong with it.
 
     It runs in parentheses, so that Lance's parser has to read all of it: alone, it drops what follows a condition.
     """
@@ -75,7 +75,7 @@ def evaluate_condition(where: str, columns: Sequence[str], run: Callable[[str], 
 
 
 def _explain(error: ValueError, where: str, columns: Sequence[str], run: Callable[[str], T]) -> str:
-    """Explains the condition's own error where it has one; else only what follows it is wrong."""
+    """Explains the condition's own error if it has one; else only what follows it is wrong."""
     try:
         run(where)
     except ValueError as own:

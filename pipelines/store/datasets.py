@@ -1,4 +1,4 @@
-"""Opening and making Lance tables where several processes may do so at once."""
+"""Opens and creates Lance tables that several processes may open or create at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.store.schema import Target
 
 
 def open_dataset(uri: str, options: Mapping[str, str]) -> lance.LanceDataset | None:
-    """The newest version of a table; None where there is none."""
+    """Opens the newest version of a table; None if there is none."""
     try:
         return lance.dataset(uri, storage_options=dict(options))
     except ValueError as error:
@@ -24,12 +24,12 @@ def open_dataset(uri: str, options: Mapping[str, str]) -> lance.LanceDataset | N
 
 
 def open_version(target: Target, version: int) -> lance.LanceDataset:
-    """The documents table of `target` as it was at a version: what every task of a job looks at."""
+    """Opens the documents table of `target` at a version: the one that every task of a job reads."""
     return lance.dataset(target.documents_uri, version=version, storage_options=dict(target.storage_options))
 
 
 def create_dataset(uri: str, schema: pa.Schema, options: Mapping[str, str]) -> lance.LanceDataset:
-    """An empty table, or the one that another process made a moment before.
+    """Creates an empty table, or opens the one that another process has just created.
 
     `lance.write_dataset(mode="create")` will not do: of two that race, the slower one's becomes an overwrite, which
     wipes what was written in between. As a commit on version 0 without retries exactly one of them succeeds.
@@ -45,7 +45,7 @@ def create_dataset(uri: str, schema: pa.Schema, options: Mapping[str, str]) -> l
 
 
 def check_writable(uri: str) -> None:
-    """ConfigError where a local folder cannot be written, or made, by this user; only the store knows of others."""
+    """Raises ConfigError if this user cannot write or create a local folder; other stores are not checked."""
     if scheme_of(uri):
         return
     folder = Path(absolute_uri(uri))

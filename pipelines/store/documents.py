@@ -29,12 +29,12 @@ COMPARED = ("doc_id", "content_hash", "metadata_hash", "chunk_count")
 
 
 def target_of(snapshot: Snapshot, job: str) -> Target:
-    """Says where changes to an open index go; `job` names them in the table's history."""
+    """Returns the write target of an open index; `job` names the changes in the table's history."""
     return Target(snapshot.uri, snapshot.schema, snapshot.table, snapshot.storage_options, job, uuid.uuid4().hex)
 
 
 def hold_lease(target: Target) -> Lease:
-    """Takes the index's lease for a change of seconds; LeaseHeld (a ConfigError) while a job writes."""
+    """Holds the index's lease for a short change; LeaseHeld (a ConfigError) while a job writes."""
     lease = acquire(target.uri, target.table, target.job, lease_seconds=10, storage_options=target.storage_options)
     if lease.took_over and open_dataset(target.documents_uri, target.storage_options) is not None:
         commit_fence(target, lease)
@@ -52,7 +52,7 @@ def find_rows(dataset: lance.LanceDataset, ids: Iterable[str], columns: Sequence
 
 
 def replace_documents(target: Target, lease: Lease, block: pa.Table) -> Totals:
-    """Writes embedded rows; a document that is in the index already is replaced by its new rows in the same commit.
+    """Writes embedded rows and deletes the old rows of the same documents, in one commit.
 
     block: as `write_block` takes it, whole documents only (ValueError names one that lacks chunks); rows with `error`
     set go to quarantine and leave what the index has of their document as it is.
@@ -73,7 +73,7 @@ def replace_documents(target: Target, lease: Lease, block: pa.Table) -> Totals:
 
 
 def delete_documents(target: Target, ids: Sequence[str | int], check: Check | None = None) -> int:
-    """Deletes all rows of these documents in one commit; returns how many there were. Unknown ids are no error.
+    """Deletes all rows of these documents in one commit; returns their number. Unknown ids are no error.
 
     check: is called under the lease; what it raises prevents the change.
     """

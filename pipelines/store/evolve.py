@@ -1,4 +1,4 @@
-"""Brings the table of an index to the columns that a job writes, before any row is written.
+"""Migrates the table of an index to the columns that a job writes, before any row is written.
 
 Metadata columns that the job adds are made, all null: change detection then finds every document's metadata hash to be
 another, and the rows get their values without being embedded. Columns that the job lacks are never dropped unasked:
@@ -31,7 +31,7 @@ MADE_OF_PICTURES = ("thumbnail",)
 
 
 def check_columns(target: Target, drop: Sequence[str] = ()) -> None:
-    """Raises ConfigError where the index has a metadata column that the job lacks, unless it is to be dropped.
+    """Raises ConfigError if the index has a metadata column that the job lacks, unless it is to be dropped.
 
     Also where a column is to be dropped that the job writes, or that is not the user's.
     """
@@ -78,15 +78,14 @@ def evolve_table(target: Target, lease: Lease, drop: Sequence[str] = ()) -> Targ
 
 
 def order_columns(target: Target, schema: pa.Schema) -> Target:
-    """Returns the target with the columns of `schema` first, in its order, as fragments of one
-    table should have them."""
+    """Orders the target's columns as `schema` has them: the fragments of one table should agree."""
     order = {name: i for i, name in enumerate(schema.names)}
     fields = sorted(target.schema, key=lambda field: order.get(field.name, len(order)))
     return replace(target, schema=pa.schema(fields, metadata=target.schema.metadata))
 
 
 def upgrade_hashes(target: Target, lease: Lease) -> lance.LanceDataset:
-    """Gives the rows of an index of format 1, whose one hash covered text and metadata, the two hashes of format 2.
+    """Upgrades an index of format 1, whose one hash covered text and metadata, to the two hashes of format 2.
 
     They are computed from what the table holds, on this machine; nothing is embedded. Fragments are committed some at a
     time and a fragment that has its hashes is skipped, so it resumes. The index is of format 2 when all have them.
@@ -114,7 +113,7 @@ def upgrade_hashes(target: Target, lease: Lease) -> lance.LanceDataset:
 
 
 def _hash_updates(dataset: lance.LanceDataset) -> Iterator[FragmentUpdate]:
-    """Hashes the rows of each fragment that has none yet; the hash of a cut document takes all of its chunks."""
+    """Hashes the rows of each fragment that has no hashes yet; the hash of a cut document takes all of its chunks."""
     names = [name for name in metadata_columns(dataset.schema) if name not in MADE_OF_PICTURES]
     cut = _hash_cut_documents(dataset) if names or _has_upserts(dataset) else {}
     for fragment in dataset.get_fragments():
@@ -129,7 +128,7 @@ def _has_upserts(dataset: lance.LanceDataset) -> bool:
 
 
 def _hashed(rows: pa.Table, names: Sequence[str], cut: dict[str, bytes | None]) -> pa.Table:
-    """`_rowaddr` and both hashes of some rows; a content hash that did not cover metadata stays."""
+    """Returns `_rowaddr` and both hashes of some rows; keeps a content hash that did not cover metadata."""
     metadata = hash_metadata({name: rows.column(name) for name in names}, len(rows))
     whole = hash_content(rows.column("text").combine_chunks()).to_pylist()
     chunks, ids = rows.column("chunk_count").to_pylist(), rows.column("doc_id").to_pylist()
@@ -141,7 +140,7 @@ def _hashed(rows: pa.Table, names: Sequence[str], cut: dict[str, bytes | None]) 
 
 
 def _hash_cut_documents(dataset: lance.LanceDataset) -> dict[str, bytes | None]:
-    """Content hash of each document of several chunks, from its chunks joined where they overlap.
+    """Hashes each document of several chunks, joined where they overlap.
 
     None where they leave a gap (an index cut without overlap): such a document counts as changed.
     """

@@ -1,4 +1,4 @@
-"""Document ids as 128-bit keys in numpy arrays: 16 bytes an id however long it is, and no Python object kept for any.
+"""Represents document ids as 128-bit keys in numpy arrays: 16 bytes per id of any length, and no Python objects.
 
 blake2b, cut to 16 bytes: at 10^9 ids two of them share a key with a probability of about 10^-21, so keys stand for ids
 without a look at the ids. It takes about a microsecond an id, where a 64-bit hash over the Arrow buffers would take a
@@ -19,25 +19,25 @@ IntArray = npt.NDArray[np.int64]
 
 
 def hash_ids(ids: pa.Array) -> Keys:
-    """Keys of an Arrow string array without nulls."""
+    """Hashes an Arrow string array without nulls to keys."""
     digests = b"".join(blake2b(value, digest_size=16).digest() for value in ids.cast(pa.binary()).to_pylist())
     return np.frombuffer(digests, np.uint64).reshape(-1, 2)
 
 
 def as_keys(hashes: pa.Array) -> Keys:
-    """Returns a `fixed_size_binary[16]` array without nulls as keys; no copy."""
+    """Views a `fixed_size_binary[16]` array without nulls as keys; no copy."""
     data = np.frombuffer(hashes.buffers()[1] or b"", np.uint64).reshape(-1, 2)
     return data[hashes.offset : hashes.offset + len(hashes)]
 
 
 def assign_partitions(keys: Keys, partitions: int) -> IntArray:
-    """Returns which of `partitions` parts each key belongs to; keys spread evenly, equal keys meet."""
+    """Assigns each key to one of `partitions` parts; keys spread evenly, equal keys share a part."""
     high = keys[:, 0] >> np.uint64(32)
     return ((high * np.uint64(partitions)) >> np.uint64(32)).astype(np.int64)
 
 
 def number_keys(keys: Keys) -> tuple[IntArray, int]:
-    """Returns a number from 0 for each distinct key, (n,), and how many there are.
+    """Numbers the distinct keys from 0: returns the number of each key, (n,), and how many there are.
 
     Sorts; about 0.2 microseconds a key.
     """

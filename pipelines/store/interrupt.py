@@ -1,4 +1,4 @@
-"""SIGTERM means what Ctrl-C means: stop taking new work, commit what is finished, leave.
+"""Handles SIGTERM like Ctrl-C: stop taking new work, commit what is finished, exit.
 
 A commit itself is not stopped: one that is cut off after it reached the table would be made again, and its rows would
 be there twice. Clusters send SIGTERM before they take a machine away. Only a program's main thread may set signal
@@ -20,7 +20,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Within the block SIGINT and SIGTERM wait; the first of them does what it does when the block has ended."""
+    """Defers SIGINT and SIGTERM within the block; the first of them is delivered when the block has ended."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -39,7 +39,7 @@ def uninterrupted() -> Iterator[None]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Within the block SIGTERM raises KeyboardInterrupt."""
+    """Raises KeyboardInterrupt on SIGTERM within the block."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""One driver at a time: a lease in a table beside the index, taken by inserting a row that only one process can insert.
+"""Ensures a single writer by a lease in a table beside the index: only one process can insert a given lease row.
 
 Every taking has its own row `TABLE#EPOCH`; the highest epoch holds. Lance's merge-insert on a primary key lets one of
 several racing inserts through, on any store, without a lock service. The holder raises a counter (`beat`). Who wants
@@ -52,15 +52,15 @@ _SCHEMA = pa.schema(
 
 
 class LeaseHeld(ConfigError):
-    """Another driver lives; the message names its job, host, process and age."""
+    """Signals that another driver holds the lease; the message names its job, host, process and age."""
 
 
 class LeaseLost(WorkFailed):
-    """Another driver took the lease over while this one was stalled; nothing more may be committed."""
+    """Signals that another driver took the lease over while this one was stalled; it must not commit any more."""
 
 
 def process_name(pid: int) -> str | None:
-    """What tells this process from a later one with the same id: boot, pid namespace and start time. None: it is gone.
+    """Returns boot, pid namespace and start time, which identify a process; None if it is gone.
 
     Linux only. Elsewhere it is None for every process, and `Holder.is_gone` says no to all: the counter decides.
     """
@@ -79,7 +79,7 @@ def _machine() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """One row of the lease table."""
+    """Holds one row of the lease table."""
 
     table: str
     epoch: int
@@ -98,7 +98,7 @@ class Holder:
         return f"{self.table}#{self.epoch}"
 
     def is_gone(self) -> bool:
-        """True only where it is certain: the process ran on this machine, since this boot, and runs no more."""
+        """Returns whether the holder certainly ended: it ran on this machine, since this boot, and runs no more."""
         here = _machine()
         return bool(here) and self.process.startswith(here) and process_name(self.pid) != self.process
 
@@ -112,7 +112,7 @@ def _open(uri: str, options: Mapping[str, str]) -> lance.LanceDataset:
 
 
 def read_holder(uri: str, table: str, options: Mapping[str, str] | None = None) -> Holder | None:
-    """The last taking of the lease on `table`, released or not; None where nobody ever took it."""
+    """Reads the last acquisition of the lease on `table`, released or not; None if there was none."""
     dataset = open_dataset(table_uri(uri, LEASES), options or {})
     if dataset is None:
         return None
@@ -129,7 +129,7 @@ def _insert(uri: str, row: Holder, options: Mapping[str, str]) -> bool:
 
 
 def _wait_until_silent(uri: str, held: Holder, options: Mapping[str, str]) -> None:
-    """Returns when the counter stood still for the holder's own lease time; LeaseHeld as soon as it moves."""
+    """Waits until the heartbeat counter is still for the holder's lease time; LeaseHeld as soon as it moves."""
     end = time.monotonic() + held.lease_seconds
     while time.monotonic() < end:
         if held.is_gone():
@@ -144,7 +144,7 @@ def _wait_until_silent(uri: str, held: Holder, options: Mapping[str, str]) -> No
 
 @dataclass(slots=True)
 class Lease:
-    """A held lease; a thread keeps it alive. Use it as a context manager, or call `release`."""
+    """Holds an acquired lease; a thread sends its heartbeat. Use it as a context manager, or call `release`."""
 
     uri: str
     row: Holder
@@ -177,13 +177,13 @@ class Lease:
         _open(self.uri, self.options).update({column: value}, where=f"holder = '{self.row.holder}'")
 
     def check(self) -> None:
-        """LeaseLost where a later epoch exists. Call it after the version that a commit builds on was read."""
+        """Raises LeaseLost if a later epoch exists. Call it after reading the version that a commit is based on."""
         now = read_holder(self.uri, self.row.table, self.options)
         if now is None or now.epoch != self.row.epoch:
             raise LeaseLost(f"{self.uri}: this driver (process {self.row.pid}) was taken for dead; now writing: {now}")
 
     def release(self) -> None:
-        """Stops the thread and marks the row; harmless where the lease was lost."""
+        """Stops the heartbeat and marks the row released; harmless if the lease was lost."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
@@ -217,7 +217,7 @@ def _next(table: str, job: str, lease_seconds: float, before: Holder | None) -> 
 def acquire(
     uri: str, table: str, job: str, *, lease_seconds: float = 60, storage_options: Mapping[str, str] | None = None
 ) -> Lease:
-    """Takes the lease on a table of the index at `uri`, waiting at most the holder's lease time where it may be dead.
+    """Acquires the lease on a table of the index at `uri`; waits at most the lease time of a possibly dead holder.
 
     LeaseHeld (a ConfigError) where another driver lives or was quicker.
     """

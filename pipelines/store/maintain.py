@@ -1,4 +1,4 @@
-"""`tridex optimize`: joins small fragments, drops old versions, and removes files that nothing refers to.
+"""Compacts small fragments, drops old versions, and removes unreferenced files (`tridex optimize`).
 
 All of it runs under the index's lease, so no job of ours is writing. A program that writes to the table by other means
 holds no lease: files younger than `orphan_age` are left alone for its sake, and as Lance removes unreferenced files all
@@ -31,7 +31,7 @@ ORPHAN_AGE = timedelta(hours=1)
 
 @dataclass(frozen=True, slots=True)
 class Optimized:
-    """What `optimize` did. `orphans_kept`: unreferenced files left because one of them is younger than allowed."""
+    """Reports what `optimize` did. `orphans_kept`: unreferenced files kept because one of them is too young."""
 
     fragments_before: int
     fragments_after: int
@@ -53,7 +53,7 @@ class Optimized:
 
 
 def find_orphans(dataset: lance.LanceDataset) -> pa.Table:
-    """`path, last_modified` of data, deletion and index files that no version refers to."""
+    """Lists `path, last_modified` of data, deletion and index files that no version refers to."""
     present = dataset.all_files().read_all().select(["path", "last_modified"])
     known = dataset.tracked_files().read_all().column("path")
     ours = pc.match_substring_regex(present.column("path"), "^(data|_deletions)/")
@@ -61,14 +61,14 @@ def find_orphans(dataset: lance.LanceDataset) -> pa.Table:
 
 
 def _now_of_the_store(uri: str, options: Mapping[str, str]) -> datetime:
-    """The store's own clock: when it wrote the lease that was just taken. Ages are compared by one clock only."""
+    """Returns the store's own clock, the write time of the lease just acquired: all ages use this one clock."""
     files = lance.dataset(table_uri(uri, LEASES), storage_options=dict(options)).all_files().read_all()
     newest: datetime = pc.max(files.column("last_modified")).as_py()
     return newest
 
 
 def target_rows(dataset: lance.LanceDataset, fragment_bytes: int = FRAGMENT_BYTES) -> int:
-    """Rows that make a fragment of about that many bytes, from 1,024 to Lance's own 1,048,576."""
+    """Returns the rows of a fragment of about that many bytes, from 1,024 to Lance's own 1,048,576."""
     files = [f for fragment in dataset.get_fragments() for f in fragment.metadata.files]
     size = sum(f.file_size_bytes or 0 for f in files)
     rows = max(1, dataset.count_rows())
@@ -84,7 +84,7 @@ def optimize(
     orphan_age: timedelta = ORPHAN_AGE,
     lease_seconds: float = 60,
 ) -> Optimized:
-    """Compacts the table and cleans up behind it. LeaseHeld (a ConfigError) while a job writes to the index."""
+    """Compacts the table and removes old files. LeaseHeld (a ConfigError) while a job writes to the index."""
     options = dict(storage_options or {})
     open_table(uri, table, options)
     with lease.acquire(uri, table, "optimize", lease_seconds=lease_seconds, storage_options=options):

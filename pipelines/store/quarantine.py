@@ -1,4 +1,4 @@
-"""The table of input rows that are not in the index, each with its reason; after a complete run: of what fails now.
+"""Reads the quarantine: the table of input rows that failed, each with its reason; a complete run renews it.
 
 Rows are appended while a job runs and those of earlier runs are dropped when it has ended well, so a job that is killed
 leaves both. Nothing is looked up to replace a row in place: that would be a join for rows that are rare by design.
@@ -17,7 +17,7 @@ from pipelines.store.table import sql_literal
 
 
 def failed_rows(uri: str, storage_options: Mapping[str, str] | None = None) -> dict[str, frozenset[int]]:
-    """Source to the positions of its rows in quarantine, for `selection.select(..., only=)`.
+    """Maps each source to the positions of its rows in quarantine, for `selection.select(..., only=)`.
 
     Position -1 stands for a file that could not be read to its end: all of its rows are wanted.
     """
@@ -30,7 +30,7 @@ def failed_rows(uri: str, storage_options: Mapping[str, str] | None = None) -> d
 
 
 def count_reasons(uri: str, storage_options: Mapping[str, str] | None = None, limit: int = 10) -> list[dict[str, Any]]:
-    """The most frequent errors: `{error, rows, source, position}` with one row as an example, most frequent first.
+    """Counts errors: `{error, rows, source, position}` with one row as an example, most frequent first.
 
     Duplicates count as one error, whatever they are duplicates of.
     """
@@ -49,7 +49,7 @@ def count_reasons(uri: str, storage_options: Mapping[str, str] | None = None, li
 
 
 def drop_old_quarantine(target: Target) -> None:
-    """After a complete run: drops the rows of earlier runs, which this run tried again or no longer met."""
+    """Drops the rows of earlier runs after a complete run, which tried them again or no longer met them."""
     dataset = open_dataset(target.quarantine_uri, target.storage_options)
     if dataset is not None:
         dataset.delete(f"run IS NULL OR run <> {sql_literal(target.run)}")

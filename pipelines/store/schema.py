@@ -1,4 +1,4 @@
-"""What an index is: its tables, their columns, and the identity that says which settings made them.
+"""Defines the tables of an index, their columns, and the identity: the settings that it was built with.
 
 The identity lies in the schema metadata of `documents`, so one atomic commit makes table and identity together and no
 side file can get lost or disagree. It costs strictness: a field that differs refuses the table, even where the numbers
@@ -48,13 +48,13 @@ SYSTEM_COLUMNS = tuple(f.name for f in (*_HEAD, *_TAIL))
 
 
 def table_uri(uri: str, table: str) -> str:
-    """Where LanceDB keeps a table of the database at `uri`."""
+    """Returns the path at which LanceDB keeps a table of the database at `uri`."""
     return f"{absolute_uri(uri).rstrip('/')}/{table}.lance"
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Everything that decides which numbers are in the columns of an index.
+    """Holds every setting that determines the numbers in an index's columns.
 
     chunk: mode, size, overlap. text: the template that joins title and text. embedders: for each column prefix what
     `Embedder.identity()` says, and `outputs`, `dense` (dtype), `colbert` (codec), `colbert_pooling`, and `sparse`
@@ -77,12 +77,12 @@ class Identity:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[bytes, bytes] | None) -> Identity | None:
-        """None where the schema carries no identity: the table was not made by tridex."""
+        """Parses the identity; None if the schema has none, because tridex did not create the table."""
         text = (metadata or {}).get(IDENTITY_KEY)
         return None if text is None else cls(**json.loads(text))
 
     def difference(self, other: Identity) -> str | None:
-        """The first field in which `other` (what the caller has) differs from this one (what the index has)."""
+        """Names the first field in which `other` (what the caller has) differs from this (what the index has)."""
         mine, theirs = dict(_leaves(self)), dict(_leaves(other))
         for key in sorted(mine.keys() | theirs.keys(), key=_order):
             if mine.get(key, _ABSENT) != theirs.get(key, _ABSENT):
@@ -90,7 +90,7 @@ class Identity:
         return None
 
     def additions(self, other: Identity) -> dict[str, tuple[str, ...]]:
-        """Outputs of each embedder that `other` has and this index does not, if nothing else differs; else empty."""
+        """Returns outputs by embedder that `other` has and this index lacks, if nothing else differs; else empty."""
         if self.difference(self.common(other)) is not None:
             return {}
         wanted = {
@@ -99,7 +99,7 @@ class Identity:
         return {name: tuple(outputs) for name, outputs in wanted.items() if outputs}
 
     def common(self, other: Identity) -> Identity:
-        """`other` without the embedders and outputs that this index does not have."""
+        """Returns `other` without the embedders and outputs that this index lacks."""
         kept = {
             name: {**e, "outputs": [o for o in e["outputs"] if o in self._outputs(name)]}
             for name, e in other.embedders.items()
@@ -119,7 +119,7 @@ def _show(leaves: Mapping[str, Any], key: str) -> str:
 
 
 def _order(key: str) -> tuple[bool, bool, str]:
-    """The format version first; of an embedder the model's name, then the rest."""
+    """Sorts fields for comparison: the format version first; of an embedder the model's name, then the rest."""
     return key != "format_version", not key.endswith(".model"), key
 
 
@@ -138,7 +138,7 @@ def identity_of(
     embedders: Mapping[str, Mapping[str, Any]],
     parameters: ParametersByEmbedder | None = None,
 ) -> Identity:
-    """Identity of the index that `config` builds; `embedders` maps each name to its `Embedder.identity()`.
+    """Returns the identity of the index that `config` builds; `embedders` maps names to `Embedder.identity()`.
 
     parameters: those of trained ColBERT codecs, by the embedder's name. The outputs are those in the
     config, or the identity's own `outputs` where the config leaves them open.
@@ -166,7 +166,7 @@ def _fingerprinted(name: str, parameters: ParametersByEmbedder) -> dict[str, str
 
 
 def output_field(name: str, embedder: Mapping[str, Any], output: str) -> pa.Field:
-    """Column `NAME_OUTPUT` of one embedder as its identity describes it."""
+    """Returns the column `NAME_OUTPUT` of one embedder as its identity describes it."""
     if output == "dense":
         kind: pa.DataType = pa.list_(FLOAT_CODECS[embedder["dense"]], embedder["dim"])
     elif output == "sparse":
@@ -183,7 +183,7 @@ def output_fields(identity: Identity) -> list[pa.Field]:
 
 
 def metadata_columns(schema: pa.Schema) -> tuple[str, ...]:
-    """Names the user's own columns of a table with this schema, in table order; not those that a job is still filling.
+    """Lists the user's own columns of this schema, in table order, without those that a job is still filling.
 
     Empty for a table without an identity.
     """
@@ -200,7 +200,7 @@ def documents_schema(
     metadata_fields: Sequence[pa.Field] = (),
     parameters: ParametersByEmbedder | None = None,
 ) -> pa.Schema:
-    """Schema of the `documents` table, identity and codec parameters in its metadata.
+    """Returns the schema of the `documents` table, with identity and codec parameters in its metadata.
 
     ConfigError names a metadata column that collides.
     """
@@ -215,7 +215,7 @@ def documents_schema(
 
 
 def quarantine_schema() -> pa.Schema:
-    """One row for each input row that is not in `documents`; `position` is -1 where a whole file could not be read."""
+    """Returns the schema of failed input rows; `position` is -1 if a whole file could not be read."""
     return pa.schema(
         [
             pa.field("source", pa.string()),
@@ -233,7 +233,7 @@ def quarantine_schema() -> pa.Schema:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a job writes: small, picklable, sent to every worker. Secrets in `storage_options` stay out of `repr`."""
+    """Describes a job's write target: small, picklable, sent to workers. `repr` hides secrets in `storage_options`."""
 
     uri: str
     schema: pa.Schema
@@ -253,7 +253,7 @@ class Target:
 
     @property
     def metadata(self) -> tuple[str, ...]:
-        """Names of the metadata columns that the job writes."""
+        """Returns the names of the metadata columns that the job writes."""
         return metadata_columns(self.schema)
 
     @property

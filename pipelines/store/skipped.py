@@ -1,4 +1,4 @@
-"""The table of what an index leaves out beside the rows in quarantine: files without a reader, values of another type.
+"""Keeps the table of input that is left out besides the quarantine: files without a reader, values of another type.
 
 Counts by kind with an example each, written over by every complete look at the input, so it speaks of the last one.
 """
@@ -33,7 +33,7 @@ MISFIT_NAMES = pa.list_(pa.string())
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """Files of one suffix, or values of one metadata column, that are not in the index."""
+    """Counts files of one suffix, or values of one metadata column, that are not in the index."""
 
     what: Literal["files", "values"]
     kind: str
@@ -48,12 +48,12 @@ class Skipped:
 
 
 def skipped_lines(skipped: Sequence[Skipped]) -> list[str]:
-    """Returns a line for each, under a heading as the summaries have them."""
+    """Formats one line for each, under a heading as the summaries have them."""
     return [f"{'skipped' if i == 0 else '':<11} {entry}" for i, entry in enumerate(skipped)]
 
 
 def write_skipped(target: Target, skipped: Sequence[Skipped]) -> None:
-    """Replaces what the index says it leaves out."""
+    """Replaces the index's record of what it leaves out."""
     uri, options = table_uri(target.uri, SKIPPED), dict(target.storage_options)
     if not skipped and open_dataset(uri, options) is None:
         return
@@ -64,13 +64,13 @@ def write_skipped(target: Target, skipped: Sequence[Skipped]) -> None:
 
 
 def read_skipped(uri: str, storage_options: Mapping[str, str] | None = None) -> tuple[Skipped, ...]:
-    """Returns what the index says it leaves out, the most frequent kind first."""
+    """Reads what the index leaves out, the most frequent kind first."""
     dataset = open_dataset(table_uri(uri, SKIPPED), storage_options or {})
     return () if dataset is None else tuple(Skipped(**row) for row in dataset.to_table().to_pylist())
 
 
 def misfit_names(table: pa.Table) -> list[str]:
-    """Returns the metadata column of each value in a block of documents that did not fit."""
+    """Returns the metadata column of each value in a block of documents that did not fit its type."""
     if MISFITS not in table.column_names or table[MISFITS].null_count == len(table):
         return []
     names: list[str] = table[MISFITS].combine_chunks().flatten().to_pylist()

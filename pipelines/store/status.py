@@ -1,4 +1,4 @@
-"""Reads what is in an index from its tables alone: no Ray, no model, nothing of the job that built it."""
+"""Reads the state of an index from its tables alone: no Ray, no model, nothing of the job that built it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipelines.store.writer import describe_place
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """A search index of Lance: how many rows it covers, and how many are scanned instead."""
+    """Reports how many rows a search index of Lance covers, and how many are scanned instead."""
 
     name: str
     column: str
@@ -30,7 +30,7 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Facts about an index. Rows are chunks; `deleted_rows` still take space until `optimize`."""
+    """Reports facts about an index. Rows are chunks; `deleted_rows` still take space until `optimize`."""
 
     uri: str
     rows: int
@@ -84,7 +84,7 @@ def _example(reason: Mapping[str, Any]) -> str:
 
 
 def read_status(uri: str, table: str = "documents", storage_options: Mapping[str, str] | None = None) -> Status:
-    """Reads the facts; ConfigError where there is no index."""
+    """Reads the facts; ConfigError if there is no index."""
     options = dict(storage_options or {})
     snapshot = open_table(uri, table, options)
     dataset = snapshot.dataset
@@ -111,7 +111,7 @@ def read_status(uri: str, table: str = "documents", storage_options: Mapping[str
 
 
 def _last_job(dataset: lance.LanceDataset) -> str | None:
-    """The job of the newest commit that says one, among the last ten."""
+    """Returns the job of the newest commit that names one, among the last ten."""
     found = [t.transaction_properties.get("job") for t in dataset.get_transactions(10) if t is not None]
     return next((job for job in found if job), None)
 

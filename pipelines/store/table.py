@@ -1,4 +1,4 @@
-"""The read side: one version of the documents table, its identity, and the numbering of its rows.
+"""Reads one version of the documents table: its identity, its rows, and their numbering by position.
 
 A snapshot is pinned when it is opened: writers go on, this reader sees what it opened until it opens again. Rows are
 numbered 0..n-1 in table order ("positions"), which is what arrays want; Lance's own row addresses (fragment << 32 |
@@ -31,21 +31,24 @@ Addresses = npt.NDArray[np.uint64]
 
 
 def sql_literal(value: str | int) -> str:
-    """A value as a SQL literal. The only place where values enter a filter: everything else stays a value."""
+    """Quotes a value as a SQL literal, the only place where values enter a filter."""
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise TypeError(f"ids are strings or integers, got {type(value).__name__}")
     return str(value) if isinstance(value, int) else "'" + value.replace("'", "''") + "'"
 
 
 def sql_in(column: str, values: Iterable[str | int]) -> str:
-    """`column IN (...)` over bound values; no values give a condition that nothing meets."""
+    """Builds `column IN (...)` over quoted values; without values, a condition that no row meets."""
     literals = ", ".join(map(sql_literal, values))
     return f"{column} IN ({literals})" if literals else "false"
 
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """Live rows of one fragment. first: position of the first one; live: offsets within the fragment, None for all."""
+    """Holds live rows of one fragment.
+
+    first: position of the first; live: offsets within the fragment, None for all.
+    """
 
     id: int
     first: int
@@ -74,7 +77,7 @@ class Rows:
         return result
 
     def positions(self, addresses: Addresses) -> IntArray:
-        """-1 for addresses that are not (or no longer) in the table."""
+        """Returns positions of addresses, -1 for those that are not (or no longer) in the table."""
         result = np.full(len(addresses), -1, np.int64)
         owner = (addresses >> np.uint64(32)).astype(np.int64)
         offsets = (addresses & np.uint64(0xFFFFFFFF)).astype(np.int64)
@@ -98,7 +101,7 @@ def _positions_in(fragment: Fragment, offsets: IntArray) -> IntArray:
 
 
 def rows_of(dataset: Any) -> Rows:
-    """Reads the deletions of those fragments that have any."""
+    """Reads the deletions of those fragments that have any, to number the live rows."""
     found = dataset.get_fragments()
     live = [_live_offsets(dataset, f) if f.num_deletions else None for f in found]
     counts = [f.physical_rows if a is None else len(a) for f, a in zip(found, live, strict=True)]
@@ -119,7 +122,7 @@ def _live_offsets(dataset: Any, fragment: Any) -> npt.NDArray[np.uint32]:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One version of an index's documents table, open for reading."""
+    """Holds one version of an index's documents table, open for reading."""
 
     uri: str
     dataset: Any
@@ -145,7 +148,7 @@ class Snapshot:
 
     @cached_property
     def has_chunks(self) -> bool:
-        """Whether any document has several rows."""
+        """Returns whether any document has several rows."""
         if self.identity.chunk["mode"] == "whole":
             return False
         scanner = self.dataset.scanner(columns=["chunk_id"], filter="chunk_count > 1", limit=1)
@@ -153,36 +156,36 @@ class Snapshot:
 
     @cached_property
     def metadata_columns(self) -> tuple[str, ...]:
-        """The user's own columns, in table order; those that a job is still filling are not his."""
+        """Lists the user's own columns, in table order, without those that a job is still filling."""
         return metadata_columns(self.schema)
 
     def indexes(self) -> dict[str, Any]:
-        """Column name to the description of Lance's index on it."""
+        """Maps each indexed column to the description of Lance's index on it."""
         return {d.field_names[0]: d for d in self.dataset.describe_indices()}
 
     def index_statistics(self, name: str) -> dict[str, Any]:
-        """What an index covers, and of a vector index its kind, metric and partitions."""
+        """Returns what an index covers, and for a vector index its kind, metric and partitions."""
         # Else all centroids come along: 73 ms in place of 5 at a million rows, and a warning.
         os.environ.setdefault("LANCE_INCLUDE_VECTOR_CENTROIDS", "false")
         return dict(self.dataset.stats.index_stats(name))
 
     def scan(self, columns: Sequence[str], batch_rows: int = 8192) -> Iterator[pa.RecordBatch]:
-        """Batches of the whole table in the order of positions."""
+        """Yields batches of the whole table in the order of positions."""
         yield from self.dataset.scanner(columns=list(columns), batch_size=batch_rows, scan_in_order=True).to_batches()
 
     def take(self, positions: IntArray, columns: Sequence[str]) -> pa.Table:
-        """Rows by position, in the order asked for, duplicates included."""
+        """Reads rows by position, in the given order, duplicates included."""
         if not len(positions):
             return self.schema.empty_table().select(list(columns))
         return self.dataset.take(pa.array(positions), columns=list(columns))
 
     @property
     def filter_columns(self) -> tuple[str, ...]:
-        """Columns that a condition may name, the ids and the user's own first."""
+        """Lists the columns that a condition may name, the ids and the user's own first."""
         return tuple(dict.fromkeys(("doc_id", "chunk_id", *self.metadata_columns, *SYSTEM_COLUMNS)))
 
     def matching(self, where: str) -> IntArray:
-        """Returns the positions of the rows that meet a SQL condition, ascending; InvalidRequest says what is wrong."""
+        """Returns the positions of rows that meet a SQL condition, ascending; InvalidRequest explains a wrong one."""
         addresses = evaluate_condition(where, self.filter_columns, self._addresses_matching)
         return np.sort(self.rows.positions(addresses))
 
@@ -205,7 +208,7 @@ def open_table(
     storage_options: Mapping[str, str] | None = None,
     version: int | None = None,
 ) -> Snapshot:
-    """The table at its newest version, or at `version`; ConfigError says whether it is missing or no index of ours."""
+    """Opens the table at its newest version, or at `version`; ConfigError if it is missing or no index of tridex."""
     shown, uri, options = str(uri), absolute_uri(uri), dict(storage_options or {})
     try:
         dataset = lance.dataset(table_uri(uri, table), version=version, storage_options=options or None)
@@ -216,7 +219,7 @@ def open_table(
 
 
 def with_index_boundaries(config: BuildConfig) -> BuildConfig:
-    """Returns the config with `chunk.boundaries` decided: those of an index that exists, sentences for a new one."""
+    """Decides `chunk.boundaries` of a config: those of an existing index, sentences for a new one."""
     if config.chunk.boundaries != "auto":
         return config
     dataset = open_dataset(table_uri(config.index.uri, config.index.table), plain_options(config.index.storage_options))

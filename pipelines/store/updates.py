@@ -1,4 +1,4 @@
-"""Gives rows new values in some columns, in place: only these columns are written, no row moves and no vector is read.
+"""Updates some columns of rows in place: only these columns are written, no row moves and no vector is read.
 
 A fragment gets one new data file with the whole of the rewritten columns, so the cost is that of these columns in every
 fragment with a changed row; row addresses stay, and with them postings and full text. Which files a fragment has after
@@ -29,7 +29,7 @@ ADDRESS = "_rowaddr"
 
 @dataclass(frozen=True, slots=True)
 class FragmentUpdate:
-    """What a fragment was and what it shall be, as JSON, and the ids of the fields that differ."""
+    """Holds a fragment before and after the update, as JSON, and the ids of the fields that differ."""
 
     fragment: int
     before: str
@@ -47,7 +47,7 @@ def split_by_fragment(rows: pa.Table) -> dict[int, pa.Table]:
 
 
 def update_metadata(target: Target, version: int, fragment: int, rows: pa.Table) -> FragmentUpdate | None:
-    """Writes new metadata values of some rows of a fragment; None where no row is still the document it was taken for.
+    """Writes new metadata of some rows of a fragment; None if no row still is the document it was read for.
 
     rows: `_rowaddr`, `doc_id`, `content_hash`, `metadata_hash` and the metadata columns, as the input gives them. A row
     whose id or content differs from the table's is left out: its file was rewritten after the changes were detected.
@@ -66,7 +66,7 @@ def update_metadata(target: Target, version: int, fragment: int, rows: pa.Table)
 
 
 def rewrite_columns(dataset: lance.LanceDataset, fragment: int, values: pa.Table) -> FragmentUpdate:
-    """Writes the columns of `values` for the rows at its `_rowaddr`; the fragment's other rows keep what they have."""
+    """Writes the columns of `values` for the rows at its `_rowaddr`; the other rows keep their values."""
     before = dataset.get_fragment(fragment)
     after, fields = before.update_columns(values, left_on=ADDRESS, right_on=ADDRESS)
     return FragmentUpdate(fragment, _as_json(before.metadata), _as_json(after), tuple(fields), values.num_rows)

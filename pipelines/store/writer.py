@@ -1,4 +1,4 @@
-"""Runs on a worker: one block of embedded rows becomes Lance fragments that nothing refers to yet.
+"""Writes one block of embedded rows, on a worker, as Lance fragments that no commit refers to yet.
 
 Workers write, the driver commits. A worker that dies leaves files behind, never rows; `maintain.optimize` removes them.
 A document whose chunks lie in several blocks gets a fragment of its own in each, so that the driver can hold it back
@@ -65,7 +65,7 @@ def _has_extension(kind: pa.DataType) -> bool:
 
 
 def conform_to_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The columns of `schema`, in its order and types. Errors name the column.
+    """Selects the columns of `schema`, in its order and types. Errors name the column.
 
     Ray's tensor types are refused: a process without Ray reads their storage, and LanceDB finds no vector in it.
     """
@@ -122,7 +122,7 @@ def _document_record(rows: pa.Table, target: Target, partial: list[dict[str, Any
 
 
 def quarantine_rows(rows: pa.Table, target: Target) -> pa.Table:
-    """Failed rows as the quarantine keeps them: the first line of `error`, and the rest of it as the traceback."""
+    """Formats failed rows for the quarantine: the first line of `error`, and the rest as the traceback."""
     parts = [str(e).partition("\n") for e in rows.column("error").to_pylist()]
     n = rows.num_rows
     columns = {
@@ -139,7 +139,7 @@ def quarantine_rows(rows: pa.Table, target: Target) -> pa.Table:
 
 
 def describe_failure(row: Mapping[str, Any]) -> str:
-    """`FILE line 4: text is empty` of a row with `source`, `position` and `error`."""
+    """Formats `FILE line 4: text is empty` from a row with `source`, `position` and `error`."""
     error = str(row["error"]).partition("\n")[0]
     return f"{describe_place(row['source'], row['position'])}: {error}"
 
@@ -166,7 +166,7 @@ def quarantine_record(rows: pa.Table, target: Target, partial: list[dict[str, An
 
 
 def _partial_documents(table: pa.Table) -> list[dict[str, Any]]:
-    """Documents with fewer rows in this block, good and failed together, than they have chunks."""
+    """Lists documents with fewer rows in this block, good and failed together, than they have chunks."""
     chunks = table.filter(pc.greater(table.column("chunk_count"), 1)).select(["doc_id", "chunk_count"])
     if not chunks.num_rows:
         return []
@@ -176,7 +176,7 @@ def _partial_documents(table: pa.Table) -> list[dict[str, Any]]:
 
 
 def _without(table: pa.Table, mask: pa.ChunkedArray) -> pa.Table:
-    """The rows outside `mask`; the table itself, not a copy of its vectors, where there are none inside."""
+    """Returns the rows outside `mask`; the table itself, without copying vectors, if the mask is empty."""
     return table.filter(pc.invert(mask)) if pc.any(mask).as_py() else table
 
 
@@ -214,7 +214,7 @@ def write_block(table: pa.Table, target: Target) -> pa.Table:
 
 
 def split_addresses(addresses: npt.NDArray[np.uint64]) -> dict[int, list[int]]:
-    """Row addresses, in any order, to ascending row offsets for each fragment."""
+    """Groups row addresses, in any order, to ascending row offsets for each fragment."""
     ordered = np.unique(addresses)
     fragments, offsets = ordered >> np.uint64(32), (ordered & np.uint64(0xFFFFFFFF)).astype(np.int64)
     bounds = np.flatnonzero(np.diff(fragments, prepend=np.uint64(2**32), append=np.uint64(2**32)))
