@@ -1,4 +1,4 @@
-"""Scalar quantisation to two bits per dimension, with the levels of the optimal quantiser of a Gaussian (Max 1960).
+"""Implements scalar quantisation to two bits per dimension with the levels of Max's quantiser of a Gaussian (1960).
 
 The levels follow from the dimension alone: coordinates of unit vectors behave like draws from N(0, 1/d). That costs a
 little accuracy against levels fitted to one corpus, and needs no training pass.

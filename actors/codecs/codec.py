@@ -1,4 +1,4 @@
-"""Base class of the ColBERT codecs: how one float32 vector is stored, read back and scored.
+"""Defines the base class of the ColBERT codecs: how one float32 vector is stored, read back and scored.
 
 A codec is one file beside this one, with everything that is particular to it, and one line in `actors.codecs.table`.
 Optional abilities are methods that a codec overrides: training on vectors of the corpus, encoding on an accelerator,
@@ -61,12 +61,12 @@ class Codec(ABC):
 
     @property
     def encodes_on_device(self) -> bool:
-        """Returns whether it can encode on an accelerator."""
+        """Returns whether the codec can encode on an accelerator."""
         return type(self).encode_on_device is not Codec.encode_on_device
 
 
 class TrainedCodec(Codec):
-    """A codec that cannot encode before `train` has given its parameters; they belong to the index."""
+    """Needs parameters before it can encode: `train` estimates them from a corpus, and the index stores them."""
 
     def __init__(self, parameters: CodecParameters | None = None) -> None:
         self.parameters: Floats | None = None if parameters is None else parameters.astype(np.float32)

@@ -47,7 +47,7 @@ class DeviceCodec:
         return get_codec(self.codec).encode_on_device(vectors)
 
     def _group_lengths(self, lengths: IntArray) -> IntArray:
-        """Vectors in each group: `group_size`, fewer in the last group of a text."""
+        """Returns the number of vectors in each group: `group_size`, fewer in a text's last group."""
         counts = self.lengths(lengths)
         sizes = np.full(counts.sum(), self.group_size, np.int64)
         last = counts.cumsum()[counts > 0] - 1

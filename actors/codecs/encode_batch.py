@@ -1,4 +1,4 @@
-"""Applies an index's codecs to what an embedder returns: the one place for jobs and upserts alike."""
+"""Applies an index's codecs to an embedder's outputs, for jobs and upserts alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Uncompressed codecs: `float32`, and `float16`, which keeps every score to three digits at half the size."""
+"""Implements uncompressed codecs: `float32`, and `float16`, which keeps scores to three digits at half the size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scalar quantisation to int8: per vector a float16 scale (max / 127), then one signed byte per dimension."""
+"""Implements scalar quantisation to int8: a float16 scale (max / 127) per vector, one signed byte per dimension."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Token pooling of ColBERT vectors: fewer vectors per document, each the normalised mean of a group."""
+"""Implements token pooling of ColBERT vectors: fewer vectors per document, each the normalised mean of a group."""
 
 from __future__ import annotations
 

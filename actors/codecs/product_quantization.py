@@ -1,4 +1,4 @@
-"""Product quantisation (Jegou et al. 2011, without a rotation): a trained centroid's number for each 16 dimensions.
+"""Implements product quantisation (Jegou et al. 2011, without a rotation): one trained centroid per 16 dimensions.
 
 The centroids are those of k-means on vectors of the texts that an index is begun with, so a build has a training pass
 of some seconds, and the codebook belongs to the index (`actors.codecs.parameters`). What it buys is vectors a 32nd of

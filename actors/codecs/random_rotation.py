@@ -1,4 +1,4 @@
-"""One fixed random orthogonal matrix per dimensionality, the same everywhere, so that codes keep their meaning."""
+"""Draws one fixed random orthogonal matrix per dimensionality, the same everywhere so that codes stay valid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Binary quantisation after a random rotation (as RaBitQ, Gao and Long 2024): one bit per dimension.
+"""Implements binary quantisation after a random rotation (as RaBitQ, Gao and Long 2024): one bit per dimension.
 
 A model's dimensions differ in variance, and a sign drops that. After a random rotation every dimension holds a like
 share of it. Inner products are unchanged by a rotation, so the query is rotated as well and nothing else changes. The

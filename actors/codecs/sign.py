@@ -1,4 +1,4 @@
-"""Binary quantisation: the sign of each dimension, one bit."""
+"""Implements binary quantisation: the sign of each dimension, one bit."""
 
 from __future__ import annotations
 

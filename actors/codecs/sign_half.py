@@ -1,4 +1,4 @@
-"""One-bit codes of the first d/2 principal components after a random rotation: half the bytes of `sign`.
+"""Encodes the first d/2 principal components after a random rotation to one bit each: half the bytes of `sign`.
 
 Half the principal directions hold nearly all of a ColBERT vector (PCA from 384 to 192 dimensions loses .002 of nDCG,
 not significant over 1,500 queries), but unlike shares of it; after a random rotation each of their signs carries as

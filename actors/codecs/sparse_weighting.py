@@ -1,4 +1,4 @@
-"""Weights of sparse (lexical) vectors in the index: M3's own, or weighted by saturated term frequency as well.
+"""Weights sparse (lexical) vectors in the index: by M3's own weights, or by saturated term frequency as well.
 
 M3 keeps the largest weight of a term, so ten mentions count no more than one. `counted` makes it
 w^0.75 x (1 + 0.2 ln tf): as in BM25, further mentions count with diminishing returns, and large weights are damped.

@@ -1,4 +1,4 @@
-"""The table of ColBERT codecs: every name that a config or an index's identity may hold.
+"""Lists the ColBERT codecs: every name that a config or an index's identity may hold.
 
 Most codecs need no training: their levels follow from the dimension alone, because ColBERT vectors are unit vectors
 whose coordinates behave like draws from N(0, 1/d). Two are trained on the corpus, and their parameters belong to the

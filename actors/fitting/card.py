@@ -35,7 +35,7 @@ def check_existing_heads(folder: Path, hidden: int) -> None:
 
 
 def write_checkpoint(encoder: Path | None, sparse: nn.Linear, colbert: nn.Linear | None, result: FitResult) -> None:
-    """Writes heads, card and mark, beside the encoder's files where `encoder` is given.
+    """Writes heads, model card and marker file, and copies the encoder's files if `encoder` is given.
 
     colbert None: the identity, no file.
     """
@@ -72,8 +72,10 @@ def _write_head(head: nn.Linear, path: Path) -> None:
 
 
 def model_card(result: FitResult) -> str:
-    """Renders the model card as Markdown: front matter for the hub, what the heads are, data, command, and scores on
-    the development split."""
+    """Renders the model card as Markdown.
+
+    It holds front matter for the hub, what the heads are, data, command, and scores on the development split.
+    """
     config = result.config
     head = yaml.safe_dump(
         {"base_model": config.model, "tags": ["m3", "sparse", "colbert", "feature-extraction"]}, sort_keys=False

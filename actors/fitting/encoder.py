@@ -21,6 +21,8 @@ from actors.spec import EmbedderSpec, Pooling
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoder:
+    """Holds a frozen encoder with its tokenizer."""
+
     preparation: Preparation
     backbone: Backbone
     compute: Compute

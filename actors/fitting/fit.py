@@ -73,7 +73,7 @@ Results = dict[str, list[Doubles]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fitted:
-    """Holds the head that was kept, the name of its variant, and what all variants reached."""
+    """Holds the head that was kept, the name of its variant, and the scores of all variants."""
 
     head: nn.Linear
     name: str
@@ -81,7 +81,7 @@ class Fitted:
 
 
 def fit_heads(config: FitConfig, progress: Callable[[str], None] = lambda line: None) -> FitResult:
-    """Fits both heads, writes the checkpoint to `config.output`, and says what was kept and why.
+    """Fits both heads, writes the checkpoint to `config.output`, and reports which variants were kept and why.
 
     The same config, data and machine give the same heads. `progress` gets a line for each stage. Raises ValueError
     (CheckpointError, TrainingError among them) that names the file, line, option or step at fault; nothing is written
@@ -134,8 +134,7 @@ def _fit_sparse(tasks: Sequence[Task], encoder: Encoder, config: FitConfig, rng:
 
 
 def _spread_ratio(tasks: Sequence[Task], head: nn.Linear, encoder: Encoder) -> float:
-    """Measures how much more dense scores vary among a query's candidates than lexical ones do, on the held-out
-    queries.
+    """Measures how much more dense scores vary among a query's candidates than lexical ones, on held-out queries.
 
     Scores are products of two weights: scaled by its root, lexical scores vary as much as dense ones, so that sums
     with M3's weights (1, .3, 1) mean what they say.
@@ -203,8 +202,10 @@ def _colbert_loss(task: Task, config: FitConfig) -> tuple[str, int, Loss]:
 
 
 def _colbert_ndcg(task: Task, head: nn.Linear) -> Doubles:
-    """Computes nDCG of the order of the mined candidates alone: MaxSim with all passages would take longer than the
-    training."""
+    """Computes nDCG of the order of the mined candidates alone.
+
+    MaxSim with all passages would take longer than the training.
+    """
     scores = maxsim(task.held_queries(), task.passages, task.mined.rows[task.held], head)
     return ndcg(scores, [np.flatnonzero(np.isin(rows, right)).tolist() for rows, right in _candidates(task)])
 

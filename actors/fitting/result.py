@@ -15,7 +15,7 @@ SparseChoice = Literal["auto", "idf", "trained"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitConfig:
-    """Says which encoder gets heads, from what data, and where they go."""
+    """Configures a fit: the encoder that gets heads, the training data, and the output folder."""
 
     model: str
     """A registry name, a hub id or a folder; frozen."""
@@ -76,8 +76,7 @@ class FitConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     def command(self) -> str:
-        """Builds the command line that repeats this fit into a folder of the same name; values that are the default are
-        left out."""
+        """Builds the command line that repeats this fit into a folder of the same name, without default values."""
         lines = [["tridex", "fit-heads", self.model, Path(self.output).name], *(["--data", path] for path in self.data)]
         for name in ("sparse", "colbert", "colbert_dim", "queries", "passages", "steps", "l1", "contrast"):
             value = getattr(self, name)
@@ -109,8 +108,11 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class FitResult:
-    """sparse, colbert: the variants that were kept; nonzero, distinct: mean lexical weights above 0 and mean distinct
-    tokens of a passage; seconds: wall time."""
+    """Reports a fit.
+
+    sparse, colbert: the variants that were kept; nonzero, distinct: mean lexical weights above 0 and mean distinct
+    tokens of a passage; seconds: wall time.
+    """
 
     config: FitConfig
     sparse: str

@@ -47,7 +47,7 @@ class Gathered:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shared:
-    """The tokens that queries share with their candidates.
+    """Holds the tokens that queries share with their candidates.
 
     sizes: distinct ids of each query, its slots; a candidate has the same slots again, candidate after candidate.
     """
@@ -99,8 +99,7 @@ def _matches(passages: States, candidates: IntArray, place: IntArray, size: int)
 
 
 def idf_start(collections: list[States], vocab: int, sample: int, rng: np.random.Generator) -> nn.Linear:
-    """Fits by least squares the linear layer that comes nearest to IDF over the given collections, from a sample of
-    their tokens."""
+    """Fits the linear layer nearest to IDF by least squares, over a sample of the collections' tokens."""
     frequency = sum((document_frequency(texts, vocab) for texts in collections), np.zeros(vocab, np.int64))
     values = IDF_SCALE * idf(frequency, sum(map(len, collections))) ** IDF_POWER
     states: list[Tensor] = []

@@ -24,7 +24,7 @@ Flags = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class States:
-    """Texts as tokens and hidden states.
+    """Holds texts as tokens and hidden states.
 
     hidden: float16 (tokens, h); weighted: bool (tokens,), those that may get a lexical weight.
     """
@@ -52,8 +52,7 @@ class States:
 def compute_states(
     backbone: Backbone, tokens: TokenBatch, excluded: frozenset[int], budget: int, folder: Path, model: str
 ) -> States:
-    """Computes the states of all tokens, or reads them from the cache in `folder` where the same model has seen the
-    same ids before.
+    """Computes the states of all tokens, or reads them from the cache in `folder` for the same model and ids.
 
     model: the fingerprint of the weights. Raises ValueError where a state is not finite, with the text's row.
     """

@@ -1,4 +1,4 @@
-"""Refuses models that cannot be mixed, naming the first thing that differs.
+"""Checks that models can be mixed; errors name the first difference.
 
 A sum of parameters means something only where position i of a tensor does the same work in every model: the same
 architecture, the same vocabulary in the same order, the same shapes. Upstream checks none of this and fails late or not
@@ -44,8 +44,7 @@ def normalised_weights(weights: Sequence[float], count: int) -> list[float]:
 
 
 def check_alike(sources: Sequence[Source]) -> None:
-    """Raises ValueError with the first difference between the first model and another one, in
-    architecture or tensors."""
+    """Raises ValueError with the first difference of a model from the first one, in architecture or tensors."""
     first = sources[0]
     for other in sources[1:]:
         where = f"{first.name} and {other.name} cannot be mixed"
@@ -75,8 +74,10 @@ def _check_tensors(first: dict[str, Entry], other: dict[str, Entry], where: str)
 
 
 def check_tokenizers(sources: Sequence[Source]) -> None:
-    """Raises ValueError with the first entry that differs, or where the same vocabulary splits a probe text
-    differently."""
+    """Raises ValueError with the first entry that differs between two tokenizers.
+
+    The same vocabulary may also split a probe text differently, which is refused as well.
+    """
     first = read_tokenizer(sources[0].folder)
     for source in sources[1:]:
         difference = _tokenizer_difference(first, read_tokenizer(source.folder))

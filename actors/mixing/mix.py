@@ -1,4 +1,4 @@
-"""Merges models: the functions that users call. The checks are in `check.py`, the arithmetic in `sums.py`.
+"""Implements the functions that merge models; `check.py` holds the checks, `sums.py` the arithmetic.
 
 A mix is written to a folder and not returned as a loaded model, as upstream does: so two models of any size mix in the
 memory of one output shard (`shard_bytes`, 2 GiB unless told), and the result loads wherever its sources do.
@@ -137,8 +137,7 @@ def _write(
     target: Path,
     shard_bytes: int,
 ) -> Mix:
-    """Writes into a folder beside the target that takes its name at the end, so that no half model
-    is ever found there."""
+    """Writes into a temporary folder that takes the target's name at the end, so that no half model is ever there."""
     refuse_folder(target, name="output_path:")
     target.parent.mkdir(parents=True, exist_ok=True)
     mix = Mix(target, tuple(s.name for s in sources), tuple(weights), None if losses is None else tuple(losses))

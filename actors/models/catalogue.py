@@ -1,4 +1,4 @@
-"""Which class, pooling and template a model needs: from this table by name, else from the checkpoint itself.
+"""Determines a model's class, pooling and template: from this table by name, else from the checkpoint itself.
 
 The table holds FlagEmbedding's 47 embedders and the packaged default. A name that is not in it is read off its files:
 M3 heads, the architecture in config.json, sentence-transformers' modules.json. The table never switches remote code
@@ -22,7 +22,7 @@ POOLINGS: tuple[Pooling, ...] = ("cls", "mean", "last_token")
 
 @dataclass(frozen=True, slots=True)
 class CatalogueEntry:
-    """What a model's name implies: values for the fields of EmbedderSpec that have these names, and two facts more."""
+    """Holds what a model's name implies: values for the EmbedderSpec fields of the same names, and two facts more."""
 
     model_class: ModelClass
     pooling: Pooling
@@ -34,7 +34,7 @@ class CatalogueEntry:
     """Tokens of a text, unless the model has positions for fewer."""
 
     def fill(self, spec: EmbedderSpec) -> EmbedderSpec:
-        """Returns `spec` with this entry's value in every field that has none."""
+        """Fills every unset field of `spec` with this entry's value."""
         names = {f.name for f in fields(self)} & {f.name for f in fields(spec)}
         return replace(spec, **{name: getattr(self, name) for name in names if not getattr(spec, name)})
 
@@ -110,19 +110,19 @@ RUNNABLE_MODULES = frozenset({"Transformer", "Pooling", "Normalize"})
 
 
 def short_name(model: str) -> str:
-    """Returns the name that the table knows: the last part of the path, or its parent's for a `checkpoint-*` folder."""
+    """Returns the name used in the table: the last part of the path, or its parent's for a `checkpoint-*` folder."""
     path = Path(model)
     return path.parent.name if path.name.startswith("checkpoint-") else path.name
 
 
 def known_pooling(model: str) -> Pooling | None:
-    """How the catalogue says that a model of this name pools; None for a name that it does not know."""
+    """Returns the pooling of a model of this name in the catalogue; None for an unknown name."""
     entry = EMBEDDERS.get(short_name(model))
     return None if entry is None else entry.pooling
 
 
 def published_pooling(model: str, folder: Path) -> Pooling | None:
-    """How a model was published to pool: by its name, else by its modules.json; None where neither says."""
+    """Returns the pooling that a model was published with: by its name, else its modules.json; else None."""
     try:
         return known_pooling(model) or _sentence_transformers_pooling(folder)
     except CheckpointError:  # a module or a pooling that only sentence-transformers runs
@@ -130,7 +130,7 @@ def published_pooling(model: str, folder: Path) -> Pooling | None:
 
 
 def complete(spec: EmbedderSpec, folder: Path) -> EmbedderSpec:
-    """Returns the spec with every None that the table or the checkpoint can answer filled in.
+    """Fills every None of the spec that the table or the checkpoint determines.
 
     `folder` holds the checkpoint.
 
@@ -162,7 +162,7 @@ def _check_pooling(pooling: str, model_class: str) -> None:
 
 
 def detect(folder: Path) -> CatalogueEntry:
-    """Class and pooling read off the checkpoint's own files."""
+    """Detects class and pooling from the checkpoint's own files."""
     length = _card_length(folder)
     if _is_decoder(folder):
         return CatalogueEntry("decoder-only-base", "last_token", INSTRUCT, max_length=length)
@@ -179,7 +179,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _is_decoder(folder: Path) -> bool:
-    """By transformers' own tables: an architecture with a causal head and no masked one is a decoder.
+    """Tests by transformers' own tables: a decoder has a causal head and no masked one.
 
     The common encoders need no table, which takes a second to import.
     """
@@ -236,7 +236,7 @@ def _card_length(folder: Path) -> int:
 
 
 def max_positions(folder: Path) -> int | None:
-    """Longest text, special tokens included, that the model has learned positions for; None for relative positions."""
+    """Returns the model's number of learned positions, special tokens included; None for relative positions."""
     config = _config(folder)
     rows = config.get("max_position_embeddings")
     if rows is None or "rope_theta" in config or "rope_parameters" in config or _is_decoder(folder):
@@ -263,7 +263,7 @@ def check_length(length: int, positions: int | None, name: str) -> None:
 
 
 def refuse_own_code(model: str, folder: Path, published_with_code: bool) -> None:
-    """Raises ValueError where the checkpoint runs code of its own that transformers cannot stand in for."""
+    """Raises ValueError if the checkpoint runs code of its own that transformers cannot replace."""
     config = _config(folder)
     code = config.get("auto_map", {}).get("AutoModel")
     if code is None:

@@ -25,7 +25,7 @@ ComputeArgument = Literal["auto"] | ComputeSpec | None
 
 
 class UpstreamModel:
-    """A base of dataclasses whose fields are constructor arguments; `__post_init__` loads the model."""
+    """Provides a base of dataclasses whose fields are constructor arguments; `__post_init__` loads the model."""
 
     trust_remote_code: bool
 
@@ -43,7 +43,7 @@ class UpstreamModel:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The checkpoint's tokenizer as transformers has it; encoding has its own, with the same ids."""
+        """Returns the checkpoint's tokenizer as transformers loads it, with the ids that encoding uses."""
         return load_transformers_tokenizer(self._checkpoint_folder, self.trust_remote_code)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class UpstreamModel:
 
 
 def check_arguments(caller: str, given: Any, known: Any) -> None:
-    """Raises TypeError for the first given name that is not known, with the nearest known one."""
+    """Raises TypeError for the first unknown argument name, with the nearest known one."""
     names = list(known)
     unknown = next((name for name in given if name not in names), None)
     if unknown is not None:
@@ -74,7 +74,7 @@ def check_arguments(caller: str, given: Any, known: Any) -> None:
 
 
 def compute_of(given: ComputeArgument, upstream: ComputeSpec) -> ComputeSpec:
-    """The ComputeSpec of a `compute` argument; None takes what FlagEmbedding does, on the same device."""
+    """Converts a `compute` argument to a ComputeSpec; None computes as FlagEmbedding does, on the same device."""
     if given is None:
         return upstream
     if given == "auto":

@@ -1,4 +1,4 @@
-"""What an embedder gives and what an index built with it must say of it, told from the model's files.
+"""Describes an embedder from the model's files: its outputs, and the identity of an index built with it.
 
 No weights are loaded: a driver, a plan and a loaded model all ask here, so they cannot disagree. Large files are read
 once, for their fingerprint.
@@ -27,13 +27,13 @@ CHAIN_OUTPUTS: dict[str, Output] = {
 
 
 def head_folder(preparation: Preparation) -> Path:
-    """Where the heads lie: those of a packaged model come with this program."""
+    """Returns the folder of the heads; those of a packaged model are part of this package."""
     model = preparation.spec.model
     return ASSETS / model if model in PACKAGED else preparation.folder
 
 
 def available_outputs(preparation: Preparation) -> tuple[Output, ...]:
-    """Returns what the model can give: dense, and with the M3 class whatever it has a head for.
+    """Returns the model's outputs: dense, and with the M3 class whatever it has a head for.
 
     The packaged model needs no ColBERT head: its last hidden states serve as they are.
     """
@@ -52,7 +52,7 @@ def available_outputs(preparation: Preparation) -> tuple[Output, ...]:
 
 
 def describe(preparation: Preparation) -> Identity:
-    """Everything that an index must have been built with to be searched with this model.
+    """Returns everything that an index must have been built with to be searched with this model.
 
     Raises CheckpointError where a weight file is missing or damaged.
     """
@@ -78,7 +78,7 @@ def describe(preparation: Preparation) -> Identity:
 
 
 def _describe_chain(preparation: Preparation, chain: ModuleChain, hidden: int) -> Identity:
-    """What a sentence-transformers chain adds: its modules, the weights they have, and how weights are sparsified."""
+    """Describes a sentence-transformers chain: its modules, their weights, and how weights are sparsified."""
     width, spec = chain_width(chain, hidden), preparation.spec
     files = [module_weights(folder) for folder in chain.weight_folders() if folder != chain.transformer]
     own = [fingerprint(file) for file in files if file.is_file()]
@@ -97,7 +97,7 @@ def _describe_chain(preparation: Preparation, chain: ModuleChain, hidden: int) -
 
 
 def hidden_size(folder: Path, trust_remote_code: bool = False) -> int:
-    """Width of the model's states; transformers is asked where config.json does not call it `hidden_size`."""
+    """Returns the width of the model's states; from transformers if config.json does not call it `hidden_size`."""
     stated = (read_json(folder / "config.json") or {}).get("hidden_size")
     if stated is not None:
         return int(stated)

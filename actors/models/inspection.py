@@ -1,4 +1,4 @@
-"""Says what a model would be loaded as, and why, without loading its weights."""
+"""Reports what a model would be loaded as, and why, without loading its weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ M3_OUTPUTS = "dense, sparse, colbert"
 
 
 def catalogue_rows() -> list[dict[str, str | int]]:
-    """Lists the models that are known by name: class, outputs, pooling, length, and how a query is prompted."""
+    """Lists the models that are known by name: class, outputs, pooling, length, and query prompt."""
     return [_row(name, entry) for name, entry in EMBEDDERS.items()]
 
 
@@ -98,7 +98,7 @@ def _describe_modules(chain: ModuleChain) -> Report:
 
 
 def as_lines(report: Mapping[str, object]) -> list[str]:
-    """Writes a report for people, one line a field, empty fields left out."""
+    """Formats a report for people, one line per field, empty fields left out."""
     return [f"{name}: {_shown(value)}" for name, value in report.items() if value is not None and value != ""]
 
 

@@ -1,4 +1,4 @@
-"""FlagEmbedding's names for its model classes, for code that imports them; the plain strings do as well."""
+"""Defines FlagEmbedding's names for its model classes, for code that imports them; the plain strings work as well."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything between a text and the model: which checkpoint, which instruction, how many tokens.
+"""Prepares texts for a model: resolves the checkpoint, adds the instruction, tokenises, truncates.
 
 It is the half of an embedder that needs no weights, so that tokenising workers can run it beside the models.
 """
@@ -35,7 +35,7 @@ UNLIMITED = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """`spec` is complete (see `catalogue.complete`); `in_context` is set for in-context-learning embedders alone."""
+    """Prepares texts by a complete `spec` (see `catalogue.complete`); `in_context`: for in-context-learning models."""
 
     spec: EmbedderSpec
     folder: Path
@@ -49,7 +49,7 @@ class Preparation:
     """Set where queries are a table's weights (inference-free SPLADE): no special tokens."""
 
     def tokenise(self, texts: Iterable[str], kind: Kind = "passage", max_length: int | None = None) -> TokenBatch:
-        """Texts with this kind's instruction as token ids, cut to `max_length` (None: this kind's own).
+        """Tokenises texts with this kind's instruction, cut to `max_length` (None: this kind's own).
 
         `plain` takes no instruction and a passage's length. Raises TypeError for anything but str, ValueError for a
         lone surrogate and for a length that the model has no positions for.
@@ -67,7 +67,7 @@ class Preparation:
         return self.tokenizer.tokenise(written, length)
 
     def prompt_length(self, kind: Kind) -> int:
-        """Leading tokens that the prompt takes, where the checkpoint leaves them out of its pooling; else 0."""
+        """Returns the leading prompt tokens that the checkpoint leaves out of its pooling; else 0."""
         prompt = self.spec.query_instruction if kind == "query" else self.spec.passage_instruction
         if self.chain is None or self.chain.include_prompt or kind == "plain" or not prompt:
             return 0
@@ -76,7 +76,7 @@ class Preparation:
 
     @property
     def room(self) -> int:
-        """Tokens of its own that a passage may have, beside special tokens and the instruction; 1 at least."""
+        """Returns the tokens left for a passage beside special tokens and the instruction; at least 1."""
         return max(1, self._length("passage") - int(self.tokenise([""]).lengths[0]))
 
     def write(self, texts: Iterable[str], kind: Kind) -> list[str]:
@@ -114,7 +114,7 @@ def load_preparation(spec: EmbedderSpec, *, chains: bool = True) -> Preparation:
 
 
 def find_chain(spec: EmbedderSpec, folder: Path) -> ModuleChain | None:
-    """The module chain that this spec runs; None where FlagEmbedding's table, class or heads decide instead.
+    """Returns the module chain that this spec runs; None if FlagEmbedding's table, class or heads decide instead.
 
     Raises CheckpointError where the spec asks for a class that the folder cannot be read as.
     """
@@ -161,7 +161,7 @@ def _instruction(given: str | None, chain: ModuleChain, kind: Kind, name: str | 
 
 
 def _chain_length(asked: int | None, chain: ModuleChain, kind: Kind, tokenizer: TextTokenizer) -> int:
-    """An asked length, else the folder's for this kind, else its own; never beyond the positions of the model."""
+    """Returns the requested length, else the folder's for this kind, else its own; at most the model's positions."""
     if kind == "query" and chain.query_table is not None:
         return asked or tokenizer.max_length or UNLIMITED
     own = chain.query_length if kind == "query" else chain.document_length
@@ -177,7 +177,7 @@ def _chain_length(asked: int | None, chain: ModuleChain, kind: Kind, tokenizer: 
 
 
 def _query_tokenizer(folder: Path, documents: TextTokenizer) -> TextTokenizer:
-    """The tokenizer beside a query table, which must number tokens as the document model does."""
+    """Reads the tokenizer beside a query table, which must number tokens as the document model does."""
     if not (folder / "tokenizer_config.json").is_file():
         return documents
     tokenizer = read_library_tokenizer(folder, {})

@@ -1,4 +1,4 @@
-"""Loads what FlagEmbedding keeps as `model.tokenizer` and `model.model`: transformers' own objects.
+"""Loads transformers' own objects, which FlagEmbedding keeps as `model.tokenizer` and `model.model`.
 
 Nothing here takes part in encoding, which has its own tokenizer and its own forward pass. Callers that reach through a
 model find what they expect: `model.tokenizer(texts)["input_ids"]`, `model.model.config.hidden_size`,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def load_transformers_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Reads a checkpoint's tokenizer as transformers has it, with the ids that encoding uses.
+    """Reads a checkpoint's tokenizer as transformers does, with the ids that encoding uses.
 
     It gives token types to models that know several, as upstream's do.
     """
@@ -60,7 +60,7 @@ class M3Module(nn.Module):
         self.sparse_linear = None if sparse is None else _as_layer(sparse, model.device)
 
     def forward(self, text_input: dict[str, Any]) -> torch.Tensor:
-        """Last hidden states (n, tokens, h) of a tokenised batch."""
+        """Computes the last hidden states (n, tokens, h) of a tokenised batch."""
         states: torch.Tensor = self.model(**text_input).last_hidden_state
         return states
 

@@ -1,4 +1,4 @@
-"""A LoRA adapter in peft's layout, added to the weights that it was trained over. peft itself is not needed.
+"""Merges a LoRA adapter in peft's layout into the weights that it was trained on, without peft.
 
 Reading `adapter_config.json` and two small matrices a layer takes half a screen, and works on a plain dict of tensors
 as well as on a module; peft would want a module with its own class tower, for every scorer. What it costs: adapters

@@ -1,4 +1,4 @@
-"""Encoder cross-encoders: a pair goes through the encoder as one text, and its first token becomes the score.
+"""Implements encoder cross-encoders: a pair is encoded as one text, and its first token's state becomes the score.
 
 BERT and XLM-RoBERTa, which is nearly every published reranker, run on our packed encoder; anything else that
 transformers loads for sequence classification runs padded through its own code. The head is a few thousand
@@ -37,7 +37,7 @@ Logits = Callable[[Tensor, IntArray, Tensor | None], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class CrossEncoder:
-    """One layout and one score a pair, whatever the architecture."""
+    """Scores pairs by any encoder architecture, with one layout and one score per pair."""
 
     compute: Compute
     frame: Layout
@@ -62,7 +62,7 @@ class CrossEncoder:
 
 
 def load_cross_encoder(checkpoint: Checkpoint) -> CrossEncoder:
-    """Raises ValueError where the checkpoint has another number of labels than one, or no classification head."""
+    """Loads a cross-encoder; ValueError if it has another number of labels than one, or no classification head."""
     if checkpoint.adapter is not None:
         raise ValueError("peft_path: adapters are merged into decoders only")
     config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
@@ -95,6 +95,8 @@ def _logits(checkpoint: Checkpoint, config: PretrainedConfig, compute: Compute) 
 
 @dataclass(frozen=True, slots=True)
 class _Packed:
+    """Runs the classifier on packed tokens."""
+
     encoder: FirstTokenEncoder
     head: Callable[[Tensor], Tensor]
     """(n, 1, h) float32, the first token of each text, to (n, 1)."""
@@ -105,6 +107,8 @@ class _Packed:
 
 @dataclass(frozen=True, slots=True)
 class _Padded:
+    """Runs the classifier on right-padded batches."""
+
     model: Any
     pad_id: int
 
@@ -125,7 +129,7 @@ class _Padded:
 
 @dataclass
 class FlagReranker(RerankerCompat):
-    """FlagEmbedding's `FlagReranker`: encoder rerankers such as bge-reranker-v2-m3.
+    """Implements FlagEmbedding's `FlagReranker`: encoder rerankers such as bge-reranker-v2-m3.
 
     Arguments and defaults are upstream's; `use_bf16` is ours. `compute_score` returns a list of floats, always.
     """
@@ -149,4 +153,5 @@ class FlagReranker(RerankerCompat):
 
     @staticmethod
     def load(checkpoint: Checkpoint) -> Scorer:
+        """Loads the encoder and its classification head."""
         return load_cross_encoder(checkpoint)

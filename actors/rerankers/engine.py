@@ -1,4 +1,4 @@
-"""The one scoring engine under all four reranker classes: pairs in, one score for each pair and asked layer out.
+"""Implements the scoring engine of all four reranker classes: a score for each pair and requested layer.
 
 Pairs are sorted by length and cut into passes by a token budget, which run side by side in the lanes that embedders
 use, with their back-off where memory runs out; no pass is padded, so a score does not depend on which other pairs stand
@@ -34,7 +34,7 @@ NAMED_IF_SET = frozenset({"passage_max_length"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RerankOptions:
-    """What may change from call to call, under FlagEmbedding's names; a class ignores what it has no use for."""
+    """Holds the options of a call under FlagEmbedding's names; a class ignores those that do not apply to it."""
 
     query_instruction_for_rerank: str | None = None
     query_instruction_format: str = PLAIN
@@ -80,26 +80,26 @@ class RerankOptions:
 
 
 class Scorer(Protocol):
-    """A loaded model with its head."""
+    """Holds a loaded model with its head."""
 
     @property
     def compute(self) -> Compute: ...
 
     @property
     def cutoffs(self) -> range:
-        """Layers that a score can be taken from; empty for a model that gives one score alone."""
+        """Lists the layers that a score can be taken from; empty for a model with one score."""
 
     def layout(self, options: RerankOptions) -> Layout: ...
 
     def outputs(self, options: RerankOptions) -> int:
-        """Scores that each pair gets. Raises ValueError where the options ask for what the model does not have."""
+        """Counts the scores per pair. ValueError if the options request what the model lacks."""
 
     def score(self, batch: PairBatch, layout: Layout, options: RerankOptions) -> Tensor:
         """Returns float32 (n, outputs), on the model's device."""
 
 
 class Reranker:
-    """A loaded reranker. It keeps no state between calls, so any number of threads may share it."""
+    """Scores pairs by a loaded model. It keeps no state between calls, so any number of threads may share it."""
 
     def __init__(self, checkpoint: Checkpoint, scorer: Scorer, options: RerankOptions) -> None:
         self.checkpoint, self.tokenizer = checkpoint, checkpoint.tokenizer
@@ -118,11 +118,11 @@ class Reranker:
 
     @property
     def cutoffs(self) -> range:
-        """Layers that `cutoff_layers` may name; empty for a model that gives one score alone."""
+        """Lists the layers that `cutoff_layers` may name; empty for a model with one score."""
         return self.scorer.cutoffs
 
     def compute_score(self, pairs: Any, **changes: Any) -> list[float] | list[list[float]]:
-        """Scores of one (query, passage) or of a list of them, in order, as Python floats.
+        """Scores one (query, passage) or a list of them, in order, as Python floats.
 
         A list of lists, one for each of `cutoff_layers` as asked, where there are several; else one list. `changes`
         are fields of `RerankOptions`, for this call alone. Raises TypeError or ValueError that names the pair.
@@ -130,13 +130,15 @@ class Reranker:
         return score_lists(self.score_pairs(checked_pairs(pairs), self.options.changed(changes)))
 
     def score(self, query: str, passages: Sequence[str], **changes: Any) -> Scores:
-        """Returns float32 (n,): one query against its passages; with several cutoff layers, the
-        score of the last one asked."""
+        """Scores one query against its passages: float32 (n,).
+
+        With several cutoff layers, the score of the last one.
+        """
         pairs = checked_pairs([(query, passage) for passage in passages])
         return np.ascontiguousarray(self.score_pairs(pairs, self.options.changed(changes))[:, -1])
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]], options: RerankOptions | None = None) -> Scores:
-        """Returns float32 (n, k): k is the number of cutoff layers asked for, 1 for the classes without layers."""
+        """Scores pairs: float32 (n, k), k the number of requested cutoff layers, 1 for classes without layers."""
         options = options or self.options
         width = self.scorer.outputs(options)
         if not pairs:
@@ -178,7 +180,7 @@ class Reranker:
 
 
 def score_lists(scores: Scores) -> list[float] | list[list[float]]:
-    """Returns (n, k) as upstream returns it: a list of n floats, or of k such lists where k > 1."""
+    """Converts (n, k) to upstream's form: a list of n floats, or of k such lists if k > 1."""
     columns: list[list[float]] = scores.T.astype(np.float64).tolist()
     return columns[0] if len(columns) == 1 else columns
 

@@ -1,4 +1,4 @@
-"""Holds what FlagEmbedding's four reranker classes share: arguments become options, several devices share the pairs.
+"""Holds what FlagEmbedding's four reranker classes share: arguments as options, and pairs spread over several devices.
 
 A class lists its arguments once, as dataclass fields, in upstream's order and with upstream's defaults. They stay
 attributes and are read at every call, so that `reranker.max_length = 1024` works as it does upstream.
@@ -34,7 +34,7 @@ OLD_NAMES = {"compress_layer": "compress_layers"}
 
 @dataclass
 class RerankerCompat(UpstreamModel):
-    """One loaded reranker for each device."""
+    """Holds one loaded reranker per device."""
 
     _: KW_ONLY
     passage_max_length: int | None = None
@@ -49,7 +49,7 @@ class RerankerCompat(UpstreamModel):
 
     @staticmethod
     def load(checkpoint: Checkpoint) -> Scorer:
-        """Returns the model and its head; each class has its own."""
+        """Loads the model and its head; each class implements its own."""
         raise NotImplementedError
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ class RerankerCompat(UpstreamModel):
 
     @classmethod
     def defaults(cls) -> RerankOptions:
-        """Returns the options that this class starts from; without a limit on pairs in a pass, only tokens count."""
+        """Returns the default options of this class; without a limit on pairs per pass, only tokens count."""
         given: dict[str, Any] = {field.name: field.default for field in fields(cls) if field.name in OPTIONS}
         return RerankOptions(**given | {"batch_size": None})
 
@@ -75,7 +75,7 @@ class RerankerCompat(UpstreamModel):
 
     @cached_property
     def model(self) -> nn.Module:
-        """transformers' module, for callers that reach through; loaded now, beside what scores.
+        """Returns transformers' module for direct use; loads it now, in addition to what scores.
 
         Raises TypeError for the layered classes, which transformers does not have.
         """
@@ -90,10 +90,10 @@ class RerankerCompat(UpstreamModel):
         return module
 
     def stop_self_pool(self) -> None:
-        """Does nothing: there are no processes to end. Upstream's callers call it when they are done."""
+        """Does nothing, for callers written for upstream: there are no processes to end."""
 
     def compute_score(self, sentence_pairs: Any, **changes: Any) -> list[float] | list[list[float]]:
-        """Scores of one (query, passage) or of a list of them, in order.
+        """Scores one (query, passage) or a list of them, in order.
 
         `changes` replace the constructor's arguments for this call: batch_size, query_max_length, passage_max_length,
         max_length, normalize, prompt, cutoff_layers, compress_layers, compress_ratio as far as the class has them. With
@@ -122,7 +122,7 @@ class RerankerCompat(UpstreamModel):
 
 @dataclass
 class DecoderCompat(RerankerCompat):
-    """The arguments that the three decoders begin with."""
+    """Holds the arguments that the three decoder classes begin with."""
 
     model_name_or_path: str
     peft_path: str | None = None
@@ -154,7 +154,7 @@ def _engine(
 
 
 def precision(use_fp16: bool, use_bf16: bool, device: str) -> DType:
-    """bf16 before fp16 before fp32. On a CPU fp16 means fp32: few processors multiply it, and so upstream does."""
+    """Chooses bf16 before fp16 before fp32. On a CPU fp16 means fp32, as upstream: few processors multiply fp16."""
     if use_bf16:
         return "bf16"
     return "fp16" if use_fp16 and not device.startswith("cpu") else "fp32"

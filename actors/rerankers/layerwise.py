@@ -1,4 +1,4 @@
-"""Layerwise MiniCPM rerankers: every layer from `start_layer` on has a head, so a score may leave the model early.
+"""Implements layerwise MiniCPM rerankers: every layer from `start_layer` on has a head, so a pass may stop early.
 
 A layer's own head scores it, in whatever order the layers are asked for, and scores come back in that order. Upstream
 takes heads by position in the request and layers in ascending order, so there only ascending requests are right.
@@ -27,7 +27,7 @@ from actors.text.tokenizer import TextTokenizer
 
 
 def asked_layers(cutoffs: int | Sequence[int] | None, valid: range) -> tuple[int, ...]:
-    """Returns the layers to score, as asked; None is the last.
+    """Returns the layers to score, as requested; None is the last.
 
     ValueError names the layers that the model can be cut at.
     """
@@ -43,7 +43,7 @@ def asked_layers(cutoffs: int | Sequence[int] | None, valid: range) -> tuple[int
 
 
 def always_bos(checkpoint: Checkpoint) -> int:
-    """The layered models begin every text with bos, also where it is the padding token."""
+    """Returns the bos id: the layered models begin every text with it, even if it is the padding token."""
     bos = checkpoint.tokenizer.named.get("bos_token", checkpoint.config.get("bos_token_id"))
     if not isinstance(bos, int):
         raise CheckpointError(f"{checkpoint.folder}: neither the tokenizer nor config.json names a bos token")
@@ -52,7 +52,7 @@ def always_bos(checkpoint: Checkpoint) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Layerwise:
-    """heads: float32 (layers from start_layer on, h), or (1, h) where all layers share one."""
+    """Holds a MiniCPM and its heads: float32 (layers from start_layer on, h), or (1, h) if all layers share one."""
 
     compute: Compute
     tokenizer: TextTokenizer
@@ -117,7 +117,7 @@ def _heads(config: MiniCPMConfig, weights: dict[str, Tensor], yes: int) -> Tenso
 
 @dataclass
 class LayerWiseFlagLLMReranker(DecoderCompat):
-    """FlagEmbedding's `LayerWiseFlagLLMReranker`: bge-reranker-v2-minicpm-layerwise.
+    """Implements FlagEmbedding's `LayerWiseFlagLLMReranker`: bge-reranker-v2-minicpm-layerwise.
 
     Arguments and defaults are upstream's, except that fp32 is what one gets without a flag, where upstream forces
     fp16. `compute_score` returns one list of floats, or one for each of several `cutoff_layers`, in that order.

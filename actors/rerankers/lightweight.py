@@ -1,4 +1,4 @@
-"""Lightweight Gemma2 rerankers: scores from several layers, and passages that get shorter on the way.
+"""Implements lightweight Gemma2 rerankers: scores from several layers, and passages compressed between layers.
 
 Heads stand at start_layer, start_layer + layer_sep, ... Upstream gives the i-th layer asked for (in ascending order)
 the i-th head, so a single cutoff always runs on the head of `start_layer`; published scores were computed that way and
@@ -33,7 +33,7 @@ RATIOS = (1, 2, 4, 8)
 
 @dataclass(frozen=True, slots=True)
 class Lightweight:
-    """heads: float32 (heads on the grid of layers, h)."""
+    """Holds a Gemma2 and its heads: float32 (heads on the grid of layers, h)."""
 
     compute: Compute
     tokenizer: TextTokenizer
@@ -80,7 +80,7 @@ def _compression(batch: PairBatch, layout: Layout, options: RerankOptions) -> Co
 
 
 def load_lightweight(checkpoint: Checkpoint) -> Lightweight:
-    """Raises CheckpointError where config.json does not say `layer_wise`: such a checkpoint has no scoring heads."""
+    """Loads the model; CheckpointError if config.json lacks `layer_wise`: such a checkpoint has no scoring heads."""
     config = read_config(Gemma2Config, checkpoint.config)
     if not config.layer_wise:
         raise CheckpointError(
@@ -99,7 +99,7 @@ def load_lightweight(checkpoint: Checkpoint) -> Lightweight:
 
 @dataclass
 class LightWeightFlagLLMReranker(DecoderCompat):
-    """FlagEmbedding's `LightWeightFlagLLMReranker`: bge-reranker-v2.5-gemma2-lightweight.
+    """Implements FlagEmbedding's `LightWeightFlagLLMReranker`: bge-reranker-v2.5-gemma2-lightweight.
 
     Arguments and defaults are upstream's, except that fp32 is what one gets without a flag; `heads_by_layer` is ours.
     `compute_score` returns one list of floats, or one for each of several `cutoff_layers`, in that order.

@@ -1,4 +1,4 @@
-"""Decoder rerankers that are asked a question: the score is the logit of 'Yes' after the pair and the prompt.
+"""Implements decoder rerankers: the score is the logit of 'Yes' after the pair and the prompt.
 
 Of the LM head only the row of 'Yes' is kept, so a pass costs no product with the vocabulary. Any causal model that
 transformers loads can be used; the architectures that `actors.network.backbone` packs run unpadded.
@@ -33,7 +33,7 @@ PROMPT = (
 
 @dataclass(frozen=True, slots=True)
 class YesLogit:
-    """yes: float32 (h,), the row of 'Yes' in the LM head. softcap: Gemma2's limit on a logit."""
+    """Scores by the row of 'Yes' in the LM head. yes: float32 (h,); softcap: Gemma2's limit on a logit."""
 
     compute: Compute
     tokenizer: TextTokenizer
@@ -89,7 +89,7 @@ def load_yes_logit(checkpoint: Checkpoint) -> YesLogit:
 
 
 def _backbone(model: PreTrainedModel, packed: bool) -> tuple[Backbone, int | None]:
-    """Returns the decoder without its LM head, and the longest row that it takes (rotary positions set no limit)."""
+    """Returns the decoder without its LM head, and its longest row (rotary positions set no limit)."""
     if not packed:
         padded = PaddedTransformer(model.base_model)
         return padded, padded.max_positions
@@ -105,7 +105,7 @@ def _softcap(config: PretrainedConfig) -> float | None:
 
 @dataclass
 class FlagLLMReranker(DecoderCompat):
-    """FlagEmbedding's `FlagLLMReranker`: causal language models such as bge-reranker-v2-gemma.
+    """Implements FlagEmbedding's `FlagLLMReranker`: causal language models such as bge-reranker-v2-gemma.
 
     Arguments and defaults are upstream's. `compute_score` returns a list of floats, always.
     """

@@ -1,4 +1,4 @@
-"""What every reranker is loaded from: a folder, its tokenizer, and how to run it."""
+"""Opens what every reranker is loaded from: a folder, its tokenizer, and its compute settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from actors.text.tokenizer import TextTokenizer, read_tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A reranker's files, not yet loaded. adapter: folder or hub id of a LoRA adapter over its weights."""
+    """Holds a reranker's files, not yet loaded. adapter: folder or hub id of a LoRA adapter over its weights."""
 
     folder: Path
     tokenizer: TextTokenizer
@@ -36,7 +36,7 @@ def open_checkpoint(
     trust_remote_code: bool = False,
     compute: ComputeSpec | None = None,
 ) -> Checkpoint:
-    """Returns a folder or hub id as a Checkpoint; CheckpointError names the file that is missing or corrupt."""
+    """Opens a folder or hub id; CheckpointError names the file that is missing or corrupt."""
     folder = resolve_folder(model, revision, cache_dir, trust_remote_code)
     check_weights(folder)
     tokenizer = read_tokenizer(folder, trust_remote_code=trust_remote_code)

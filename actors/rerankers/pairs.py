@@ -1,4 +1,4 @@
-"""Joins a query and a passage into one row of token ids, as ids and never by way of text.
+"""Joins a query and a passage into one row of token ids, never by way of text.
 
 The rules are FlagEmbedding's on transformers 4: the query is cut to `query_max_length`, the passage to `max_length`,
 and then the passage alone is cut further until the row fits. A `passage_max_length` cuts the passage first (upstream
@@ -24,7 +24,7 @@ Ids = list[int]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """head + query + middle + passage + tail.
+    """Describes a row: head + query + middle + passage + tail.
 
     extra: tokens that a row may have beyond `max_length`. cuts_middle: the middle counts as the passage's beginning
     when the passage is cut. kinds: token types of the two halves, None where the model knows one type alone.
@@ -61,7 +61,7 @@ def encoder_layout(tokenizer: TextTokenizer, positions: int | None, has_types: b
 
 
 def prompt_layout(tokenizer: TextTokenizer, bos: int | None, prompt: str, positions: int | None = None) -> Layout:
-    r"""bos, query, line break, passage, line break, prompt; each part is tokenised on its own.
+    r"""Returns the layout bos, query, line break, passage, line break, prompt; each part is tokenised on its own.
 
     `max_length` limits everything before the last line break, and one line break and the prompt come free on top of
     it: upstream adds their lengths to the limit before it cuts, and appends them after.
@@ -74,7 +74,7 @@ def prompt_layout(tokenizer: TextTokenizer, bos: int | None, prompt: str, positi
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PairBatch:
-    """tokens: the joined rows. starts: int64 (n,), the passage's place in each row, after head, query and middle."""
+    """Holds joined rows. starts: int64 (n,), the passage's place in each row, after head, query and middle."""
 
     tokens: TokenBatch
     starts: IntArray
@@ -86,7 +86,7 @@ class PairBatch:
         return PairBatch(self.tokens.take(rows), self.starts[rows])
 
     def kinds(self, layout: Layout) -> IntArray | None:
-        """Token types int64 (T,): the first up to and with the middle, the second after it."""
+        """Returns token types int64 (T,): the layout's first up to the middle, its second from the passage on."""
         if layout.kinds is None:
             return None
         kinds = np.full(len(self.tokens.ids), layout.kinds[0], dtype=np.int64)
@@ -96,8 +96,7 @@ class PairBatch:
 
 
 def checked_pairs(pairs: Any) -> list[tuple[str, str]]:
-    """Returns one (query, passage) or a list of them as a list; TypeError or ValueError that names
-    the pair at fault."""
+    """Returns one (query, passage) or a list of them as a list; TypeError or ValueError names the wrong pair."""
     pairs = listed_pairs(pairs)
     if len(pairs) and isinstance(pairs[0], str):
         pairs = [pairs]
@@ -120,8 +119,7 @@ def _named(value: object) -> str:
 
 
 def token_ids(tokenizer: TextTokenizer, texts: Sequence[str]) -> list[Ids]:
-    """Returns ids without special tokens; a text that occurs again (a query with all its passages)
-    is tokenised once."""
+    """Tokenises without special tokens. A text that occurs again (a query with all its passages) is tokenised once."""
     unique = list(dict.fromkeys(texts))
     ids = dict(zip(unique, tokenizer.ids(unique), strict=True))
     return [ids[text] for text in texts]

@@ -1,4 +1,4 @@
-"""From a reranker's name to its class: FlagEmbedding's table of ten, else what the checkpoint says it is."""
+"""Maps a reranker's name to its class: by FlagEmbedding's table of ten, else by the checkpoint."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ ARCHITECTURES: tuple[tuple[str, RerankerClass], ...] = (
 
 
 def class_of(model: str, folder: Path) -> RerankerClass:
-    """By the model's name, else by the architecture in its config.json. ValueError where neither is known."""
+    """Chooses the class by the model's name, else by config.json's architecture. ValueError if neither is known."""
     named = RERANKERS.get(short_name(model))
     if named is not None:
         return named
@@ -73,7 +73,7 @@ def load_reranker(
     compute: ComputeSpec | None = None,
     **options: Any,
 ) -> Reranker:
-    """Returns a reranker by name, hub id or folder, ready to score.
+    """Loads a reranker by name, hub id or folder.
 
     `options` are fields of `RerankOptions`; what is not given is the class's default. compute: None takes the fastest
     exact-enough setting of this machine (bf16 where the hardware multiplies it). Raises CheckpointError, a ValueError,
@@ -93,7 +93,7 @@ def _known(model_class: str) -> RerankerClass:
 
 
 class FlagAutoReranker:
-    """FlagEmbedding's factory; `from_finetuned` is its only method."""
+    """Implements FlagEmbedding's factory; `from_finetuned` is its only method."""
 
     def __init__(self) -> None:
         raise OSError("FlagAutoReranker makes other classes: call FlagAutoReranker.from_finetuned(model_name_or_path)")
@@ -106,7 +106,7 @@ class FlagAutoReranker:
         trust_remote_code: bool | None = None,
         **kwargs: Any,
     ) -> RerankerCompat:
-        """Returns the class for this model, made with `kwargs`.
+        """Constructs the class for this model with `kwargs`.
 
         model_class None: by name, then, where upstream gives up, by the checkpoint's own config.json. ValueError where
         neither says which of the four classes it is.

@@ -1,4 +1,4 @@
-"""Finds where a text may be cut well: at paragraphs and headings, at sentences, at lines; by their characters.
+"""Finds good places to cut a text, at paragraphs and headings, at sentences, at lines, by its characters.
 
 Rules, not a model: they cost microseconds and are the same on every machine. An abbreviation before a capital letter
 ends a sentence here, which costs nothing but a cut at that place.

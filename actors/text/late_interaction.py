@@ -1,4 +1,4 @@
-"""How ColBERT-type models write a text: a marker after the first token, queries filled up with mask tokens, skip lists.
+"""Tokenises as ColBERT-type models do: a marker after the first token, queries padded with mask tokens, skip lists.
 
 Query expansion adds tokens that a query is scored with; unless the model says otherwise the encoder does not attend to
 them, so they soak up the query's meaning without changing it. The skip list (punctuation, as a rule) drops document
@@ -21,7 +21,7 @@ from actors.text.tokenizer import TextTokenizer, batch_of
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenRules:
-    """A late-interaction model's rules as token ids. markers: of a query and of a document, None for none."""
+    """Holds a late-interaction model's rules as token ids. markers: of a query and of a document, None if unused."""
 
     tokenizer: TextTokenizer
     query_marker: int | None
@@ -37,7 +37,7 @@ class TokenRules:
     strips: bool
 
     def tokenise(self, texts: Iterable[str], is_query: bool, max_length: int) -> TokenBatch:
-        """Rows of at most `max_length` tokens, marker included; queries are expanded."""
+        """Tokenises to rows of at most `max_length` tokens, marker included; queries are expanded."""
         marker = self.query_marker if is_query else self.document_marker
         items = [text.strip() for text in texts] if self.strips else list(texts)
         batch = self.tokenizer.tokenise(items, max_length - (marker is not None))
@@ -54,7 +54,7 @@ class TokenRules:
         return TokenBatch(expanded.ids, expanded.offsets, expanded.n_truncated, attended)
 
     def scored(self, ids: npt.NDArray[np.int32], is_query: bool) -> npt.NDArray[np.bool_]:
-        """bool (T,): the tokens that become vectors."""
+        """Returns which tokens become vectors: bool (T,)."""
         keep = np.ones(len(ids), bool)
         if self.skips_queries if is_query else self.skips_documents:
             keep &= ~np.isin(ids, self.skipped)
@@ -64,7 +64,7 @@ class TokenRules:
 
 
 def token_rules(late: LateInteraction, tokenizer: TextTokenizer) -> TokenRules:
-    """The rules as ids of this tokenizer. CheckpointError where its vocabulary lacks a marker or an expansion token."""
+    """Converts the rules to ids of this tokenizer. CheckpointError if its vocabulary lacks one of the tokens."""
     expansion = late.expansion
     return TokenRules(
         tokenizer,
@@ -115,6 +115,6 @@ def _skipped(late: LateInteraction, tokenizer: TextTokenizer) -> tuple[int, ...]
 
 
 def scored_offsets(scored: npt.NDArray[np.bool_], offsets: IntArray) -> IntArray:
-    """Offsets counted in scored tokens: int64 (n + 1,)."""
+    """Converts offsets to offsets counted in scored tokens: int64 (n + 1,)."""
     before: IntArray = np.concatenate([np.zeros(1, np.int64), np.cumsum(scored, dtype=np.int64)])
     return before[offsets]

@@ -1,4 +1,4 @@
-"""Takes what callers give as (query, passage) pairs: one pair, a list, an array, or anything that can be iterated."""
+"""Accepts (query, passage) pairs in any form that callers use: one pair, a list, an array, or any iterable."""
 
 from __future__ import annotations
 

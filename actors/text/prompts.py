@@ -1,4 +1,4 @@
-r"""What is written around a text before it is tokenised: instruction templates, task instructions, in-context examples.
+r"""Writes what surrounds a text before it is tokenised: instruction templates, task instructions, in-context examples.
 
 Templates have positional slots, FlagEmbedding's way: `"Instruct: {}\nQuery: {}"`. Braces inside a text are safe; braces
 in a template are slots. A template without an instruction is not used at all, and the text stays as it is.
@@ -49,7 +49,7 @@ LLM_EMBEDDER_TASKS: dict[str, tuple[str, str]] = {
 
 
 def fill(template: str, *parts: str | None) -> str:
-    r"""The template with its slots filled. The two characters `\n` in a template mean a line break, as upstream."""
+    r"""Fills the slots of a template. The two characters `\n` in a template mean a line break, as upstream."""
     try:
         return template.replace("\\n", "\n").format(*parts)
     except (IndexError, KeyError, ValueError) as error:
@@ -57,7 +57,7 @@ def fill(template: str, *parts: str | None) -> str:
 
 
 def instruct(texts: Iterable[str], instruction: str | None, template: str) -> list[str]:
-    """The texts with the instruction put in by the template; unchanged where there is no instruction.
+    """Applies an instruction to texts by the template; returns them unchanged without an instruction.
 
     >>> instruct(["who wrote it"], "Find the answer", "<instruct>{}\\n<query>{}")
     ['<instruct>Find the answer\\n<query>who wrote it']
@@ -67,7 +67,7 @@ def instruct(texts: Iterable[str], instruction: str | None, template: str) -> li
 
 
 def task_instructions(task: str) -> tuple[str, str]:
-    """LLM-Embedder's instructions for a query and for a key of this task."""
+    """Returns LLM-Embedder's instructions for a query and for a key of this task."""
     if task not in LLM_EMBEDDER_TASKS:
         raise ValueError(f"unknown LLM-Embedder task {task!r}, expected one of {', '.join(LLM_EMBEDDER_TASKS)}")
     return LLM_EMBEDDER_TASKS[task]
@@ -75,13 +75,13 @@ def task_instructions(task: str) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class InContext:
-    """What stands before and after a query of an in-context-learning embedder (bge-en-icl)."""
+    """Holds the prefix and suffix of a query of an in-context-learning embedder (bge-en-icl)."""
 
     prefix: str = ""
     suffix: str = "\n<response>"
 
     def tokenise(self, tokenizer: TextTokenizer, texts: Iterable[str], max_length: int) -> TokenBatch:
-        """prefix + query + suffix as ids; `max_length` limits the query alone, so neither examples nor suffix are cut.
+        """Tokenises prefix + query + suffix; `max_length` limits the query alone, the others are never cut.
 
         The query takes a round trip through ids and back to text, as upstream, since prefix, query and suffix are
         tokenised together. The final limit is upstream's: all three lengths, rounded up to the next 8, plus 8.
@@ -99,7 +99,7 @@ class InContext:
 
 
 def examples_prefix(examples: Iterable[Mapping[str, Any]], template: str, instruction: str | None) -> str:
-    """The examples, each `{instruct, query, response}`, a blank line after each; '' for None or an unset list."""
+    """Joins the examples, each `{instruct, query, response}`, with a blank line after each; '' if there are none."""
     filled = [
         fill(template, example.get("instruct", instruction), example.get("query", ""), example.get("response", ""))
         for example in examples

@@ -1,4 +1,4 @@
-"""Texts to token ids, by the checkpoint's own tokenizer.json, from any number of threads.
+"""Tokenises texts by the checkpoint's own tokenizer.json, from any number of threads.
 
 transformers 5 rebuilds the pipeline of XLM-R (and some others) in code and gives other ids than tokenizer.json for
 whitespace and literal special tokens; the published models were trained with the file, so the file is what runs here,
@@ -36,7 +36,7 @@ UNSTATED_LENGTH = 10**9
 
 @dataclass(frozen=True, eq=False)
 class TextTokenizer:
-    """Immutable and picklable. `prefix` and `suffix` are the special ids put around every single text."""
+    """Tokenises texts; immutable and picklable. `prefix` and `suffix`: the special ids around every single text."""
 
     backend: Tokenizer
     prefix: tuple[int, ...]
@@ -60,13 +60,12 @@ class TextTokenizer:
 
     @property
     def names(self) -> list[str]:
-        """Returns what the vocabulary calls each id, marks of pieces included; empty for an id that it lacks."""
+        """Returns the token of each id, word-piece marks included; empty for an id outside the vocabulary."""
         return [self.backend.id_to_token(token) or "" for token in range(self.vocab_size)]
 
     @cached_property
     def continuing(self) -> npt.NDArray[np.bool_]:
-        """Returns (vocab_size,): whether a token goes on with the word of the token before it, by
-        the vocabulary's marks."""
+        """Returns (vocab_size,), whether a token continues the word before it, by the vocabulary's marks."""
         names = self.names
         if any(name.startswith("##") for name in names):
             return np.array([name.startswith("##") for name in names])
@@ -76,7 +75,7 @@ class TextTokenizer:
         return np.zeros(len(names), bool)
 
     def tokenise(self, texts: Iterable[str], max_length: int) -> TokenBatch:
-        """Token ids with special tokens, at most `max_length` a text; what did not fit is counted."""
+        """Tokenises with special tokens to at most `max_length` per text; counts what was truncated."""
         added = len(self.prefix) + len(self.suffix)
         room = max_length - added
         if max_length < 1 or room < 0:
@@ -89,18 +88,18 @@ class TextTokenizer:
         )
 
     def tokenise_bare(self, texts: Iterable[str], max_length: int) -> TokenBatch:
-        """Token ids without special tokens, at most `max_length` a text."""
+        """Tokenises without special tokens, to at most `max_length` per text."""
         rows = self.ids(texts)
         kept = [self.cut(row, max_length) for row in rows]
         dropped = (len(row) - len(k) for row, k in zip(rows, kept, strict=True))
         return batch_of(kept, np.fromiter(dropped, np.int32, len(rows)))
 
     def ids(self, texts: Iterable[str]) -> list[list[int]]:
-        """Token ids without special tokens, not truncated."""
+        """Returns token ids without special tokens, not truncated."""
         return [encoding.ids for encoding in self._encode(texts)]
 
     def counts(self, texts: Sequence[str]) -> IntArray:
-        """Returns int64: tokens of each text, without special tokens."""
+        """Counts the tokens of each text, without special tokens: int64."""
         return np.fromiter(map(len, self._encode(texts)), np.int64, len(texts))
 
     def offsets(self, text: str) -> tuple[npt.NDArray[np.int32], IntArray, IntArray]:
@@ -114,7 +113,7 @@ class TextTokenizer:
         return str(self.backend.decode(list(ids), skip_special_tokens=False))
 
     def cut(self, row: list[int], room: int) -> list[int]:
-        """At most `room` of the ids, from the side that the checkpoint truncates."""
+        """Truncates ids to at most `room`, from the side that the checkpoint truncates."""
         if len(row) <= room:
             return row
         return row[len(row) - room :] if self.truncates_left else row[:room]
@@ -168,8 +167,10 @@ def _check_unicode(i: int, item: str) -> None:
 
 
 def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> TextTokenizer:
-    """Returns the tokenizer of a checkpoint folder; without a tokenizer.json, the one that
-    transformers makes of its files."""
+    """Reads the tokenizer of a checkpoint folder.
+
+    Without a tokenizer.json, the one that transformers makes of its files.
+    """
     wrapper = read_transformers_tokenizer(folder, trust_remote_code)
     backend = wrapper.backend_tokenizer
     backend.no_truncation()
@@ -183,7 +184,7 @@ def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> TextToke
 
 
 def read_library_tokenizer(folder: Path, options: Mapping[str, Any], lower_case: bool = False) -> TextTokenizer:
-    """The tokenizer as sentence-transformers loads it: transformers' own class for the folder.
+    """Reads the tokenizer as sentence-transformers does: transformers' own class for the folder.
 
     transformers 5 rebuilds some pipelines in code (XLM-R's) and then differs from tokenizer.json in whitespace and
     literal special tokens; a sentence-transformers folder is run as that library runs it. options: arguments of
@@ -219,7 +220,7 @@ def read_library_tokenizer(folder: Path, options: Mapping[str, Any], lower_case:
 
 
 def read_transformers_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
-    """Reads a folder's tokenizer as transformers has it: of tokenizer.json alone where there is one."""
+    """Reads a folder's tokenizer as transformers does: from tokenizer.json alone if there is one."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     if (folder / "tokenizer.json").is_file():
@@ -240,7 +241,7 @@ def _named_tokens(wrapper: Any) -> list[tuple[str, object]]:
 
 
 def _frame(folder: Path, backend: Tokenizer, named: dict[str, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """tokenizer.json's special tokens, and the bos or eos that tokenizer_config.json asks for beyond them.
+    """Returns tokenizer.json's special tokens, and the bos or eos that tokenizer_config.json adds to them.
 
     transformers 5 lets `add_bos_token: false` in the config replace the file's whole post-processor, which takes the
     closing token from Qwen3-Embedding; so the file is read once more where the config has such a flag.
@@ -270,7 +271,6 @@ def _special_frame(backend: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]
 
 
 def load_tokenizer(spec: EmbedderSpec) -> TextTokenizer:
-    """Returns the tokenizer of `spec.model`; no weights are loaded, though a model that is not
-    cached is fetched whole."""
+    """Loads the tokenizer of `spec.model` without weights. A model that is not cached is fetched whole."""
     folder = resolve_folder(spec.model, spec.revision, spec.cache_dir, spec.trust_remote_code)
     return read_tokenizer(folder, trust_remote_code=spec.trust_remote_code)

@@ -1,4 +1,4 @@
-"""Cuts a long text for a model into windows of tokens with overlap, that end at a good place where one is near.
+"""Cuts a long text into overlapping windows of tokens that end at paragraph, sentence or word boundaries if possible.
 
 A window is an exact substring, given by its characters, so a hit can be shown in its document. Texts are counted
 first, which is cheap, and only those that do not fit are tokenised again with the place of every token. A long one is
@@ -25,19 +25,19 @@ SEGMENT_CHARS = 100_000
 
 
 class Offsets(Protocol):
-    """What cutting needs of a tokenizer."""
+    """Defines what window cutting needs of a tokenizer."""
 
     def counts(self, texts: Sequence[str]) -> IntArray:
-        """Tokens of each text, without special tokens."""
+        """Counts the tokens of each text, without special tokens."""
         ...
 
     def offsets(self, text: str) -> tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]:
-        """Token ids, and the first character and the one after the last of each token, without special tokens."""
+        """Returns token ids, and each token's first character and the one after its last, without special tokens."""
         ...
 
 
 def cut_all_into_windows(texts: Sequence[str], tokenizer: Offsets, window: Window) -> list[IntArray]:
-    """For each text (n, 2): the first character of each window and the one after its last. Every text has one."""
+    """Returns for each text (n, 2): each window's first character and the one after its last; n is at least 1."""
     chars = np.fromiter(map(len, texts), np.int64, len(texts))
     long = chars > SEGMENT_CHARS
     short = np.flatnonzero(~long)
@@ -51,7 +51,7 @@ def cut_all_into_windows(texts: Sequence[str], tokenizer: Offsets, window: Windo
 
 
 def windows(text: str, tokenizer: Offsets, window: Window) -> IntArray:
-    """(n, 2) first character and one after the last of each window; one at least."""
+    """Returns (n, 2), the first character and the one after the last of each window; n is at least 1."""
     starts, ends, words = _tokens(text, tokenizer)
     if len(starts) <= window.size:
         return np.array([[0, len(text)]], dtype=np.int64)
@@ -64,7 +64,7 @@ def windows(text: str, tokenizer: Offsets, window: Window) -> IntArray:
 
 
 def _cuts(levels: Sequence[IntArray], n_tokens: int, window: Window) -> Iterator[tuple[int, int]]:
-    """(first, one after the last) token of each window; `levels` are tokens that it may begin at, the best first."""
+    """Returns (first, one after the last) token of each window; `levels` are allowed first tokens, best level first."""
     slack = (window.size - window.overlap) // 4
     first = 0
     while first + window.size < n_tokens:
@@ -75,7 +75,7 @@ def _cuts(levels: Sequence[IntArray], n_tokens: int, window: Window) -> Iterator
 
 
 def _snap(levels: Sequence[IntArray], token: int, slack: int) -> int:
-    """The last token at or up to `slack` tokens before `token` of the best level that has one there; else `token`."""
+    """Returns the last token, up to `slack` before `token`, of the best level that has one there; else `token`."""
     for level in levels:
         i = int(np.searchsorted(level, token, side="right")) - 1
         if i >= 0 and level[i] >= token - slack:
@@ -84,7 +84,7 @@ def _snap(levels: Sequence[IntArray], token: int, slack: int) -> int:
 
 
 def _tokens(text: str, tokenizer: Offsets) -> tuple[IntArray, IntArray, IntArray]:
-    """Start and end character of each token, and which tokens begin a word: those after whitespace or with it."""
+    """Returns start and end character of each token, and which tokens begin a word (after or with whitespace)."""
     starts, ends, begins = [], [], []
     n_tokens = 0
     for a, b in segments(text):
@@ -103,7 +103,7 @@ def _tokens(text: str, tokenizer: Offsets) -> tuple[IntArray, IntArray, IntArray
 
 
 def segments(text: str) -> Iterator[tuple[int, int]]:
-    """(start, end) of pieces of at most SEGMENT_CHARS characters that cover the text, cut after whitespace if any."""
+    """Yields (start, end) of pieces of at most SEGMENT_CHARS characters, cut after whitespace if there is any."""
     start = 0
     while len(text) - start > SEGMENT_CHARS:
         end = start + SEGMENT_CHARS

@@ -112,6 +112,8 @@ class GatedLayers(nn.Module):
 
 
 class Block(nn.Module):
+    """Implements one transformer block: attention and gated layers, each added to its input."""
+
     def __init__(self, config: EvaConfig) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.width, eps=NORM_EPS)
@@ -126,6 +128,8 @@ class Block(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
+    """Embeds patches of pixels by a convolution whose stride is the patch size."""
+
     def __init__(self, config: EvaConfig) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, config.width, config.patch, config.patch)

@@ -26,8 +26,7 @@ class Filter:
 
     @property
     def scanner_arguments(self) -> Mapping[str, bytes]:
-        """Returns the mask as an argument of Lance's scanner, which else evaluates the condition
-        again for every channel."""
+        """Returns the mask as an argument of Lance's scanner, which else evaluates the condition itself."""
         with self.lock:  # since Python 3.12 a cached_property has none of its own, and two channels need it at once
             return self._scanner_arguments
 

@@ -88,8 +88,10 @@ class Index(IndexHandle):
 
     @property
     def default_fusion(self) -> fusing.FusionRule:
-        """Fusion and weights where a search names none: measured for the packaged model and for heads that
-        `tridex fit-heads` made, upstream's for others."""
+        """Returns the fusion of a search that names none.
+
+        It is measured for the packaged model and for heads that `tridex fit-heads` made, upstream's for others.
+        """
         embedder = self.identity.embedders[self.name]
         return fusing.default_fusion(str(embedder["model"]), tuple(self.channels), bool(embedder.get("fitted_heads")))
 
