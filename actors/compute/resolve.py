@@ -11,14 +11,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
+from typing import Protocol
 
 import torch
-from transformers import PretrainedConfig
 
 from actors.kernels.torch_private import cpu_supports
 from actors.spec import ComputeSpec
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class HasHiddenSize(Protocol):
+    """Any model's configuration."""
+
+    @property
+    def hidden_size(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +43,7 @@ class Compute:
     """The weights are rounded to this before they are used in `dtype`."""
 
 
-def resolve_compute(spec: ComputeSpec, config: PretrainedConfig) -> Compute:
+def resolve_compute(spec: ComputeSpec, config: HasHiddenSize) -> Compute:
     """Fills in every `auto` of `spec` for a model of this configuration on this machine."""
     device, why_device = _device(spec)
     dtype, why_dtype = _dtype(spec, device)
@@ -70,7 +77,7 @@ def _dtype(spec: ComputeSpec, device: torch.device) -> tuple[torch.dtype, str]:
     return torch.bfloat16, "dtype: bf16, the GPU multiplies it at full rate"
 
 
-def _budget(spec: ComputeSpec, device: torch.device, config: PretrainedConfig) -> tuple[int, str]:
+def _budget(spec: ComputeSpec, device: torch.device, config: HasHiddenSize) -> tuple[int, str]:
     if spec.budget is not None:
         return spec.budget, f"budget: {spec.budget} tokens, as asked"
     if device.type == "cpu":

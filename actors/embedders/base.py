@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from torch import Tensor, nn
-from transformers import AutoConfig
 
 from actors.checkpoints.files import CheckpointError
 from actors.checkpoints.loading import check_weights, load_head
@@ -27,9 +26,8 @@ from actors.embedders.engine import EncodeRequest, Engine
 from actors.embedders.module_engine import ModuleEngine
 from actors.models.identity import Identity, available_outputs, describe, head_folder
 from actors.models.preparation import Kind, Preparation
-from actors.network.backbone import Backbone, load_backbone
+from actors.network.backbone import Backbone, load_backbone, read_model_config
 from actors.network.splade import QueryTable
-from actors.network.splade_loading import load_splade, read_query_table
 from actors.network.vector_modules import load_chain
 from actors.outputs import EmbeddingBatch, IntArray, TokenBatch, concat
 from actors.spec import OUTPUTS, EmbedderSpec, Output
@@ -181,10 +179,11 @@ def load_chain_engine(preparation: Preparation, chain: ModuleChain) -> ModuleEng
     """The weights of a sentence-transformers chain, in the dtype and on the device that its ComputeSpec resolves to."""
     spec, folder = preparation.spec, preparation.folder
     check_weights(folder)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
-    compute = resolve_compute(spec.compute, config)
+    compute = resolve_compute(spec.compute, read_model_config(folder, spec.trust_remote_code))
     outputs = available_outputs(preparation)
     if chain.model_class == "sparse-encoder":
+        from actors.network.splade_loading import load_splade  # imports transformers
+
         backbone, splade = load_splade(folder, compute, chain, spec)
         return ModuleEngine(backbone, compute, outputs, splade=splade, query_table=_query_table(preparation, backbone))
     backbone = load_backbone(folder, compute, trust_remote_code=spec.trust_remote_code)
@@ -200,6 +199,8 @@ def _query_table(preparation: Preparation, backbone: Backbone) -> QueryTable | N
     assert chain is not None, "a SPLADE model is a chain"
     if chain.query_table is None or preparation.query_tokenizer is None:
         return None
+    from actors.network.splade_loading import read_query_table
+
     weight = read_query_table(chain.query_table, preparation.query_tokenizer)
     if len(weight) > backbone.vocab_size:
         raise CheckpointError(
@@ -214,8 +215,7 @@ def load_engine(preparation: Preparation) -> Engine:
     spec, folder = preparation.spec, preparation.folder
     assert spec.pooling is not None, "the spec is complete"
     check_weights(folder)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
-    compute = resolve_compute(spec.compute, config)
+    compute = resolve_compute(spec.compute, read_model_config(folder, spec.trust_remote_code))
     backbone = load_backbone(folder, compute, trust_remote_code=spec.trust_remote_code)
     outputs = available_outputs(preparation)
     sparse = _head(preparation, "sparse", compute, backbone.hidden_size) if "sparse" in outputs else None

@@ -15,7 +15,6 @@ from actors.compute.resolve import Compute
 from actors.models.preparation import Kind
 from actors.network import heads
 from actors.network.backbone import Backbone
-from actors.network.transformers_backbone import PaddedTransformer
 from actors.outputs import (
     Array,
     EmbeddingBatch,
@@ -132,8 +131,11 @@ class Engine:
         return heads.sparse(hidden, ids, part.offsets, self.sparse, self.excluded_ids)
 
     def _forward(self, ids: Tensor, offsets: IntArray, domain: str | None) -> Tensor:
-        if domain is not None and isinstance(self.backbone, PaddedTransformer):
-            return self.backbone.forward(ids, offsets, domain=domain)
+        if domain is not None:
+            from actors.network.transformers_backbone import PaddedTransformer  # imports transformers
+
+            if isinstance(self.backbone, PaddedTransformer):
+                return self.backbone.forward(ids, offsets, domain=domain)
         return self.backbone.forward(ids, offsets)
 
 

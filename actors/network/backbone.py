@@ -8,28 +8,27 @@ rest. All three have one method, `forward(ids, offsets)`, and give the same numb
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PretrainedConfig, PreTrainedModel
 
 from actors.checkpoints.loading import aligned
-from actors.checkpoints.quiet import quiet_transformers
-from actors.compute.resolve import Compute
+from actors.compute.resolve import Compute, HasHiddenSize
 from actors.models.catalogue import ENCODERS
 from actors.network.attention import Counts
+from actors.network.encoder_checkpoint import load_encoder_weights, read_encoder_config
 from actors.network.packed_encoder import PackedEncoder
-from actors.network.rotary_encoder import RotaryEncoder, can_pack
-from actors.network.transformers_backbone import PACKABLE, PACKED_ATTENTION, PackedTransformer, PaddedTransformer
 from actors.outputs import IntArray
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 ENCODER_DECODERS = frozenset({"t5", "mt5", "umt5", "longt5"})
 """Of these the encoder alone is loaded."""
 
 
 class Backbone(Protocol):
-    config: PretrainedConfig
     hidden_size: int
     vocab_size: int
     max_positions: int
@@ -46,6 +45,19 @@ class Backbone(Protocol):
         """
 
 
+def read_model_config(folder: Path, trust_remote_code: bool = False) -> HasHiddenSize:
+    """Returns a checkpoint's configuration: our own reading for plain BERT and XLM-RoBERTa, else transformers'."""
+    return read_encoder_config(folder) or read_transformers_config(folder, trust_remote_code)
+
+
+def read_transformers_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConfig:
+    """Returns a checkpoint's configuration as transformers reads it."""
+    from transformers import AutoConfig
+
+    config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    return config
+
+
 def load_backbone(folder: Path, compute: Compute, *, trust_remote_code: bool = False) -> Backbone:
     """Returns the base model of a checkpoint folder; heads and poolers in it are left aside.
 
@@ -53,7 +65,21 @@ def load_backbone(folder: Path, compute: Compute, *, trust_remote_code: bool = F
     """
     if compute.threads is not None:
         torch.set_num_threads(compute.threads)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    encoder = read_encoder_config(folder)
+    weights = None if encoder is None else load_encoder_weights(folder, encoder, compute)
+    if weights is not None:
+        return PackedEncoder(weights, compute.compile)
+    return load_transformers_backbone(folder, compute, trust_remote_code=trust_remote_code)
+
+
+def load_transformers_backbone(folder: Path, compute: Compute, *, trust_remote_code: bool = False) -> Backbone:
+    """Returns the base model of a checkpoint folder as transformers loads it, under the fastest exact forward."""
+    from transformers import AutoModel, AutoModelForTextEncoding
+
+    from actors.network.rotary_encoder import can_pack
+    from actors.network.transformers_backbone import PACKABLE, PACKED_ATTENTION, PackedTransformer, PaddedTransformer
+
+    config = read_transformers_config(folder, trust_remote_code)
     if trust_remote_code and "AutoModel" in (getattr(config, "auto_map", None) or {}):
         return PaddedTransformer(load_pretrained(AutoModel, folder, compute, config, trust_remote_code=True))
     if config.model_type in PACKABLE and not can_pack(config):
@@ -67,6 +93,9 @@ def load_backbone(folder: Path, compute: Compute, *, trust_remote_code: bool = F
 
 def wrap_backbone(model: PreTrainedModel, compute: Compute) -> Backbone:
     """The fastest forward that is exact for a loaded base model: packed where we have one, else padded."""
+    from actors.network.rotary_encoder import RotaryEncoder, can_pack
+    from actors.network.transformers_backbone import PaddedTransformer
+
     if model.config.model_type in ENCODERS:
         return PackedEncoder(model, compute.compile)
     if can_pack(model.config):
@@ -79,6 +108,8 @@ def load_pretrained(
 ) -> PreTrainedModel:
     """Returns what one of transformers' Auto classes makes of a folder; ValueError names the
     weights that are missing."""
+    from actors.checkpoints.quiet import quiet_transformers  # imports transformers
+
     with quiet_transformers():
         model, report = auto.from_pretrained(
             folder, config=config, dtype=compute.rounding or compute.dtype, output_loading_info=True, **options

@@ -9,17 +9,20 @@ price is a second copy of most weights. On a GPU the row goes the way of all oth
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import PreTrainedModel
 
 from actors.compute.batching import round_up_tokens
 from actors.kernels.torch_private import has_packed_linear
 from actors.network.attention import Segments, attend, attend_firsts
 from actors.network.packed_encoder import Layer, PackedEncoder, join, read_layer
 from actors.outputs import IntArray
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class FirstTokenEncoder(PackedEncoder):

@@ -7,19 +7,22 @@ must agree with transformers; the tests compare the two.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, layer_norm, linear, pad
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.activations import ACT2FN
+from torch.nn.functional import embedding, gelu, layer_norm, linear, pad
 
 from actors.compute.batching import round_up_tokens
 from actors.kernels.torch_private import has_packed_linear, pack_weight, packed_linear
 from actors.network.attention import AttentionOptions, Counts, Segments, attend
+from actors.network.encoder_checkpoint import EncoderConfig, EncoderWeights
 from actors.outputs import IntArray
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ class Linear:
         self.weight = pack_weight(weight) if self.packed else weight
         self.bias = bias
         self.fused_gelu = self.packed and activation == "gelu"
-        self.activation = ACT2FN[activation] if activation is not None and not self.fused_gelu else None
+        self.activation = None if activation is None or self.fused_gelu else activation_function(activation)
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.packed:
@@ -52,6 +55,16 @@ class Linear:
         else:
             y = linear(x, self.weight, self.bias)
         return y if self.activation is None else self.activation(y)
+
+
+def activation_function(name: str) -> Callable[[Tensor], Tensor]:
+    """Returns the activation that transformers has under this name; erf-GELU does not need its import."""
+    if name == "gelu":
+        return gelu
+    from transformers.activations import ACT2FN
+
+    found: Callable[[Tensor], Tensor] = ACT2FN[name]
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +83,11 @@ class PackedEncoder:
     compiled: everything of a layer but its attention goes through torch.compile, which fuses the elementwise passes.
     """
 
-    def __init__(self, model: PreTrainedModel, compiled: bool = False) -> None:
+    def __init__(self, model: PreTrainedModel | EncoderWeights, compiled: bool = False) -> None:
         config = model.config
         if config.is_decoder:
             raise ValueError("PackedEncoder: the checkpoint says is_decoder, but this forward is bidirectional")
-        self.config: PretrainedConfig = config
+        self.config: PretrainedConfig | EncoderConfig = config
         self.hidden_size: int = config.hidden_size
         self.vocab_size: int = config.vocab_size
         self.pad_id: int | None = None if config.model_type == "bert" else config.pad_token_id

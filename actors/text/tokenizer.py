@@ -25,6 +25,7 @@ from actors.checkpoints.files import CheckpointError, read_json
 from actors.checkpoints.loading import resolve_folder
 from actors.outputs import IntArray, TokenBatch, offsets_of
 from actors.spec import EmbedderSpec
+from actors.text.tokenizer_file import TokenizerFile, read_tokenizer_file
 
 VOCABULARIES = ("vocab.txt", "vocab.json", "tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "spm.model")
 """Files that transformers makes a tokenizer of where there is no tokenizer.json."""
@@ -171,16 +172,26 @@ def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> TextToke
 
     Without a tokenizer.json, the one that transformers makes of its files.
     """
+    return assemble_tokenizer(folder, read_tokenizer_file(folder) or _from_transformers(folder, trust_remote_code))
+
+
+def assemble_tokenizer(folder: Path, read: TokenizerFile) -> TextTokenizer:
+    """Returns a folder's pipeline with the special tokens around a text and its hash."""
+    backend, named = read.backend, read.named
+    prefix, suffix = _frame(folder, backend, named)
+    file = folder / "tokenizer.json"
+    pipeline = file.read_bytes() if file.is_file() else backend.to_str().encode()
+    sha256 = hashlib.sha256(pipeline + repr((prefix, suffix)).encode()).hexdigest()
+    return TextTokenizer(backend, prefix, suffix, named, read.truncates_left, sha256)
+
+
+def _from_transformers(folder: Path, trust_remote_code: bool = False) -> TokenizerFile:
     wrapper = read_transformers_tokenizer(folder, trust_remote_code)
     backend = wrapper.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
     named = {role: int(wrapper.convert_tokens_to_ids(str(token))) for role, token in _named_tokens(wrapper)}
-    prefix, suffix = _frame(folder, backend, named)
-    file = folder / "tokenizer.json"
-    pipeline = file.read_bytes() if file.is_file() else backend.to_str().encode()
-    sha256 = hashlib.sha256(pipeline + repr((prefix, suffix)).encode()).hexdigest()
-    return TextTokenizer(backend, prefix, suffix, named, wrapper.truncation_side == "left", sha256)
+    return TokenizerFile(backend, named, wrapper.truncation_side == "left")
 
 
 def read_library_tokenizer(folder: Path, options: Mapping[str, Any], lower_case: bool = False) -> TextTokenizer:
