@@ -11,6 +11,7 @@ from typing import Any
 
 import lance
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from actors.codecs.pooling import encode_colbert
@@ -76,6 +77,11 @@ class WordEmbedder:
         truncated = np.array([len(row) - len(kept) for row, kept in zip(rows, cut, strict=True)], np.int32)
         ids = np.concatenate([*cut, np.zeros(0)]).astype(np.int32)
         return TokenBatch(ids, offsets_of(np.array([len(row) for row in cut], np.int64)), truncated)
+
+    def scored_tokens(self, tokens: TokenBatch, kind: str) -> npt.NDArray[np.bool_]:
+        keep = np.ones(len(tokens.ids), bool)
+        keep[tokens.offsets[:-1]] = False
+        return keep
 
     def embed_tokens(self, tokens: TokenBatch, outputs: Sequence[str] | None = None) -> EmbeddingBatch:
         wanted = self.outputs if outputs is None else outputs

@@ -93,6 +93,7 @@ class Catalog:
         self.config, self.metrics = config, metrics
         self.indexes = [ServedIndex(*split_name(text), config) for text in config.indexes]
         self.aliases: Mapping[str, str] = dict(config.aliases)
+        self._alias_error = ""
         self.warm = False
         self._aliases_read: float | None = None
         self._lock = threading.Lock()
@@ -141,8 +142,11 @@ class Catalog:
             self.refresh_one(served)
         try:
             self._read_aliases()
+            self._alias_error = ""
         except ConfigError as error:
-            log.error("the aliases stay as they were: %s", error)
+            if str(error) != self._alias_error:  # once, not at every look
+                self._alias_error = str(error)
+                log.error("the aliases stay as they were: %s", error)
 
     def refresh_one(self, served: ServedIndex, force: bool = False) -> bool:
         """Opens a new version of one index if there is one; returns whether it did."""
