@@ -1,4 +1,4 @@
-"""What a checkpoint folder holds, by the names of its files; nothing here needs torch."""
+"""Lists a checkpoint folder's files by name and reads its JSON; needs no torch."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be used; the message names the file and says why."""
+    """Signals that a checkpoint cannot be used; the message names the file and the reason."""
 
 
 def read_json(path: Path) -> Any:
-    """Returns the parsed file, or None where there is no such file."""
+    """Parses a JSON file; None if there is no such file."""
     if not path.is_file():
         return None
     try:
@@ -22,7 +22,7 @@ def read_json(path: Path) -> Any:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Returns the files that hold the backbone's weights, safetensors first; all shards of a sharded checkpoint."""
+    """Lists the files that hold the backbone's weights, safetensors first; all shards of a sharded checkpoint."""
     for index, single in (
         ("model.safetensors.index.json", "model.safetensors"),
         ("pytorch_model.bin.index.json", "pytorch_model.bin"),

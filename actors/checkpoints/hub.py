@@ -1,4 +1,4 @@
-"""Fetches models from the hub: only the files that will be read, and nothing at all if they are cached.
+"""Downloads models from the hub: only the files that will be read, and nothing if they are cached.
 
 One request with a time limit comes before a download: without a network the hub's own client tries for half a minute.
 A cached snapshot is never compared with the hub, which saves a request for each load and means that a moved branch is
@@ -49,7 +49,7 @@ TIME_LIMIT = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """A model on the hub, and what may be fetched of it."""
+    """Identifies a model on the hub and the files that may be downloaded."""
 
     model: str
     revision: str | None = None
@@ -57,12 +57,11 @@ class Repository:
     trust_remote_code: bool = False
 
     def folder(self) -> Path:
-        """Its snapshot on disk, fetched if need be. CheckpointError where that cannot be."""
+        """Returns its snapshot on disk, downloaded if need be; CheckpointError if that fails."""
         return self._cached() or self._download()
 
     def _cached(self) -> Path | None:
-        """Returns the cached snapshot, if it holds all that would be fetched; without a network, if
-        it can be loaded."""
+        """Returns the cached snapshot if it is complete; without a network, if it can be loaded."""
         for weights in WEIGHTS:
             try:
                 folder = self._snapshot(weights, local_files_only=True)
@@ -107,7 +106,7 @@ class Repository:
 
 
 def is_complete(folder: Path) -> bool:
-    """Returns whether there is a config and every weight file that it needs."""
+    """Returns whether a folder has a config and every weight file that it needs."""
     if (folder / "router_config.json").exists():  # a sentence-transformers Router keeps its model in a subfolder
         return all((path / "config.json").exists() for path in folder.glob("document_0_*"))
     try:
@@ -117,7 +116,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def _within(seconds: float, call: Callable[[], T]) -> T:
-    """Returns the result of a call, or TimeoutError after so many seconds; the call is then left to a daemon thread.
+    """Returns the result of a call, or raises TimeoutError after this many seconds; a daemon thread then finishes it.
 
     A name server that does not answer blocks for longer than any time limit that the HTTP client knows.
     """

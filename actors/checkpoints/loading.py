@@ -43,7 +43,7 @@ FITTED = "fitted_heads.json"
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """A head: weight (out, in) and bias (out,), float32."""
+    """Holds a head: weight (out, in) and bias (out,), float32."""
 
     weight: Tensor
     bias: Tensor
@@ -52,8 +52,7 @@ class Linear:
 def resolve_folder(
     model: str, revision: str | None = None, cache_dir: str | None = None, trust_remote_code: bool = False
 ) -> Path:
-    """Returns the folder that holds `model`: a packaged name, a local folder, or a hub id
-    (downloaded if it must be)."""
+    """Returns the folder of `model`, a packaged name, a local folder, or a hub id (downloaded if need be)."""
     if model in PACKAGED:
         return _packaged_folder(model, cache_dir)
     folder = Path(model).expanduser()
@@ -98,7 +97,7 @@ def _hub_copy(model: str, package: str, cache_dir: str | None) -> Path:
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
-    """Returns every tensor of the backbone by name, on the CPU, in the dtype of the file."""
+    """Reads every tensor of the backbone by name, on the CPU, in the dtype of the file."""
     weights: dict[str, Tensor] = {}
     for path in weight_files(folder):
         weights.update(load_tensors(path))
@@ -106,7 +105,7 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Returns one .safetensors, .bin or .pt file as a dict of tensors; nothing but tensors is ever unpickled."""
+    """Reads one .safetensors, .bin or .pt file as a dict of tensors; unpickles nothing but tensors."""
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
     if path.suffix == ".safetensors":
@@ -145,7 +144,7 @@ def _load_pickled_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def check_weights(folder: Path) -> None:
-    """Raises CheckpointError unless every weight file is there and can be opened; their data are mapped, not read."""
+    """Raises CheckpointError unless every weight file exists and opens; their data are mapped, not read."""
     for path in weight_files(folder):
         if path.suffix == ".safetensors" and path.is_file():
             _check_header(path)
@@ -162,13 +161,12 @@ def _check_header(path: Path) -> None:
 
 
 def head_file(folder: Path, name: str) -> Path | None:
-    """`NAME.safetensors` or else `NAME.pt` in the folder; None where there is neither."""
+    """Returns `NAME.safetensors` or else `NAME.pt` in the folder; None if there is neither."""
     return next((p for suffix in (".safetensors", ".pt") if (p := folder / f"{name}{suffix}").is_file()), None)
 
 
 def load_head(folder: Path, name: str) -> Linear | None:
-    """Returns the linear layer in the file of this name (`sparse_linear` or `colbert_linear`); None
-    without such a file."""
+    """Loads the head's linear layer (`sparse_linear` or `colbert_linear`); None if there is no such file."""
     path = head_file(folder, name)
     if path is None:
         return None
@@ -179,7 +177,7 @@ def load_head(folder: Path, name: str) -> Linear | None:
 
 
 def head_width(folder: Path, name: str) -> int | None:
-    """Returns rows of a head's weight, read from the file's header where it has one; None without such a file."""
+    """Returns the rows of a head's weight, from the file's header if it has one; None without such a file."""
     path = head_file(folder, name)
     if path is None or path.suffix != ".safetensors":
         return None if path is None else len(load_tensors(path)["weight"])
@@ -191,7 +189,7 @@ def head_width(folder: Path, name: str) -> int | None:
 
 
 def fingerprint(folder: Path) -> str:
-    """sha256 over the contents of all weight files and heads, in the order of their names; or of one file."""
+    """Hashes the contents of all weight files and heads, in the order of their names, or of one file: sha256."""
     if folder.is_file():
         return _sha256(folder)
     heads = [p for name in ("colbert_linear", "sparse_linear") if (p := head_file(folder, name)) is not None]

@@ -1,4 +1,4 @@
-"""Reads what a sentence-transformers or PyLate folder says of itself: its modules, prompts, lengths and markers.
+"""Parses the modules, prompts, lengths and markers of a sentence-transformers or PyLate folder.
 
 Sentence-transformers stores a model as a chain of modules (`modules.json`); PyLate and Stanford's ColBERT add markers,
 query expansion and skip lists. This module turns the JSON files into one `ModuleChain`; it loads no weights. What the
@@ -59,7 +59,7 @@ PYLATE_KEYS = frozenset({
 
 @dataclass(frozen=True, slots=True)
 class ModuleConfig:
-    """One module after the transformer: its class, its folder and its config.json."""
+    """Describes one module after the transformer: its class, its folder and its config.json."""
 
     kind: str
     folder: Path
@@ -68,7 +68,7 @@ class ModuleConfig:
 
 @dataclass(frozen=True, slots=True)
 class QueryExpansion:
-    """ColBERT's query expansion: queries are filled up to `length` tokens with the expansion token.
+    """Configures ColBERT's query expansion: queries are padded to `length` tokens with the expansion token.
 
     attend: whether the encoder attends to the filled-in tokens. truncate: whether longer queries are cut to `length`.
     token: None takes the tokenizer's mask token, else its end-of-sequence token.
@@ -82,7 +82,7 @@ class QueryExpansion:
 
 @dataclass(frozen=True, slots=True)
 class LateInteraction:
-    """How a ColBERT-type checkpoint writes queries and documents, and which of their tokens are scored."""
+    """Describes how a ColBERT-type checkpoint writes queries and documents, and which tokens are scored."""
 
     query_marker: str | None = None
     document_marker: str | None = None
@@ -99,7 +99,7 @@ class LateInteraction:
 
 @dataclass(frozen=True, slots=True)
 class ModuleChain:
-    """A folder as its own library runs it."""
+    """Describes a folder as its own library runs it."""
 
     model_class: ModelClass
     transformer: Path
@@ -122,11 +122,11 @@ class ModuleChain:
 
     @property
     def include_prompt(self) -> bool:
-        """Whether a prompt's tokens count in the pooling."""
+        """Returns whether a prompt's tokens count in the pooling."""
         return all(m.config.get("include_prompt", True) for m in self.modules if m.kind == "Pooling")
 
     def with_pooling(self, pooling: Pooling | None) -> ModuleChain:
-        """The chain with this pooling instead of its own; itself for None."""
+        """Returns the chain with this pooling instead of its own; itself for None."""
         if pooling is None:
             return self
         config = {"pooling_mode": "lasttoken" if pooling == "last_token" else pooling}
@@ -134,19 +134,19 @@ class ModuleChain:
         return replace(self, modules=tuple(modules))
 
     def digest(self) -> str:
-        """sha256 of everything but weights that decides about the outputs; paths are left out."""
+        """Hashes everything but weights that determines the outputs, paths left out: sha256."""
         modules = [(module.kind, sorted(module.config.items(), key=str)) for module in self.modules]
         rest = (self.lower_case, self.late, self.include_prompt, self.query_table is not None)
         return hashlib.sha256(repr((modules, rest)).encode()).hexdigest()
 
     def weight_folders(self) -> Iterator[Path]:
-        """Folders of the modules that have weights of their own."""
+        """Lists the folders of the modules that have weights of their own."""
         yield from (module.folder for module in self.modules if module.kind in ("Dense", "LayerNorm"))
         if self.query_table is not None:
             yield self.query_table
 
     def prompt(self, kind: str, name: str | None = None) -> str:
-        """The stored prompt for queries or passages; by its name where one is given.
+        """Returns the stored prompt for queries or passages, or the one of a given name.
 
         Raises ValueError for a name that the folder does not have, with those that it has.
         """
@@ -163,7 +163,7 @@ class ModuleChain:
 
 
 def read_module_chain(folder: Path, model_class: ModelClass | None = None) -> ModuleChain | None:
-    """The chain of a folder, or None where it is no sentence-transformers, PyLate or Stanford ColBERT checkpoint.
+    """Reads the chain of a folder; None if it is no sentence-transformers, PyLate or Stanford ColBERT checkpoint.
 
     model_class: what to read the folder as; None takes what it says of itself. Raises CheckpointError for a module
     that cannot be run here, with its name and what it would need.
@@ -261,7 +261,7 @@ def _listed(folder: Path) -> list[ModuleConfig]:
 
 
 def _module(root: Path, reference: str, folder: Path) -> ModuleConfig:
-    """`reference` is a dotted class; code that lies in the folder itself is refused."""
+    """Parses one module; `reference` is a dotted class. Rejects code that lies in the folder itself."""
     *package, kind = reference.split(".")
     if package and (root / f"{package[0]}.py").is_file() and package[0] != "sentence_transformers":
         raise CheckpointError(
@@ -275,7 +275,7 @@ def _module(root: Path, reference: str, folder: Path) -> ModuleConfig:
 
 
 def _routed(folder: Path, listed: list[ModuleConfig]) -> tuple[list[ModuleConfig], Path | None]:
-    """A router's document route, and the table that its query route consists of."""
+    """Returns a router's document route, and the table that its query route consists of."""
     router, after = listed[0], listed[1:]
     types, structure = router.config.get("types") or {}, router.config.get("structure") or {}
     routes = {
@@ -299,7 +299,7 @@ def _routed(folder: Path, listed: list[ModuleConfig]) -> tuple[list[ModuleConfig
 
 
 def _transformer_settings(module: ModuleConfig, family: ModelClass) -> dict[str, Any]:
-    """sentence_bert_config.json (or its old names), refused where it asks for more than text through a forward pass."""
+    """Reads sentence_bert_config.json (or its old names); rejects what needs more than text in a forward pass."""
     for name in OWN_SETTINGS:
         settings: dict[str, Any] | None = read_json(module.folder / name)
         if settings:
@@ -348,7 +348,7 @@ def _expansion(config: Mapping[str, Any] | None) -> QueryExpansion | None:
 
 
 def _pylate(stored: Mapping[str, Any]) -> LateInteraction:
-    """PyLate's defaults: `[Q] ` and `[D] `, 32 tokens of a query filled with the mask token, no punctuation."""
+    """Reads a PyLate chain; defaults: `[Q] ` and `[D] `, 32 query tokens padded with the mask token, no punctuation."""
     expands = stored.get("do_query_expansion") is not False
     length = stored.get("query_length") or 32
     skiplist = stored.get("skiplist_words")
@@ -364,7 +364,7 @@ def _pylate(stored: Mapping[str, Any]) -> LateInteraction:
 
 
 def _late_modules(folder: Path, modules: list[ModuleConfig], late: LateInteraction) -> list[ModuleConfig]:
-    """A late-interaction chain over token vectors, which PyLate writes without its mask and its normalisation."""
+    """Completes a late-interaction chain by the mask and the normalisation that PyLate does not write."""
     dense = [module for module in modules if module.kind == "Dense"]
     if not dense and late.strips:
         raise CheckpointError(f"{folder / 'modules.json'} has no Dense: PyLate would add an untrained projection")
@@ -390,7 +390,7 @@ def _is_stanford(folder: Path) -> bool:
 
 
 def _read_stanford(folder: Path) -> ModuleChain:
-    """ColBERTv2's layout: `linear.weight` among the encoder's weights, settings in artifact.metadata."""
+    """Reads ColBERTv2's layout: `linear.weight` among the encoder's weights, settings in artifact.metadata."""
     metadata = read_json(folder / "artifact.metadata") or {}
     length = metadata.get("query_maxlen") or 32
     late = LateInteraction(
@@ -412,7 +412,7 @@ def _read_stanford(folder: Path) -> ModuleChain:
 
 
 def pooling_modes(module: ModuleConfig) -> tuple[str, ...]:
-    """The modes of a Pooling module, in the order of their vectors; CheckpointError names one that does not exist."""
+    """Lists the modes of a Pooling module, in the order of their vectors; CheckpointError names an unknown one."""
     config = module.config
     if "pooling_mode" in config:
         chosen = config["pooling_mode"]
@@ -428,7 +428,7 @@ def pooling_modes(module: ModuleConfig) -> tuple[str, ...]:
 
 
 def chain_width(chain: ModuleChain, hidden_size: int) -> int:
-    """Width of the chain's vectors, told from its configuration. CheckpointError where a Dense does not fit."""
+    """Computes the width of the chain's vectors from its configuration. CheckpointError if a Dense does not fit."""
     width = hidden_size
     for module in chain.modules:
         if module.kind == "Pooling":
@@ -454,13 +454,13 @@ def _dense_width(chain: ModuleChain, module: ModuleConfig, width: int) -> int:
 
 
 def module_weights(folder: Path) -> Path:
-    """The weight file of a module's folder."""
+    """Returns the weight file of a module's folder."""
     single = folder / "model.safetensors"
     return single if single.is_file() else folder / "pytorch_model.bin"
 
 
 def _root_projection_width(folder: Path) -> int:
-    """Rows of Stanford's `linear.weight`, read from the header of the file that holds it."""
+    """Reads the rows of Stanford's `linear.weight` from the header of the file that holds it."""
     for path in weight_files(folder):
         if path.suffix == ".safetensors":
             with safe_open(path, framework="numpy") as file:

@@ -1,4 +1,4 @@
-"""Loads with transformers without its progress bars and its lists of what was left aside."""
+"""Silences transformers' progress bars and lists of unused weights while it loads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers.utils import logging as transformers_logging
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keeps transformers from showing a progress bar and a list of the heads that are left aside."""
+    """Suppresses transformers' progress bar and its list of unused heads."""
     verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""`FlagAutoModel`: FlagEmbedding's users give a name, and get the class that the name or the checkpoint asks for."""
+"""Implements `FlagAutoModel`, FlagEmbedding's factory: a name gives the class of the name or of the checkpoint."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COMPAT_CLASSES: dict[ModelClass, type[FlagEmbeddingCompat[Any]]] = {
 
 
 class FlagAutoModel:
-    """Picks the class for a model; use `FlagAutoModel.from_finetuned(...)`."""
+    """Chooses the class for a model; use `FlagAutoModel.from_finetuned(...)`."""
 
     def __init__(self) -> None:
         raise OSError("FlagAutoModel is made by FlagAutoModel.from_finetuned(model_name_or_path)")

@@ -1,4 +1,4 @@
-"""The embedder that the pipeline uses: texts in, contiguous buffers out. A class of models differs in data only.
+"""Implements the embedder of the pipeline: texts in, contiguous buffers out; model classes differ in data only.
 
 Upstream has five classes with the same 250 lines; here pooling, template and heads are values of one engine, and the
 five names translate arguments and return types (`flag_embedding.py` and the files beside it).
@@ -43,7 +43,7 @@ UNWEIGHTED = ("cls_token", "eos_token", "pad_token", "unk_token")
 
 
 class Embedder:
-    """One model, ready to embed. It keeps no state between calls, so any number of threads may share it."""
+    """Embeds by one loaded model. It keeps no state between calls, so any number of threads may share it."""
 
     def __init__(self, preparation: Preparation, engine: Engine | ModuleEngine) -> None:
         self.preparation = preparation
@@ -54,7 +54,7 @@ class Embedder:
         self.outputs: tuple[Output, ...] = engine.outputs
 
     def __reduce__(self) -> tuple[Callable[[EmbedderSpec], Embedder], tuple[EmbedderSpec]]:
-        """Pickles as its spec: whoever unpickles it loads the model."""
+        """Pickles as its spec: unpickling loads the model again."""
         from actors.embedders.registry import load_embedder
 
         return load_embedder, (self.spec,)
@@ -73,11 +73,11 @@ class Embedder:
 
     @property
     def input_embeddings(self) -> Tensor:
-        """(vocab_size, h): what each token goes into the model as, in the dtype of the pass."""
+        """Returns each token's input embedding, (vocab_size, h), in the dtype of the pass."""
         return self.engine.backbone.words
 
     def tokenise(self, texts: Iterable[str], kind: Kind = "passage", max_length: int | None = None) -> TokenBatch:
-        """See `Preparation.tokenise`."""
+        """Tokenises texts; see `Preparation.tokenise`."""
         return self.preparation.tokenise(texts, kind, max_length)
 
     def embed_tokens(
@@ -87,7 +87,7 @@ class Embedder:
         device_codec: DeviceCodec | None = None,
         kind: Kind = "passage",
     ) -> EmbeddingBatch:
-        """The asked outputs (None: all that the model has), in the order of the texts.
+        """Computes the requested outputs (None: all that the model has), in the order of the texts.
 
         kind: what the tokens are of; some models treat queries differently.
 
@@ -106,11 +106,11 @@ class Embedder:
         outputs: Sequence[Output] | None = None,
         device_codec: DeviceCodec | None = None,
     ) -> EmbeddingBatch:
-        """`embed_tokens` for rows of a block; a model that sees more than text finds it in the other columns."""
+        """Embeds the rows of a block as `embed_tokens`; a multimodal model also reads the other columns."""
         return self.embed_tokens(tokens, outputs, device_codec)
 
     def embed_corpus(self, texts: Iterable[str], outputs: Sequence[Output] | None = None) -> EmbeddingBatch:
-        """Passages: the passage instruction and length. Those that follow are tokenised while a model embeds.
+        """Embeds passages with their instruction and length; the next ones are tokenised during a pass.
 
         >>> batch = model.embed_corpus(["A panda eats bamboo.", "The river is deep."])
         >>> batch.dense.shape, batch.colbert.row(0).shape
@@ -122,7 +122,7 @@ class Embedder:
         return concat(parts) if parts else self.embed_tokens(self.tokenise([]), asked)
 
     def embed_queries(self, texts: Iterable[str], outputs: Sequence[Output] | None = None) -> EmbeddingBatch:
-        """Queries: the query instruction and length.
+        """Embeds queries with the query instruction and length.
 
         >>> passages = model.embed_corpus(["A panda eats bamboo.", "The river is deep."]).dense
         >>> (passages @ model.embed_queries(["what do pandas eat"]).dense[0]).argmax().item()
@@ -131,7 +131,7 @@ class Embedder:
         return self.embed_tokens(self.tokenise(texts, "query"), outputs, kind="query")
 
     def scored_tokens(self, tokens: TokenBatch, kind: Kind) -> npt.NDArray[np.bool_]:
-        """Which tokens have a ColBERT vector: bool (T,). M3 leaves out each text's first; others have rules."""
+        """Returns which tokens have a ColBERT vector, bool (T,): M3 leaves out each text's first; others have rules."""
         if self.preparation.rules is not None:
             return self.preparation.rules.scored(tokens.ids, kind == "query")
         keep = np.ones(len(tokens.ids), bool)
@@ -139,7 +139,7 @@ class Embedder:
         return keep
 
     def identity(self) -> Identity:
-        """What an index must have been built with to be searched with this embedder."""
+        """Returns what an index must have been built with to be searched with this embedder."""
         return dict(self._identity)
 
     @cached_property
@@ -148,12 +148,12 @@ class Embedder:
 
 
 def slices_of(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Slices of `size` items, the last one shorter."""
+    """Yields slices of `size` items, the last one shorter."""
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def prefetch_one(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Yields `map(function, items)`; a thread of its own computes the next item while the caller uses this one."""
+    """Yields `map(function, items)`; a background thread computes the next item while the caller uses this one."""
     with ThreadPoolExecutor(1, "prefetch") as thread:
         coming: deque[Future[R]] = deque()
         for item in items:
@@ -165,7 +165,7 @@ def prefetch_one(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 
 
 def checked_outputs(asked: Sequence[Output] | None, has: tuple[Output, ...], model: str) -> tuple[Output, ...]:
-    """The asked outputs (None: all), or ValueError with what the model can give."""
+    """Returns the requested outputs (None: all); ValueError names what the model has."""
     if asked is None:
         return has
     missing = [output for output in asked if output not in has]
@@ -176,7 +176,7 @@ def checked_outputs(asked: Sequence[Output] | None, has: tuple[Output, ...], mod
 
 
 def load_chain_engine(preparation: Preparation, chain: ModuleChain) -> ModuleEngine:
-    """The weights of a sentence-transformers chain, in the dtype and on the device that its ComputeSpec resolves to."""
+    """Loads the weights of a sentence-transformers chain, by its ComputeSpec's dtype and device."""
     spec, folder = preparation.spec, preparation.folder
     check_weights(folder)
     compute = resolve_compute(spec.compute, read_model_config(folder, spec.trust_remote_code))
@@ -211,7 +211,7 @@ def _query_table(preparation: Preparation, backbone: Backbone) -> QueryTable | N
 
 
 def load_engine(preparation: Preparation) -> Engine:
-    """The weights of a prepared model, in the dtype and on the device that its ComputeSpec resolves to."""
+    """Loads the weights of a prepared model, in the dtype and on the device that its ComputeSpec resolves to."""
     spec, folder = preparation.spec, preparation.folder
     assert spec.pooling is not None, "the spec is complete"
     check_weights(folder)
@@ -227,7 +227,7 @@ def load_engine(preparation: Preparation) -> Engine:
 
 
 def _head(preparation: Preparation, output: Output, compute: Compute, hidden_size: int) -> nn.Linear | None:
-    """The linear layer of this output; None where there is no file, which is the identity for ColBERT."""
+    """Loads the linear layer of this output; None if there is no file, which is the identity for ColBERT."""
     folder, name = head_folder(preparation), f"{output}_linear"
     loaded = load_head(folder, name)
     if loaded is None:

@@ -1,4 +1,4 @@
-"""The classes whose result is one vector a text: a matrix, or a single vector for a single text."""
+"""Implements the classes whose result is one vector per text: a matrix, or a single vector for a single text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(eq=False)
 class DenseCompat(FlagEmbeddingCompat[Floats | Tensor]):
-    """Results: (n, d) float32, or (d,) for one str; float16 from half precision on an accelerator."""
+    """Returns vectors (n, d) float32, or (d,) for one str; float16 from half precision on an accelerator."""
 
     @overload
     def encode(
@@ -94,14 +94,14 @@ class DenseCompat(FlagEmbeddingCompat[Floats | Tensor]):
 
 @dataclass(eq=False)
 class FlagModel(DenseCompat):
-    """BERT-like models: bge-*-en, bge-*-zh, e5, gte. pooling_method: cls, mean or last_token."""
+    """Embeds by BERT-like models: bge-*-en, bge-*-zh, e5, gte. pooling_method: cls, mean or last_token."""
 
     model_class: ClassVar[ModelClass] = "encoder-only-base"
 
 
 @dataclass(eq=False)
 class FlagLLMModel(DenseCompat):
-    """Decoders: e5-mistral, bge-multilingual-gemma2, Qwen3-Embedding. The last token's state is the vector."""
+    """Embeds by decoders (e5-mistral, bge-multilingual-gemma2, Qwen3-Embedding): the state of the last token."""
 
     query_instruction_format: str = INSTRUCT
     pooling_method: str | None = "last_token"
@@ -111,7 +111,7 @@ class FlagLLMModel(DenseCompat):
 
 @dataclass(eq=False)
 class FlagPseudoMoEModel(FlagLLMModel):
-    """Decoders with a choice of expert domains, e.g. `general`, `coding`, `reasoning`.
+    """Embeds by decoders with a choice of expert domains, e.g. `general`, `coding`, `reasoning`.
 
     The domain goes to checkpoints with code of their own that take one; any other checkpoint has none to choose from.
     """
@@ -126,7 +126,7 @@ class FlagPseudoMoEModel(FlagLLMModel):
 
     @property
     def domain(self) -> str | None:
-        """Upstream's second name for it."""
+        """Returns `domain_for_pseudo_moe`, by upstream's second name."""
         return self.domain_for_pseudo_moe
 
     def _domain(self, chosen: dict[str, Any]) -> str | None:

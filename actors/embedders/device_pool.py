@@ -1,4 +1,4 @@
-"""One model on several devices: a process for each, work handed out by tokens, errors handed back.
+"""Runs one model on several devices: a process for each, batches distributed by tokens, errors returned.
 
 A batch goes to whichever process is idle, longest texts first, so a slow device or a run of long texts delays nobody.
 Processes are started as fresh interpreters, not by multiprocessing's spawn, so the caller's script needs no main guard;
@@ -39,7 +39,10 @@ LEAST_SHARE = 4096
 
 
 def device_names(devices: Devices) -> list[str]:
-    """FlagEmbedding's `devices` as torch names; None: every accelerator, else the CPU. ValueError names a bad one."""
+    """Converts FlagEmbedding's `devices` to torch names; None: every accelerator, else the CPU.
+
+    ValueError if invalid.
+    """
     if devices is None:
         return _all_accelerators() or ["cpu"]
     listed = [devices] if isinstance(devices, (str, int)) else devices
@@ -70,7 +73,7 @@ def _device_name(device: object) -> str:
 
 @dataclass(slots=True, eq=False)
 class Worker:
-    """A process and this side of its pipe."""
+    """Holds a process and this side of its pipe."""
 
     device: str
     process: subprocess.Popen[bytes]
@@ -78,7 +81,7 @@ class Worker:
 
 
 class DevicePool:
-    """`embed_tokens` of one model over several devices. Threads may share it; their calls take turns."""
+    """Embeds by one model on several devices. Threads may share it; their calls run one after the other."""
 
     def __init__(self, spec: EmbedderSpec, devices: Sequence[str]) -> None:
         self.specs = [_on_device(spec, device, len(devices)) for device in devices]
@@ -87,7 +90,7 @@ class DevicePool:
         self._finalizer: weakref.finalize[[list[Worker]], Any] | None = None
 
     def embed_tokens(self, tokens: TokenBatch, request: EncodeRequest) -> EmbeddingBatch:
-        """`Engine.embed_tokens`, each batch on some device.
+        """Embeds as `Engine.embed_tokens`, each batch on some device.
 
         Raises what a worker raised, with the worker's traceback as its cause; RuntimeError where a worker has died.
         """
@@ -107,7 +110,7 @@ class DevicePool:
         return concat([results[number] for number in range(len(batches))]).take(inverse_permutation(batches))
 
     def close(self) -> None:
-        """Ends the processes; the next call starts them again."""
+        """Stops the processes; the next call starts them again."""
         if self._finalizer is not None:
             self._finalizer()
             self._finalizer, self._workers = None, []
@@ -119,7 +122,7 @@ class DevicePool:
         self._finalizer = weakref.finalize(self, _stop, self._workers)
 
     def _run(self, jobs: list[Job]) -> tuple[dict[int, EmbeddingBatch], Exception | None]:
-        """Results by job number. After a failure no further job is handed out, but every answer is awaited."""
+        """Collects results by job number. After a failure no further job is sent, but every answer is awaited."""
         results: dict[int, EmbeddingBatch] = {}
         waiting = list(enumerate(jobs))[::-1]
         busy: dict[Connection, tuple[Worker, int]] = {}
@@ -162,7 +165,7 @@ def _died(worker: Worker) -> RuntimeError:
 
 
 class WorkerTraceback(Exception):
-    """Where in the other process it happened; the cause of the exception that the caller sees."""
+    """Carries the traceback of the other process as the cause of the exception that the caller gets."""
 
 
 def _unpacked(answer: Answer) -> EmbeddingBatch | Exception:
@@ -206,7 +209,7 @@ def _stop(workers: list[Worker]) -> None:
 
 
 def serve(descriptor: int) -> None:
-    """The other process: a spec first, then jobs, one answer each, until the pipe closes."""
+    """Runs in the other process: receives a spec, then jobs, and answers each, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     pipe = Connection(descriptor)
     try:

@@ -1,4 +1,4 @@
-"""The encode loop of every embedder: batches by tokens, one forward pass each, all asked heads on its result."""
+"""Implements the encode loop of every embedder: batches by tokens, one forward pass each, all requested heads on it."""
 
 from __future__ import annotations
 
@@ -30,8 +30,11 @@ from actors.spec import Output, Pooling
 
 @dataclass(frozen=True, slots=True)
 class EncodeRequest:
-    """What one call wants. budget: at most so many tokens in a pass; ignore_truncate_dim: whole vectors; domain: for
-    checkpoints with code of their own that route by domain; device_codec: ColBERT vectors leave the device encoded."""
+    """Holds the options of one call.
+
+    budget: at most so many tokens in a pass; ignore_truncate_dim: whole vectors; domain: for checkpoints with code of
+    their own that route by domain; device_codec: ColBERT vectors leave the device encoded.
+    """
 
     outputs: tuple[Output, ...]
     budget: int | None = None
@@ -45,7 +48,7 @@ class EncodeRequest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Engine:
-    """A loaded model. `outputs`: what it can give; `colbert` None is the identity where colbert is among them."""
+    """Holds a loaded model. `outputs`: what it can compute; `colbert` None is the identity if colbert is among them."""
 
     backbone: Backbone
     compute: Compute
@@ -74,7 +77,7 @@ class Engine:
         return self.backbone.hidden_size if self.colbert is None else self.colbert.out_features
 
     def embed_tokens(self, tokens: TokenBatch, request: EncodeRequest) -> EmbeddingBatch:
-        """The asked outputs in the order of the texts. A text without any token gets zeros and no vectors."""
+        """Computes the requested outputs in text order. A text without tokens gets zeros and no vectors."""
         lengths = tokens.lengths
         filled, empty = np.flatnonzero(lengths), np.flatnonzero(lengths == 0)
         dense, colbert = self._buffers(lengths, request)
@@ -89,7 +92,7 @@ class Engine:
         return EmbeddingBatch(dense, sparse, colbert, lengths.astype(np.int32), tokens.n_truncated)
 
     def _buffers(self, lengths: IntArray, request: EncodeRequest) -> tuple[Array | None, MultiVectors | None]:
-        """Zeros for the outputs whose sizes are known before the pass; each batch writes its rows where they belong."""
+        """Allocates outputs whose sizes are known before the pass; each batch writes its rows into place."""
         cut = None if request.ignore_truncate_dim else self.truncate_dim
         dense = np.zeros((len(lengths), _cut(self.backbone.hidden_size, cut)), np.float32)
         return (

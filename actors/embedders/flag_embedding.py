@@ -49,7 +49,7 @@ READ_AT_EVERY_CALL = frozenset({"query_instruction_format", "passage_instruction
 
 @dataclass(eq=False)
 class FlagEmbeddingCompat(UpstreamModel, ABC, Generic[Result]):
-    """A model with FlagEmbedding's interface. Errors: see `load_embedder` and `Preparation.tokenise`."""
+    """Wraps an embedder in FlagEmbedding's interface. Errors: see `load_embedder`, `Preparation.tokenise`."""
 
     model_name_or_path: str
     normalize_embeddings: bool = True
@@ -119,7 +119,7 @@ class FlagEmbeddingCompat(UpstreamModel, ABC, Generic[Result]):
 
     @cached_property
     def model(self) -> nn.Module:
-        """transformers' module, for callers that reach through; loaded now, beside what encodes."""
+        """Returns transformers' module for direct use; loads it now, in addition to what encodes."""
         module: nn.Module = load_module(
             "AutoModel", self._checkpoint_folder, self.target_devices[0], self.trust_remote_code
         )
@@ -138,7 +138,7 @@ class FlagEmbeddingCompat(UpstreamModel, ABC, Generic[Result]):
         self, given: TextOrTexts, batch_size: int | None, max_length: int | None, instruction: str | None,
         instruction_format: str | None, options: dict[str, Any],
     ) -> Result:  # fmt: skip
-        """Texts as they are (or with `instruction`), cut to passage_max_length. One str gives one row."""
+        """Encodes texts as they are (or with `instruction`), cut to passage_max_length; one str gives one row."""
         texts = instruct(as_list(given), instruction, instruction_format or PLAIN)
         return self._encode(given, self._passages(texts, max_length), batch_size, options)
 
@@ -155,17 +155,17 @@ class FlagEmbeddingCompat(UpstreamModel, ABC, Generic[Result]):
         return self._encode(given, self._queries(texts, max_length), batch_size, options)
 
     def embed_corpus(self, texts: Iterable[str], outputs: Sequence[Output] | None = None) -> EmbeddingBatch:
-        """As `encode_corpus`, every output of the model (or those asked) as contiguous buffers."""
+        """Encodes as `encode_corpus`: every output of the model (or those requested) as contiguous buffers."""
         written = instruct(texts, self.passage_instruction_for_retrieval, self.passage_instruction_format)
         return self._embed(self._passages(written, None), outputs)
 
     def embed_queries(self, texts: Iterable[str], outputs: Sequence[Output] | None = None) -> EmbeddingBatch:
-        """As `encode_queries`, every output of the model (or those asked) as contiguous buffers."""
+        """Encodes as `encode_queries`: every output of the model (or those requested) as contiguous buffers."""
         written = instruct(texts, self.query_instruction_for_retrieval, self.query_instruction_format)
         return self._embed(self._queries(written, None), outputs)
 
     def stop_self_pool(self) -> None:
-        """Ends the processes of several devices; the next call starts them again."""
+        """Stops the processes of several devices; the next call starts them again."""
         if isinstance(self.runner, DevicePool):
             self.runner.close()
 
@@ -209,11 +209,11 @@ class FlagEmbeddingCompat(UpstreamModel, ABC, Generic[Result]):
 
     @abstractmethod
     def _asked(self, chosen: dict[str, Any]) -> tuple[Output, ...]:
-        """Returns the outputs that these call options ask for."""
+        """Returns the outputs that these call options request."""
 
     @abstractmethod
     def _result(self, batch: EmbeddingBatch, chosen: dict[str, Any], one: bool) -> Result:
-        """What the class returns for a list, or for one text."""
+        """Converts outputs to what the class returns for a list, or for one text."""
 
 
 def as_list(texts: str | Sequence[str]) -> Sequence[str]:
@@ -221,7 +221,7 @@ def as_list(texts: str | Sequence[str]) -> Sequence[str]:
 
 
 def precision(use_fp16: bool, use_bf16: bool, device: str, explicit_bf16: bool = False) -> ComputeSpec:
-    """bf16 before fp16 before fp32. On a CPU both only round the weights: upstream computes in fp32 there.
+    """Chooses bf16 before fp16 before fp32. On a CPU both only round the weights: upstream computes in fp32 there.
 
     explicit_bf16: bf16 was asked for by name, and is computed in where the processor has it.
     """

@@ -1,4 +1,4 @@
-"""In-context learning: examples before a query, a suffix after it, neither ever cut."""
+"""Implements in-context learning: examples before a query, a suffix after it, neither ever cut."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Examples = Sequence[Mapping[str, Any]]
 
 @dataclass(eq=False)
 class FlagICLModel(DenseCompat):
-    """bge-en-icl. Examples: `{"instruct": ..., "query": ..., "response": ...}`; instruct defaults to the query's."""
+    """Embeds by bge-en-icl with examples `{"instruct", "query", "response"}`; instruct defaults to the query's."""
 
     query_instruction_format: str = TAGGED
     pooling_method: str | None = "last_token"
@@ -32,7 +32,7 @@ class FlagICLModel(DenseCompat):
         self.set_examples()
 
     def set_examples(self, examples_for_task: Examples | None = None) -> None:
-        """Put these examples before every query; None goes back to the constructor's."""
+        """Prepends these examples to every query; None restores the constructor's."""
         examples = self.examples_for_task if examples_for_task is None else examples_for_task
         template, instruction = self.examples_instruction_format, self.query_instruction_for_retrieval
         self.prefix = "" if examples is None else examples_prefix(examples, template, instruction)

@@ -1,4 +1,4 @@
-"""BGE-M3: dense vectors, lexical weights and token vectors out of one pass, in upstream's containers.
+"""Implements BGE-M3: dense vectors, lexical weights and token vectors from one pass, in upstream's containers.
 
 Upstream's containers cost a Python object for each lexical weight; `embed_corpus` gives the same numbers as buffers.
 """
@@ -33,7 +33,7 @@ Lexical = defaultdict[str, np.float32]
 
 
 class M3Outputs(TypedDict):
-    """What a list of texts gives; None for what was not asked for, whatever the types say."""
+    """Types the result for a list of texts; None for outputs that were not requested, whatever the types say."""
 
     dense_vecs: Floats
     """(n, d)"""
@@ -44,7 +44,7 @@ class M3Outputs(TypedDict):
 
 
 class M3Output(TypedDict):
-    """What one text gives; None for what was not asked for, whatever the types say."""
+    """Types the result for one text; None for outputs that were not requested, whatever the types say."""
 
     dense_vecs: Floats
     lexical_weights: Lexical
@@ -53,7 +53,7 @@ class M3Output(TypedDict):
 
 @dataclass(eq=False)
 class BGEM3FlagModel(FlagEmbeddingCompat[dict[str, Any]]):
-    """bge-m3 and its like.
+    """Embeds by bge-m3 and models of its kind.
 
     encode* return `{"dense_vecs": (n, d) float32, "lexical_weights": [{str(token id): weight}], "colbert_vecs":
     [(tokens - 1, d)]}`, None for what was not asked, and single values for a single str.
@@ -148,7 +148,7 @@ class BGEM3FlagModel(FlagEmbeddingCompat[dict[str, Any]]):
 
     @cached_property
     def model(self) -> M3Module:
-        """transformers' module and the two heads, for callers that reach through; loaded beside what encodes."""
+        """Returns transformers' module and the two heads, for direct use; loads them beside what encodes."""
         module = load_module("AutoModel", self._checkpoint_folder, self.target_devices[0], self.trust_remote_code)
         return M3Module(module, head_folder(self.preparation), str(self.pooling_method), self.normalize_embeddings)
 
@@ -176,7 +176,7 @@ class BGEM3FlagModel(FlagEmbeddingCompat[dict[str, Any]]):
     def convert_id_to_token(
         self, lexical_weights: Weights | Sequence[Weights]
     ) -> dict[str, float] | list[dict[str, float]]:
-        """Token texts instead of ids. Upstream's rule: a list of one gives its only element."""
+        """Converts ids to token texts. Upstream's rule: a list of one gives its only element."""
         rows = [lexical_weights] if isinstance(lexical_weights, Mapping) else lexical_weights
         named = [{self.preparation.tokenizer.decode([int(key)]): weight for key, weight in row.items()} for row in rows]
         return named[0] if len(named) == 1 else named
@@ -184,7 +184,7 @@ class BGEM3FlagModel(FlagEmbeddingCompat[dict[str, Any]]):
     def compute_lexical_matching_score(
         self, lexical_weights_1: Weights | Sequence[Weights], lexical_weights_2: Weights | Sequence[Weights]
     ) -> float | Array:
-        """Sum over shared ids of the products: a number for two dicts, an (n1, n2) array for two lists."""
+        """Sums products over shared ids: a number for two dicts, (n1, n2) for two lists."""
         if isinstance(lexical_weights_1, Mapping) and isinstance(lexical_weights_2, Mapping):
             return lexical_score(lexical_weights_1, lexical_weights_2)
         if isinstance(lexical_weights_1, list) and isinstance(lexical_weights_2, list):
@@ -195,7 +195,7 @@ class BGEM3FlagModel(FlagEmbeddingCompat[dict[str, Any]]):
         )
 
     def colbert_score(self, q_reps: Array, p_reps: Array) -> Tensor:
-        """Mean over the query's tokens of the best dot product with a passage token: a 0-d tensor."""
+        """Averages over the query's tokens the best dot product with a passage token: a 0-d tensor."""
         return torch.from_numpy(np.asarray(q_reps) @ np.asarray(p_reps).T).amax(-1).sum() / len(q_reps)
 
     @overload

@@ -27,7 +27,10 @@ from actors.text.late_interaction import TokenRules, scored_offsets
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModuleEngine:
-    """A loaded chain. chain: None in a SPLADE model; splade, query_table: set there alone; rules: of ColBERT types."""
+    """Holds a loaded chain.
+
+    chain: None in a SPLADE model; splade, query_table: set only there; rules: of ColBERT types.
+    """
 
     backbone: Backbone
     compute: Compute
@@ -57,7 +60,7 @@ class ModuleEngine:
         return min(width, cut or width)
 
     def embed_tokens(self, tokens: TokenBatch, request: EncodeRequest) -> EmbeddingBatch:
-        """The chain's output in the order of the texts; a text without any token gets zeros, or nothing."""
+        """Computes the chain's output in text order; a text without any token gets zeros, or nothing."""
         lengths = tokens.lengths
         if request.kind == "query" and self.query_table is not None:
             sparse = self.query_table(tokens.ids.astype(np.int64), tokens.offsets)

@@ -1,4 +1,4 @@
-"""Scores of (query, passage) pairs by each of M3's outputs, pair by pair.
+"""Scores (query, passage) pairs by each of M3's outputs.
 
 Upstream scores every query of a batch against every passage and keeps the diagonal; its memory grows with the square
 of the batch, and its ColBERT score sees the padding of other passages. Here a pair is scored alone.
@@ -16,7 +16,7 @@ MODES = ("colbert", "sparse", "dense", "sparse+dense", "colbert+sparse+dense")
 
 
 def lexical_score(a: Mapping[str, float], b: Mapping[str, float]) -> float:
-    """Sum over the keys of both of the products."""
+    """Sums the products over the keys of both."""
     return sum(weight * b[key] for key, weight in a.items() if key in b)
 
 
@@ -50,12 +50,12 @@ def _pair(queries: EmbeddingBatch, passages: EmbeddingBatch, i: int) -> tuple[fl
 
 
 def sparse_score(a: tuple[Array, Array], b: tuple[Array, Array]) -> float:
-    """Dot product of two rows of (ids, weights)."""
+    """Computes the dot product of two rows of (ids, weights)."""
     _, left, right = np.intersect1d(a[0], b[0], assume_unique=True, return_indices=True)
     return float(a[1][left] @ b[1][right])
 
 
 def colbert_score(query: Array, passage: Array) -> float:
-    """Mean over the query's vectors of the best dot product with a passage vector; 0 where either has none."""
+    """Averages over the query's vectors the best dot product with a passage vector; 0 if either has none."""
     similar = query @ passage.T
     return float(similar.max(axis=1).mean()) if similar.size else 0.0

@@ -1,4 +1,4 @@
-"""A model by name, ready for the pipeline."""
+"""Loads a model by name for the pipeline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Visualized-BGE: text, picture, or picture with text, in one vector space.
+"""Implements Visualized-BGE: text, picture, or picture with text, in one vector space.
 
 The tower's patch states, projected, stand between a text's first token and the rest of it in the input of the BGE
 encoder, whose CLS state is the vector. Texts alone are what the BGE model makes of them. Rows are packed, not padded,
@@ -34,7 +34,7 @@ from actors.vision.weights import load_parts
 
 
 class VisualizedBGE(Embedder):
-    """One loaded model. Texts alone go through `embed_corpus` and `embed_queries` as with any embedder.
+    """Embeds by one loaded model; texts alone by `embed_corpus` and `embed_queries` as with any embedder.
 
     model_name_bge: folder or hub id of the BGE model, for config and tokenizer; from_pretrained, where given, is a
     local folder to take them from instead. model_weight: the published `.pth` file, or the same tensors as safetensors.
@@ -62,7 +62,7 @@ class VisualizedBGE(Embedder):
 
     @classmethod
     def from_spec(cls, spec: EmbedderSpec) -> VisualizedBGE:
-        """Returns the model of a spec with `picture_weights`."""
+        """Loads the model of a spec with `picture_weights`."""
         model = cls.__new__(cls)
         model._load(spec)
         return model
@@ -83,17 +83,17 @@ class VisualizedBGE(Embedder):
 
     @property
     def size(self) -> int:
-        """Side of the square pictures that the tower takes, in pixels."""
+        """Returns the side of the square pictures that the tower takes, in pixels."""
         return self.tower.config.size
 
     @property
     def text_room(self) -> int:
-        """Tokens of a text beside a picture: the positions that the picture leaves."""
+        """Returns the tokens left for a text beside a picture's positions."""
         return len(self.encoder.places) - self.tower.config.patches
 
     def encode(self, image: Picture | list[Picture] | None = None, text: str | list[str] | None = None) -> Tensor:
-        """Returns float32 (n, d) for pictures, texts, or pictures with one text each; a single one
-        gives n = 1, as upstream.
+        """Encodes pictures, texts, or pictures with one text each: float32 (n, d); a single one gives n = 1, as
+        upstream.
 
         Raises PictureError for a picture that cannot be used, ValueError where there is neither, or not one text a
         picture.
@@ -111,7 +111,7 @@ class VisualizedBGE(Embedder):
     def embed_images(
         self, images: Sequence[Picture], texts: Sequence[str] | None = None, kind: Kind = "passage"
     ) -> EmbeddingBatch:
-        """Pictures with one text each; without `texts` the empty text. Decodes them here: see `embed_pixels`."""
+        """Decodes and embeds pictures, each with one text or an empty one; see also `embed_pixels`."""
         pixels = [pixels_of(load(image), self.size) for image in images]
         side = self.size
         return self.embed_pixels(np.stack(pixels) if pixels else np.zeros((0, side, side, 3), np.uint8), texts, kind)
@@ -119,7 +119,7 @@ class VisualizedBGE(Embedder):
     def embed_pixels(
         self, pixels: Pixels, texts: Sequence[str] | None = None, kind: Kind = "passage"
     ) -> EmbeddingBatch:
-        """As `embed_images`, from pixels uint8 (n, size, size, 3) that `preprocess` has made elsewhere.
+        """Embeds as `embed_images`, from pixels uint8 (n, size, size, 3) decoded by `preprocess`.
 
         n_tokens counts a picture's patches too; a text is cut to what the picture leaves, and what is cut is counted.
         """
@@ -174,14 +174,13 @@ class VisualizedBGE(Embedder):
         return EmbeddingBatch(dense, None, None, lengths.astype(np.int32), tokens.n_truncated)
 
     def _patches(self, pixels: Pixels) -> Tensor:
-        """Returns (n, patches, h): what the tower sees, at the encoder's positions 1, 2, ..."""
+        """Computes the tower's patch states (n, patches, h), at the encoder's positions 1, 2, ..."""
         states = self.tower(normalised(pixels, self.compute.device, self.compute.dtype))[:, 1:]
         places = self.encoder.places[1 : 1 + self.tower.config.patches]
         return self.encoder.norm(self.projection(states) + places)
 
     def _fused(self, patches: Tensor, tokens: TokenBatch, offsets: IntArray) -> Tensor:
-        """Returns (T, h): of each row the first token at position 0, its patches, the other tokens
-        at the positions after."""
+        """Inserts each row's patches behind its first token, at position 0, and before the other tokens: (T, h)."""
         count = patches.shape[1]
         place = ranges(np.zeros(len(tokens), np.int64), tokens.lengths)
         place += np.where(place > 0, count, 0)

@@ -1,4 +1,4 @@
-"""Attention over texts that lie one after the other in one (tokens, heads, dim) tensor, with no padding between them.
+"""Computes attention over texts packed one after the other in a (tokens, heads, dim) tensor, without padding.
 
 On a GPU one variable-length flash call takes all texts; on a CPU with AMX `actors.kernels.amx_attention` runs in bf16.
 Elsewhere each run of equal lengths is one scaled_dot_product_attention call on strided views, which copies nothing on
@@ -31,7 +31,7 @@ LEAST_TILED = 512
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """Where each text lies: offsets int64 (n + 1,), counted in tokens; every text has at least one.
+    """Holds each text's place: offsets int64 (n + 1,), counted in tokens; every text has at least one.
 
     attended: the leading tokens of each text that attention sees, int (n,); None: all. The others see them, too.
     """
@@ -63,7 +63,7 @@ def _runs(offsets: IntArray, lengths: IntArray) -> list[tuple[int, int, int]]:
 
 @dataclass(frozen=True, slots=True)
 class AttentionOptions:
-    """What a layer's attention does besides softmax. window: a token sees those less than this many places away."""
+    """Configures a layer's attention besides softmax. window: a token attends to those closer than this."""
 
     scale: float
     causal: bool = False
@@ -72,7 +72,7 @@ class AttentionOptions:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, segments: Segments, options: AttentionOptions) -> Tensor:
-    """Each text attends to itself. query: (T, H, d); key, value: (T, H or fewer, d); returns (T, H, d), contiguous.
+    """Computes attention within each text: (T, H, d), contiguous. query: (T, H, d); key, value: (T, H or fewer, d).
 
     Rows past the last text belong to nobody and come back as zeros (a CPU batch is rounded up); they must be finite.
     """
@@ -98,7 +98,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, segments: Segments, option
 def _attend_leading(
     query: Tensor, key: Tensor, value: Tensor, segments: Segments, attended: Counts, options: AttentionOptions
 ) -> Tensor:
-    """`attend` where every token of a text sees the text's first `attended` tokens only; texts are short queries."""
+    """Computes `attend` with keys limited to each text's first `attended` tokens; texts are short queries."""
     if options.softcap is not None:
         raise ValueError("attention with soft-capping has no unattended tokens: query expansion needs another model")
     out, done = torch.zeros(query.shape, dtype=query.dtype, device=query.device), 0
@@ -114,7 +114,7 @@ def _attend_leading(
 
 
 def attend_firsts(query: Tensor, key: Tensor, value: Tensor, segments: Segments, options: AttentionOptions) -> Tensor:
-    """The first token of each text attends to all of its text, in the query's dtype, whatever the keys' is.
+    """Computes attention of each text's first token to all of its text, in the query's dtype.
 
     query: (n, H, d), one for each text; key, value: (T, H, d); returns (n, H, d).
     """
@@ -128,8 +128,7 @@ def attend_firsts(query: Tensor, key: Tensor, value: Tensor, segments: Segments,
 
 
 def _keys_read(query: Tensor, last: int, length: int) -> int:
-    """Returns how many keys the texts of a run read: on a CPU the length rounded up to whole
-    vectors, where tokens follow.
+    """Returns how many keys the texts of a run read: on a CPU the length rounded up to whole vectors.
 
     A row of scores that does not fill its last 16-wide vector costs up to twice as much in torch's CPU kernel. The
     keys past the end belong to the next text and are masked, so nothing is copied or padded to get there.
@@ -139,15 +138,14 @@ def _keys_read(query: Tensor, last: int, length: int) -> int:
 
 
 def _strided_views(x: Tensor, start: int, texts: int, step: int, size: int) -> Tensor:
-    """Returns (texts, H, size, d) views: `size` tokens from every `step`-th token on; they overlap
-    where size > step."""
+    """Returns (texts, H, size, d) views of `size` tokens from every `step`-th token on, overlapping if size > step."""
     stride, *inner = x.stride()
     shape, strides = (texts, size, *x.shape[1:]), (step * stride, stride, *inner)
     return x.as_strided(shape, strides, x.storage_offset() + start * stride).transpose(1, 2)
 
 
 def _block(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
-    """Returns (n, H, L, d) texts of one length L; keys past L, if any, belong to others and stay unseen."""
+    """Views texts of one length L as (n, H, L, d); keys past L, if any, belong to others and stay masked."""
     length, read = query.shape[2], key.shape[2]
     if options.softcap is not None:
         return _softcapped(query, key[:, :, :length], value[:, :, :length], options)
@@ -162,7 +160,7 @@ def _block(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions)
 
 @functools.lru_cache(maxsize=4096)
 def _tail(length: int, read: int, dtype: torch.dtype) -> Tensor:
-    """Returns (1, 1, L, read): nothing for a text's own keys, minus infinity for those past its end."""
+    """Returns the mask (1, 1, L, read): 0 for a text's own keys, minus infinity for those past its end."""
     row = torch.zeros(read, dtype=dtype)
     row[length:] = float("-inf")
     return row.expand(1, 1, length, read)
@@ -178,7 +176,7 @@ def _softcapped(query: Tensor, key: Tensor, value: Tensor, options: AttentionOpt
 
 
 def visible(length: int, options: AttentionOptions, device: torch.device) -> Tensor:
-    """Returns bool (L, L): may the token of this row look at the token of that column?"""
+    """Returns bool (L, L): whether the row's token attends to the column's."""
     place = torch.arange(length, device=device)
     ahead = place[None, :] - place[:, None]
     seen = ahead <= 0 if options.causal else torch.ones_like(ahead, dtype=torch.bool)
@@ -186,7 +184,7 @@ def visible(length: int, options: AttentionOptions, device: torch.device) -> Ten
 
 
 def _tiles_take(query: Tensor, key: Tensor, options: AttentionOptions) -> bool:
-    """Returns whether AMX tiles may answer; short calls, a query's say, are not worth compiling their kernels for."""
+    """Returns whether AMX tiles apply; short calls, such as a query's, are not worth compiling their kernels for."""
     plain = options == AttentionOptions(options.scale) and query.shape == key.shape and query.stride(2) == 1
     large = query.dtype == torch.bfloat16 and query.device.type == "cpu" and len(query) >= LEAST_TILED
     return plain and large and query.shape[2] in (32, 64)
@@ -194,7 +192,7 @@ def _tiles_take(query: Tensor, key: Tensor, options: AttentionOptions) -> bool:
 
 @functools.cache
 def _tiles() -> Callable[[Tensor, Tensor, Tensor, IntArray, float], Tensor] | None:
-    """`actors.kernels.amx_attention.attend` where numba and the processor can run it."""
+    """Returns `actors.kernels.amx_attention.attend` if numba and the processor can run it."""
     try:
         from actors.kernels import amx_attention as amx
     except (ImportError, RuntimeError):  # no numba, or no folder where it may keep what it compiles
@@ -209,7 +207,7 @@ def _flash_takes(query: Tensor, options: AttentionOptions) -> bool:
 
 @functools.cache
 def _flash() -> Callable[[Tensor, Tensor, Tensor, Segments, AttentionOptions], Tensor] | None:
-    """Returns one flash call over all texts; None before torch 2.10, which has no public variable-length attention."""
+    """Returns a flash call over all texts; None before torch 2.10, which has no public variable-length attention."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:

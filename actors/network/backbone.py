@@ -1,4 +1,4 @@
-"""The encoder or decoder under every head: packed tokens in, last hidden states out.
+"""Loads the encoder or decoder under every head: packed tokens in, last hidden states out.
 
 `load_backbone` picks the fastest forward that is exact for the checkpoint's architecture: our own for BERT and
 XLM-RoBERTa, transformers' modules with packed attention for the decoders and ModernBERT, a padded forward for the
@@ -59,7 +59,7 @@ def read_transformers_config(folder: Path, trust_remote_code: bool = False) -> P
 
 
 def load_backbone(folder: Path, compute: Compute, *, trust_remote_code: bool = False) -> Backbone:
-    """Returns the base model of a checkpoint folder; heads and poolers in it are left aside.
+    """Loads the base model of a checkpoint folder, without heads and poolers.
 
     Raises ValueError, with the names, where the folder lacks weights that the architecture needs.
     """
@@ -92,7 +92,7 @@ def load_transformers_backbone(folder: Path, compute: Compute, *, trust_remote_c
 
 
 def wrap_backbone(model: PreTrainedModel, compute: Compute) -> Backbone:
-    """The fastest forward that is exact for a loaded base model: packed where we have one, else padded."""
+    """Wraps a loaded base model in the fastest exact forward: packed if one exists, else padded."""
     from actors.network.rotary_encoder import RotaryEncoder, can_pack
     from actors.network.transformers_backbone import PaddedTransformer
 
@@ -106,8 +106,7 @@ def wrap_backbone(model: PreTrainedModel, compute: Compute) -> Backbone:
 def load_pretrained(
     auto: Any, folder: Path, compute: Compute, config: PretrainedConfig, **options: Any
 ) -> PreTrainedModel:
-    """Returns what one of transformers' Auto classes makes of a folder; ValueError names the
-    weights that are missing."""
+    """Loads a folder by one of transformers' Auto classes; ValueError names the missing weights."""
     from actors.checkpoints.quiet import quiet_transformers  # imports transformers
 
     with quiet_transformers():

@@ -1,4 +1,4 @@
-"""The two decoders that no current release of transformers runs: layerwise MiniCPM and cost-wise Gemma2.
+"""Implements the two decoders that no current transformers release runs: layerwise MiniCPM and cost-wise Gemma2.
 
 Both are read from the published weight names and run packed. A score may be taken after any layer, so `states` returns
 the normed state of each text's last token at the layers asked for and stops at the deepest of them. Gemma2 can also
@@ -31,7 +31,7 @@ Rotation = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class MiniCPMConfig:
-    """config.json of a layerwise MiniCPM; the defaults are those of its published configuration class."""
+    """Holds config.json of a layerwise MiniCPM; defaults are those of its published configuration class."""
 
     vocab_size: int = 32000
     hidden_size: int = 4096
@@ -53,7 +53,7 @@ class MiniCPMConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Gemma2Config:
-    """config.json of a cost-wise Gemma2; the defaults are those of its published configuration class."""
+    """Holds config.json of a cost-wise Gemma2; defaults are those of its published configuration class."""
 
     vocab_size: int = 256000
     hidden_size: int = 3072
@@ -73,7 +73,7 @@ class Gemma2Config:
 
 
 def read_config(kind: type[C], values: Mapping[str, Any]) -> C:
-    """Returns the known fields of a config.json; what it does not say keeps its default."""
+    """Reads the known fields of a config.json; missing ones keep their defaults."""
     rope = values.get("rope_parameters") or {}
     values = {**rope, **({"rope_scaling": rope} if "factor" in rope else {}), **values}
     return kind(**{field.name: values[field.name] for field in fields(kind) if field.name in values})  # type: ignore[arg-type]
@@ -99,7 +99,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A checkpoint's tensors on their way to the device: each leaves the dict as it is taken, so none is held twice."""
+    """Moves a checkpoint's tensors to the device: each leaves the dict as it is taken, so none is held twice."""
 
     weights: Weights
     compute: Compute
@@ -110,7 +110,7 @@ class Source:
         return self.weights.pop(name).to(self.compute.device, self.compute.dtype)
 
     def projection(self, *names: str) -> Projection:
-        """Several layers with one input as one layer."""
+        """Concatenates several linear layers with one input into one."""
         biased = f"{names[0]}.bias" in self.weights
         weight = torch.cat([self.take(f"{name}.weight") for name in names])
         return Projection(weight, torch.cat([self.take(f"{name}.bias") for name in names]) if biased else None)
@@ -128,7 +128,7 @@ class Source:
 
 
 class Decoder:
-    """What both have: embeddings, layers, final norm, attention with rotary positions, a gated feed-forward."""
+    """Holds what both share: embeddings, layers, final norm, rotary attention, a gated feed-forward."""
 
     def __init__(self, config: MiniCPMConfig | Gemma2Config, source: Source) -> None:
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads or config.num_attention_heads
@@ -153,7 +153,7 @@ class Decoder:
 
 
 class MiniCPM(Decoder):
-    """Llama's block, with embeddings and residual branches scaled."""
+    """Implements Llama's block, with embeddings and residual branches scaled."""
 
     def __init__(self, config: MiniCPMConfig, source: Source) -> None:
         super().__init__(config, source)
@@ -164,7 +164,7 @@ class MiniCPM(Decoder):
 
     @torch.inference_mode()
     def states(self, ids: Tensor, offsets: IntArray, layers: Collection[int]) -> dict[int, Tensor]:
-        """layer -> (n, h), the normed state of each text's last token after that many layers.
+        """Computes layer -> (n, h), the normed state of each text's last token after that many layers.
 
         ids: int64 (T,) on the device; offsets: int64 (n + 1,) on the host.
         """
@@ -205,7 +205,7 @@ class MiniCPM(Decoder):
 
 @dataclass(frozen=True, slots=True)
 class Compression:
-    """Before each of `layers`, groups of `ratio` neighbouring passage tokens become their mean.
+    """Averages groups of `ratio` neighbouring passage tokens before each of `layers`.
 
     starts, tails: int64 (n,), tokens of a text before its passage and after it; those stay as they are.
     """
@@ -234,7 +234,7 @@ class Compression:
 
 
 class Gemma2(Decoder):
-    """Gemma2's block: norms on both sides of each branch, and a window on every second layer.
+    """Implements Gemma2's block: norms on both sides of each branch, and a window on every second layer.
 
     The published class runs on an attention function without Gemma2's soft capping of attention scores; so does this.
     """
@@ -251,7 +251,7 @@ class Gemma2(Decoder):
     def states(
         self, ids: Tensor, offsets: IntArray, layers: Collection[int], compression: Compression | None = None
     ) -> dict[int, Tensor]:
-        """layer -> (n, h), the normed state of each text's last token after that many layers.
+        """Computes layer -> (n, h), the normed state of each text's last token after that many layers.
 
         ids: int64 (T,) on the device; offsets: int64 (n + 1,) on the host. Where a layer is asked for and compresses as
         well, its state is taken before.
@@ -289,19 +289,19 @@ class Gemma2(Decoder):
 
 
 def normed(x: Tensor, eps: float) -> Tensor:
-    """Divided by the root mean square of its last axis, in float32."""
+    """Divides by the root mean square of the last axis, in float32."""
     x = x.float()
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
 
 
 def frequencies(bases: np.ndarray[Any, np.dtype[Any]], width: int, device: torch.device) -> Tensor:
-    """Returns float32 (len(bases), width / 2): base ** (-2 i / width)."""
+    """Computes float32 (len(bases), width / 2): base ** (-2 i / width)."""
     powers = torch.arange(0, width, 2, device=device).float() / width
     return 1.0 / torch.from_numpy(bases).float().to(device)[:, None] ** powers
 
 
 def rotation_of(segments: Segments, inverse: Tensor) -> Rotation:
-    """Cosines and sines (T, 1, width / 2), float32, of positions that restart with each text."""
+    """Computes cosines and sines (T, 1, width / 2), float32, of positions that restart with each text."""
     lengths, total = segments.cumulative.diff(), int(segments.offsets[-1])
     starts = torch.repeat_interleave(segments.cumulative[:-1], lengths, output_size=total)
     places = torch.arange(total, device=inverse.device) - starts
@@ -312,7 +312,7 @@ def rotation_of(segments: Segments, inverse: Tensor) -> Rotation:
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Rotary positions on (T, H, width): component i turns with component i + width / 2."""
+    """Applies rotary positions to (T, H, width): component i turns with component i + width / 2."""
     cos, sin = rotation
     first, second = x.float().chunk(2, -1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)

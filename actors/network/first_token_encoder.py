@@ -1,4 +1,4 @@
-"""An encoder of which only each text's first token is read, as cross-encoders do: that row stays exact.
+"""Encodes texts for cross-encoders, which read only the first token (CLS): that row stays exact.
 
 Where linear layers are bf16 the row's own products and its attention run in float32 all the same. It is one row of a
 hundred, so on a CPU that costs no time that could be measured, and the error of a score falls to a quarter: what bf16
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class FirstTokenEncoder(PackedEncoder):
-    """`model` comes in float32; its linear layers become `dtype`, embeddings, norms and sums stay as they are."""
+    """Converts a float32 `model`'s linear layers to `dtype`; embeddings, norms and sums stay as they are."""
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
         exact, packed = model.device.type == "cpu", has_packed_linear()
@@ -43,7 +43,7 @@ class FirstTokenEncoder(PackedEncoder):
 
     @torch.inference_mode()
     def first_states(self, ids: Tensor, offsets: IntArray, kinds: Tensor | None = None) -> Tensor:
-        """float32 (n, h): the last hidden state of each text's first token. Arguments as in `forward`."""
+        """Computes the last hidden state of each text's first token: float32 (n, h). Arguments as `forward`."""
         segments = Segments(offsets, ids.device)
         places = segments.cumulative[:-1].long()
         x = self._embed(ids, segments, kinds)
@@ -62,7 +62,7 @@ class FirstTokenEncoder(PackedEncoder):
         return first
 
     def _split(self, projected: Tensor) -> tuple[Tensor, ...]:
-        """(T, c x h) to c views of (T, heads, h / heads)."""
+        """Splits (T, c x h) into c views of (T, heads, h / heads)."""
         return projected.view(len(projected), -1, self.heads, self.hidden_size // self.heads).unbind(1)
 
     def _layer(self, layer: Layer, x: Tensor, segments: Segments) -> Tensor:

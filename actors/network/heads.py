@@ -1,4 +1,4 @@
-"""What is read off the hidden states: one vector a text, a weight a term, a vector a token.
+"""Computes outputs from hidden states: one vector per text, a weight per term, a vector per token.
 
 Everything works on packed tokens, so the sparse head needs no (texts x vocabulary) table: it sorts (text, token id)
 keys and takes the maximum of each run. Results are float32 whatever the dtype of the pass, but for
@@ -29,7 +29,10 @@ LEAST_COMPILED = 512
 def dense(
     hidden: Tensor, offsets: IntArray, pooling: Pooling, *, normalize: bool = True, truncate_dim: int | None = None
 ) -> Tensor:
-    """float32 (n, d): one vector a text. hidden: (T, h). Dimensions are cut before the L2 norm (eps 1e-12)."""
+    """Computes one vector per text, float32 (n, d). hidden: (T, h).
+
+    Dimensions are cut before the L2 norm (eps 1e-12).
+    """
     vectors = _pool(hidden, offsets, pooling)[:, :truncate_dim]
     return to_unit(vectors, dim=-1) if normalize else vectors
 
@@ -49,7 +52,7 @@ def _pool(hidden: Tensor, offsets: IntArray, pooling: Pooling) -> Tensor:
 def sparse(
     hidden: Tensor, ids: Tensor, offsets: IntArray, linear: nn.Linear, excluded_ids: Collection[int]
 ) -> SparseVectors:
-    """M3's lexical weights: ReLU of one number a token, the maximum where an id repeats, ids ascending in each row.
+    """Computes M3's lexical weights: ReLU of one number per token, the maximum per id, ids ascending in each row.
 
     hidden: (T, h); ids: int64 (T,); excluded_ids: special tokens, which get no weight. Weights of 0 are dropped.
     """
@@ -58,12 +61,12 @@ def sparse(
 
 @torch.inference_mode()
 def token_weights(hidden: Tensor, linear: nn.Linear) -> Tensor:
-    """float32 (T,): ReLU of one number a token. A linear layer of width 1 would take 2.3 times as long."""
+    """Computes float32 (T,): ReLU of one number per token. A linear layer of width 1 would take 2.3 times as long."""
     return torch.relu(torch.mv(hidden, linear.weight[0]) + linear.bias).float()
 
 
 def collect(weights: Array, ids: Array, offsets: IntArray, excluded_ids: Collection[int]) -> SparseVectors:
-    """Token weights (T,) of packed texts to one row a text: the maximum of each id, ids ascending."""
+    """Collects token weights (T,) of packed texts to one row per text: the maximum of each id, ids ascending."""
     counts = weights > 0
     for special in excluded_ids:  # a handful: np.isin takes as long as all the rest
         counts &= ids != special
@@ -83,7 +86,7 @@ def colbert(
     hidden: Tensor, offsets: IntArray, linear: nn.Linear | None, *, normalize: bool = True,
     truncate_dim: int | None = None, device_codec: DeviceCodec | None = None,
 ) -> MultiVectors:  # fmt: skip
-    """One vector a token (`vector_dtype`), without each text's first token (cls); a closing eos is kept.
+    """Computes one vector per token (`vector_dtype`), without each text's first token (cls); a closing eos is kept.
 
     linear: None takes the hidden states as they are. Dimensions are cut before the L2 norm (eps 1e-12).
     device_codec: pools and encodes them before they leave the device, uint8.
@@ -98,8 +101,11 @@ def colbert(
 
 
 def _each_text(tokens: Tensor, offsets: IntArray, normalize: bool) -> Tensor:
-    """float32: all vectors but each text's first. Text by text, so that it is read once from memory: on a CPU half the
-    time of `_all_texts`, and compiled another half of that."""
+    """Returns all vectors but each text's first in float32, normalised if `normalize`.
+
+    It goes text by text, so that it is read once from memory: on a CPU half the time of `_all_texts`, and compiled
+    another half of that.
+    """
     shape = len(tokens) - len(offsets) + 1, tokens.shape[1]
     out = torch.from_numpy(np.empty(shape, np.float32))  # numpy asks for huge pages, torch does not: a quarter faster
     large = len(tokens) >= LEAST_COMPILED and tokens.dtype == torch.bfloat16
@@ -114,7 +120,7 @@ def _each_text(tokens: Tensor, offsets: IntArray, normalize: bool) -> Tensor:
 
 @functools.cache
 def _compiled() -> Callable[[Tensor, IntArray, Tensor], None] | None:
-    """`actors.kernels.normalize_bf16.normalize_token_rows` where numba can compile it."""
+    """Returns `actors.kernels.normalize_bf16.normalize_token_rows` if numba can compile it."""
     try:
         from actors.kernels.jit import HAS_NUMBA
         from actors.kernels.normalize_bf16 import normalize_token_rows
@@ -124,7 +130,7 @@ def _compiled() -> Callable[[Tensor, IntArray, Tensor], None] | None:
 
 
 def _all_texts(tokens: Tensor, offsets: IntArray, normalize: bool) -> Tensor:
-    """The same in a few kernels, for a GPU."""
+    """Does what `_each_text` does in a few kernels, for a GPU."""
     kept = torch.ones(len(tokens), dtype=torch.bool)
     kept[torch.from_numpy(offsets[:-1])] = False
     vectors = tokens[kept.nonzero().flatten().to(tokens.device)].float()
@@ -137,12 +143,12 @@ def _norms(vectors: Tensor) -> Tensor:
 
 
 def vector_dtype(device: torch.device, dtype: torch.dtype) -> type[np.floating[Any]]:
-    """float16 for a half-precision pass on a GPU, where float32 would double what has to leave it; else float32."""
+    """Returns float16 for a half-precision pass on a GPU, to halve the transfer; else float32."""
     return np.float16 if device.type == "cuda" and dtype != torch.float32 else np.float32
 
 
 def host(x: Tensor) -> Array:
-    """The numbers in host memory. From a GPU through pinned memory, which waits for this stream only."""
+    """Copies to host memory; from a GPU through pinned memory, which waits for this stream only."""
     if not x.is_cuda:
         return x.numpy()
     pinned = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)

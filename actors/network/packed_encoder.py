@@ -1,4 +1,4 @@
-"""BERT and XLM-RoBERTa, packed: they carry nearly all embedding work, so they get a forward of their own.
+"""Implements BERT and XLM-RoBERTa on packed tokens: they carry nearly all embedding work.
 
 Against the transformers modules over the same packed tokens: one matrix product for query, key and value, no mask, no
 dropout or cache bookkeeping, attention on views of that product. What it costs is this file, and a second place that
@@ -36,7 +36,7 @@ class Norm:
 
 
 class Linear:
-    """`activation(x @ weight.T + bias)`.
+    """Computes `activation(x @ weight.T + bias)`.
 
     On a CPU the weight is kept in oneDNN's blocked layout, and the erf-GELU runs inside the product. torch's own
     linear copies the bias over the output first and reorders the weight in every call.
@@ -78,7 +78,7 @@ class Layer:
 
 
 class PackedEncoder:
-    """`BertModel` or `XLMRobertaModel` (and RoBERTa), without pooler, over packed tokens.
+    """Runs `BertModel` or `XLMRobertaModel` (and RoBERTa), without pooler, over packed tokens.
 
     compiled: everything of a layer but its attention goes through torch.compile, which fuses the elementwise passes.
     """
@@ -108,7 +108,7 @@ class PackedEncoder:
     def forward(
         self, ids: Tensor, offsets: IntArray, kinds: Tensor | None = None, *, attended: Counts | None = None
     ) -> Tensor:
-        """Last hidden states (T, h) of packed texts.
+        """Computes the last hidden states (T, h) of packed texts.
 
         ids: int64 (T,); offsets: int64 (n + 1,) on the host; kinds: int64 (T,) token types, 0 where None; attended:
         see `Segments`.
@@ -118,7 +118,7 @@ class PackedEncoder:
 
     @torch.inference_mode()
     def forward_embedded(self, x: Tensor, offsets: IntArray) -> Tensor:
-        """Last hidden states (T, h) of tokens (T, h) that are embedded already: positions added, norm applied."""
+        """Computes the last hidden states (T, h) of embedded tokens (T, h): positions added, norm applied."""
         return self._encode(x, Segments(offsets, x.device))
 
     def _encode(self, x: Tensor, segments: Segments) -> Tensor:
@@ -135,7 +135,7 @@ class PackedEncoder:
         return self.norm(embedding(ids, self.words) + kind + embedding(places, self.places))
 
     def _places(self, ids: Tensor, segments: Segments) -> Tensor:
-        """Position of each token in its text; RoBERTa counts from pad + 1 and leaves literal pad tokens out."""
+        """Computes each token's position in its text; RoBERTa counts from pad + 1 and skips literal pad tokens."""
         if segments.longest > self.max_positions:
             raise ValueError(f"a text has {segments.longest} tokens, the model takes {self.max_positions}")
         starts = segments.cumulative[:-1].long()
@@ -164,7 +164,7 @@ def _after_attention(layer: Layer, mixed: Tensor, x: Tensor) -> Tensor:
 
 
 def join(*modules: nn.Linear, activation: str | None = None, packed: bool) -> Linear:
-    """Several layers with one input as one layer."""
+    """Concatenates several linear layers with one input into one."""
     weights, biases = [m.weight.detach() for m in modules], [m.bias.detach() for m in modules]
     return Linear(torch.cat(weights), torch.cat(biases), activation, packed=packed)
 

@@ -1,4 +1,4 @@
-"""ModernBERT, NomicBERT and GTE, packed: encoders with rotary positions and gated linear units (GLU).
+"""Implements ModernBERT, NomicBERT and GTE on packed tokens: rotary positions and gated linear units (GLU).
 
 They differ from BERT in three ways that one forward covers: queries and keys are rotated by their position instead of
 adding a position to the embedding, the feed-forward layer is gated, and ModernBERT normalises before a block and lets
@@ -32,7 +32,7 @@ Rotation = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Projection:
-    """`x @ weight.T + bias`; on a CPU the weight is kept in oneDNN's blocked layout."""
+    """Computes `x @ weight.T + bias`; on a CPU the weight is kept in oneDNN's blocked layout."""
 
     weight: Tensor
     bias: Tensor | None
@@ -46,7 +46,7 @@ class Projection:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OptionalNorm:
-    """Layer normalisation; ModernBERT's has no bias. weight None: the identity."""
+    """Applies layer normalisation; ModernBERT's has no bias. weight None: the identity."""
 
     weight: Tensor | None = None
     bias: Tensor | None = None
@@ -58,7 +58,7 @@ class OptionalNorm:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GatedLayer:
-    """One layer's weights. up: gate and value in one product; kind: which of the model's rotations and windows."""
+    """Holds one layer's weights. up: gate and value in one product; kind: which rotations and windows apply."""
 
     qkv: Projection
     out: Projection
@@ -70,7 +70,7 @@ class GatedLayer:
 
 
 class RotaryEncoder:
-    """`ModernBertModel`, `NomicBertModel` or `GteModel` without pooler, over packed tokens."""
+    """Runs `ModernBertModel`, `NomicBertModel` or `GteModel` without pooler, over packed tokens."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         config: Any = model.config
@@ -102,7 +102,7 @@ class RotaryEncoder:
 
     @torch.inference_mode()
     def forward(self, ids: Tensor, offsets: IntArray, *, attended: Counts | None = None) -> Tensor:
-        """Last hidden states (T, h), final norm applied. ids: int64 (T,); offsets: int64 (n + 1,) on the host.
+        """Computes last hidden states (T, h), final norm applied. ids: int64 (T,); offsets: int64 (n + 1,) on the host.
 
         attended: see `Segments`.
         """
@@ -146,8 +146,11 @@ def _rotate(x: Tensor, rotation: Rotation) -> Tensor:
 
 
 class _Rotations:
-    """cos and sin by position. The table grows with the longest text seen and is replaced as a whole, so that threads
-    which share the model read either the old one or the new one."""
+    """Caches cos and sin by position.
+
+    The table grows with the longest text seen and is replaced as a whole, so that threads which share the model read
+    either the old one or the new one.
+    """
 
     def __init__(self, frequencies: tuple[float, float], width: int) -> None:
         base, self.scaling = frequencies
@@ -172,7 +175,7 @@ def _head_width(config: Any) -> int:
 
 
 def _rope(config: Any, kind: str) -> tuple[float, float]:
-    """Base and scaling of the rotary embedding; ValueError for one that depends on the text's length."""
+    """Returns base and scaling of the rotary embedding; ValueError for one that depends on the text's length."""
     parameters = config.rope_parameters
     parameters = parameters.get(kind) or parameters
     if parameters.get("rope_type", "default") != "default":
@@ -181,7 +184,7 @@ def _rope(config: Any, kind: str) -> tuple[float, float]:
 
 
 def can_pack(config: Any) -> bool:
-    """Whether `RotaryEncoder` runs a model of this configuration: plain rotary positions, no mixture of experts."""
+    """Returns whether `RotaryEncoder` runs this configuration: plain rotary positions, no mixture of experts."""
     if config.model_type not in ROTARY_ENCODERS:
         return False
     parameters = config.rope_parameters

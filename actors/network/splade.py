@@ -1,4 +1,4 @@
-"""SPLADE: a masked language model's scores over the vocabulary, the maximum over a text's tokens, log-saturated.
+"""Implements SPLADE: a masked language model's vocabulary scores, max-pooled over a text's tokens, log-saturated.
 
 The head's (tokens x vocabulary) scores never exist as a whole: a slice of the vocabulary is scored for some hundred
 tokens at a time, and only each text's maximum is kept. `log(1 + relu(x))` grows with x, so it is taken of the maxima,
@@ -26,7 +26,7 @@ VOCABULARY_SLICE = 4096
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SpladeHead:
-    """The language-model head and SPLADE's pooling.
+    """Holds the language-model head and SPLADE's pooling.
 
     transform: (T, h) to (T, h), what the head does before the vocabulary. weight: (V, h); bias: (V,) or None.
     strategy: max or sum over tokens. saturations: how often log(1 + x) is taken (2 in OpenSearch's models).
@@ -43,7 +43,7 @@ class SpladeHead:
 
     @torch.inference_mode()
     def __call__(self, hidden: Tensor, offsets: IntArray) -> SparseVectors:
-        """One row of weights a text, ids ascending. hidden: (T, h); every text has at least one token."""
+        """Computes one row of weights per text, ids ascending. hidden: (T, h); every text has at least one token."""
         parts = [self._rows(hidden, part) for part in _groups(offsets)]
         return SparseVectors.join(parts) if parts else SparseVectors.empty(0)
 
@@ -79,7 +79,7 @@ class SpladeHead:
 
 
 def _groups(offsets: IntArray) -> list[IntArray]:
-    """Offsets of runs of whole texts with at most TOKENS_TOGETHER tokens, or one text."""
+    """Yields offsets of runs of whole texts with at most TOKENS_TOGETHER tokens, or one text."""
     groups, first = [], 0
     while first < len(offsets) - 1:
         last = int(np.searchsorted(offsets, offsets[first] + TOKENS_TOGETHER, side="right")) - 1
@@ -91,14 +91,14 @@ def _groups(offsets: IntArray) -> list[IntArray]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QueryTable:
-    """An inference-free query: each token that occurs weighs what the table says (its IDF)."""
+    """Weights an inference-free query: each token that occurs gets its weight in the table (its IDF)."""
 
     weight: np.ndarray[Any, np.dtype[np.float32]]
     top_k: int | None = None
     threshold: float = 0.0
 
     def __call__(self, ids: IntArray, offsets: IntArray) -> SparseVectors:
-        """One row a text: every distinct token of weight above the threshold. ids: (T,)."""
+        """Computes one row per text: every distinct token of weight above the threshold. ids: (T,)."""
         rows = [self._row(np.unique(ids[a:b])) for a, b in itertools.pairwise(offsets)]
         lengths = np.array([len(row) for row in rows], np.int64)
         joined = np.concatenate(rows) if rows else np.zeros(0, np.int64)
@@ -114,7 +114,7 @@ class QueryTable:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LanguageModelHead:
-    """transform, then a product with (V, h)."""
+    """Applies transform, then multiplies with (V, h)."""
 
     transform: Callable[[Tensor], Tensor]
     weight: Tensor
@@ -122,7 +122,7 @@ class LanguageModelHead:
 
 
 def read_head(model: Any) -> LanguageModelHead:
-    """The masked-language-model head of a transformers model; ValueError names an architecture that is not known."""
+    """Reads the masked-language-model head of a transformers model; ValueError names an unknown architecture."""
     decoder = model.get_output_embeddings()
     transform = _transform(model, model.config.model_type)
     if transform is None or not isinstance(decoder, nn.Linear):

@@ -1,4 +1,4 @@
-"""Loads a SPLADE checkpoint: the encoder under our packed forward, its language-model head beside it."""
+"""Loads a SPLADE checkpoint: the encoder for the packed forward, and its language-model head."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SATURATIONS = {"relu": 1, "log1p_relu": 2}
 
 
 def load_splade(folder: Path, compute: Compute, chain: ModuleChain, spec: EmbedderSpec) -> tuple[Backbone, SpladeHead]:
-    """The encoder and the head of a checkpoint with a language-model head. CheckpointError names what is unknown."""
+    """Loads encoder and head of a checkpoint with a language-model head. CheckpointError names what is unknown."""
     pooling = chain.modules[0] if chain.modules else None
     options = {} if pooling is None else pooling.config
     strategy, activation = options.get("pooling_strategy", "max"), options.get("activation_function", "relu")
@@ -38,7 +38,7 @@ def load_splade(folder: Path, compute: Compute, chain: ModuleChain, spec: Embedd
 
 
 def read_query_table(folder: Path, tokenizer: TextTokenizer) -> npt.NDArray[np.float32]:
-    """(V,) weights of an inference-free query: `weight` of the folder's weights, or the tokens of its idf.json."""
+    """Reads (V,) weights of an inference-free query: the folder's `weight`, or the tokens of its idf.json."""
     named = (read_json(folder / "config.json") or {}).get("path")
     table = read_json(folder / (Path(str(named)).name if named else "idf.json"))
     if table is None:

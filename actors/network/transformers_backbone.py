@@ -1,4 +1,4 @@
-"""Any transformers model as a backbone: packed where its attention can be replaced, padded where it cannot.
+"""Runs any transformers model as a backbone: packed if its attention can be replaced, else padded.
 
 transformers lets a model's attention function be chosen by name. Ours receives all texts as one row of length T with
 positions that restart, and the places where each text starts; so every architecture in `PACKABLE` runs unpadded with
@@ -33,7 +33,7 @@ def _packed_attention(
     segments: Segments, scaling: float | None = None, sliding_window: int | None = None,
     softcap: float | None = None, **kwargs: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """transformers' attention signature: query (1, H, T, d) in, (1, T, H, d) out."""
+    """Implements transformers' attention signature: query (1, H, T, d) in, (1, T, H, d) out."""
     causal = bool(module.is_causal) and getattr(module.config, "is_causal", True)
     options = AttentionOptions(query.shape[-1] ** -0.5 if scaling is None else scaling, causal, sliding_window, softcap)
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
@@ -65,11 +65,11 @@ class _Wrapped:
 
 
 class PackedTransformer(_Wrapped):
-    """A model that was loaded with `attn_implementation=PACKED_ATTENTION`."""
+    """Runs a model that was loaded with `attn_implementation=PACKED_ATTENTION`."""
 
     @torch.inference_mode()
     def forward(self, ids: Tensor, offsets: IntArray, *, attended: Counts | None = None) -> Tensor:
-        """Last hidden states (T, h), final norm applied. ids: int64 (T,); offsets: int64 (n + 1,) on the host.
+        """Computes last hidden states (T, h), final norm applied. ids: int64 (T,); offsets: int64 (n + 1,), host.
 
         attended: see `Segments`.
         """
@@ -85,13 +85,13 @@ class PackedTransformer(_Wrapped):
 
 
 class PaddedTransformer(_Wrapped):
-    """Right-padded forward through the model's own code, for what cannot be packed."""
+    """Runs a right-padded forward through the model's own code, for what cannot be packed."""
 
     @torch.inference_mode()
     def forward(
         self, ids: Tensor, offsets: IntArray, *, attended: Counts | None = None, domain: str | None = None
     ) -> Tensor:
-        """Last hidden states (T, h), padding removed. ids: int64 (T,); offsets: int64 (n + 1,) on the host.
+        """Computes last hidden states (T, h), padding removed. ids: int64 (T,); offsets: int64 (n + 1,), host.
 
         domain: an argument of that name goes to models whose forward has it (FlagEmbedding's pseudo MoE).
         """

@@ -1,4 +1,4 @@
-"""Sentence-transformers' modules over vectors: Pooling, Dense with its activation, LayerNorm and Normalize.
+"""Implements sentence-transformers' modules over vectors: Pooling, Dense with activation, LayerNorm and Normalize.
 
 The same functions run over token vectors (before a pooling, or in a late-interaction model) and over pooled ones.
 Pooled vectors are float32 whatever the dtype of the pass; token vectors keep it.
@@ -30,7 +30,7 @@ VectorFunction = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dense:
-    """`activation(x @ weight.T + bias)`, plus the input (projected where widths differ) in a residual module."""
+    """Computes `activation(x @ weight.T + bias)`, plus the input (projected if widths differ) in a residual module."""
 
     weight: Tensor
     bias: Tensor | None
@@ -61,13 +61,16 @@ def unit_length(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pooling:
-    """One vector a text: the joined results of one or several modes. skips_prompt: a prompt's tokens do not count."""
+    """Pools to one vector per text: the joined results of one or several modes.
+
+    skips_prompt: leaves prompt tokens out.
+    """
 
     modes: tuple[str, ...]
     skips_prompt: bool = False
 
     def __call__(self, hidden: Tensor, offsets: IntArray, prompt_length: int = 0) -> Tensor:
-        """float32 (n, len(modes) * h). hidden: (T, h); every text has at least one token."""
+        """Computes float32 (n, len(modes) * h). hidden: (T, h); every text has at least one token."""
         skipped = prompt_length if self.skips_prompt else 0
         return torch.cat([_pool(hidden, offsets, mode, skipped) for mode in self.modes], dim=-1)
 
@@ -88,7 +91,7 @@ def _pool(hidden: Tensor, offsets: IntArray, mode: str, skipped: int) -> Tensor:
 
 
 def _reduce(tokens: Tensor, mode: str, skipped: int) -> Tensor:
-    """(h,): one text's tokens by one mode; a text of which no token counts gets sentence-transformers' zeros."""
+    """Reduces one text's tokens by one mode to (h,); a text of which no token counts gets zeros, as upstream."""
     count = len(tokens)
     if mode == "max":
         return tokens.amax(0) if count else tokens.new_full((tokens.shape[1],), float("-inf"))
@@ -102,7 +105,7 @@ def _reduce(tokens: Tensor, mode: str, skipped: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedChain:
-    """A chain's functions: over token vectors, the pooling (None in a late-interaction model), over pooled vectors."""
+    """Holds a chain's functions: over token vectors, the pooling (None for late interaction), over pooled vectors."""
 
     token_functions: tuple[VectorFunction, ...]
     pooling: Pooling | None
@@ -123,7 +126,7 @@ class LoadedChain:
 
 
 def load_chain(chain: ModuleChain, hidden_size: int, compute: Compute, normalize_vectors: bool | None) -> LoadedChain:
-    """The functions of a chain with their weights.
+    """Loads the functions of a chain with their weights.
 
     normalize_vectors: None runs the chain's own Normalize; True normalises in the end, False leaves Normalize out.
     """
@@ -192,7 +195,7 @@ def _check_names(module: ModuleConfig, tensors: Iterable[str], needed: set[str])
 
 
 def _activation(module: ModuleConfig) -> nn.Module:
-    """The activation that a Dense names, which must be a class of torch's; Tanh where it names none."""
+    """Returns the activation that a Dense names, which must be a class of torch's; Tanh if it names none."""
     name = str(module.config.get("activation_function", "torch.nn.modules.activation.Tanh"))
     package, _, attribute = name.rpartition(".")
     found: Any = None
