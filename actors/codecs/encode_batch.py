@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from actors.codecs.codec import Codec
+from actors.codecs.names import SparseWeighting
 from actors.codecs.pooling import encode_colbert
-from actors.codecs.sparse_weighting import SparseWeighting, weight_sparse
+from actors.codecs.sparse_weighting import weight_sparse
 from actors.outputs import EmbeddingBatch, MultiVectors, TokenBatch
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from actors.codecs.codec import Codec
+from actors.codecs.names import TokenPooling
 from actors.codecs.table import encode
 from actors.outputs import IntArray, MultiVectors, offsets_of
 
-TokenPooling = Literal["none", "sequential2", "sequential3", "distinct"]
 POOLINGS: tuple[TokenPooling, ...] = get_args(TokenPooling)
 
 

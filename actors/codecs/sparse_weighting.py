@@ -8,13 +8,11 @@ so it is the default for the packaged model alone.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 
+from actors.codecs.names import SparseWeighting
 from actors.outputs import Array, IntArray, SparseVectors, TokenBatch
 
-SparseWeighting = Literal["max", "counted"]
 POWER, REPEATS = 0.75, 0.2
 
 

@@ -7,8 +7,6 @@ index (`actors.codecs.parameters`). What each loses is in benchmarks/RESULTS.md.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
-
 import numpy as np
 
 from actors.codecs.bits2 import Bits2
@@ -28,10 +26,6 @@ TRAINED: dict[str, type[TrainedCodec]] = {
     name: codec for name, codec in CODECS.items() if issubclass(codec, TrainedCodec)
 }
 """Codecs that are trained on vectors of the corpus before they encode any."""
-if TYPE_CHECKING:
-    CodecName = str
-else:
-    CodecName = Literal[tuple(CODECS)]  # pydantic lists the names in its errors
 
 
 def get_codec(codec: str | Codec, parameters: CodecParameters | None = None) -> Codec:

@@ -1,8 +1,6 @@
 """Defines a job's settings (`settings`) and loads them from files and command lines (`load`)."""
 
-from actors.codecs.pooling import TokenPooling
-from actors.codecs.sparse_weighting import SparseWeighting
-from actors.codecs.table import CodecName
+from actors.codecs.names import CodecName, SparseWeighting, TokenPooling
 from pipelines.config.channels import CHANNELS, MODES, Channel, ChannelSpec, Mode
 from pipelines.config.load import (
     apply_override,

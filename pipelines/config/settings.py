@@ -26,9 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from actors.codecs.pooling import TokenPooling
-from actors.codecs.sparse_weighting import SparseWeighting
-from actors.codecs.table import CodecName
+from actors.codecs.names import CodecName, SparseWeighting, TokenPooling
 from actors.spec import Boundaries, ComputeSpec, DType, EmbedderSpec, Output, PoolSpec, Window
 from pipelines.config.describe import attribute_docstrings
 

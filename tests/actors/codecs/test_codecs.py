@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.codecs import pooling
+from actors.codecs import names, pooling
 from actors.codecs import table as codecs
 from actors.codecs.table import TRAINED
 from actors.kernels.jit import HAS_NUMBA
@@ -21,6 +23,10 @@ NEEDS_NUMBA = pytest.mark.skipif(not HAS_NUMBA, reason="kernels are switched off
 def unit(n: int, dim: int, seed: int = 0) -> np.ndarray:
     x = np.random.default_rng(seed).standard_normal((n, dim)).astype(np.float32)
     return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def test_settings_may_name_every_codec() -> None:
+    assert get_args(names.CodecName) == tuple(codecs.CODECS)
 
 
 @pytest.mark.parametrize("codec", [name for name in codecs.CODECS if name not in TRAINED])
