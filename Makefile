@@ -6,7 +6,7 @@ ADAPTERS := .venv-adapters
 DOCS := .venv-docs
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test test-portable test-slow test-clients test-adapters docs lint check bench format clean
+.PHONY: help install demo test test-portable test-slow test-clients test-adapters docs notebooks lint check bench format clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -59,6 +59,9 @@ test-adapters: $(ADAPTERS)/.ready  ## the adapters by the test suites of their f
 test-portable: $(READY)  ## kernels and what uses them, with all code for single kinds of processors switched off
 	TRIDEX_PORTABLE=1 $(BIN)/python -m pytest -m "not ray and not slow" tests/actors/kernels tests/actors/codecs \
 		tests/actors/compute tests/actors/network tests/parity/test_embedder_goldens.py tests/pipelines/retrieval/scoring
+
+notebooks: $(READY)  ## run the notebooks and store what they print
+	$(BIN)/python notebooks/execute.py notebooks/*.ipynb
 
 lint: $(READY)  ## ruff and strict mypy
 	$(BIN)/ruff check .
