@@ -43,12 +43,12 @@ SCANNED = ("doc_id", "content_hash", "metadata_hash", "chunk_count")
 """Columns of the table that are compared."""
 SCAN_BATCH_ROWS = 4096
 QUICK_LOOK_BYTES = 256 * 2**20
-"""An input that one process reads in the time that Ray takes to start."""
+"""Input size that one process reads in Ray's start-up time."""
 UNITS_PER_TASK = 64
 ROWS_PER_PARTITION = 250_000
-"""A reducer holds about 150 bytes a row while it sorts: 40 MB, which the worker that it ran in keeps."""
+"""A reducer needs about 150 bytes per row to sort: 40 MB, which its worker process keeps afterwards."""
 BYTES_PER_ROW = 64
-"""A guess at how much of a file one row takes, to choose the number of partitions before anything was read."""
+"""Assumed file bytes per row, to choose the number of partitions before anything is read."""
 
 
 @dataclass(frozen=True, slots=True)

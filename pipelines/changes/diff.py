@@ -151,7 +151,7 @@ def locate_rows(rows: InputRows, which: IntArray) -> npt.NDArray[np.int64]:
 
 
 def _metadata_agrees(rows: InputRows, table: TableRows, first: IntArray) -> npt.NDArray[np.bool_]:
-    """Returns whether each table row has the metadata hash of the input row `first`; True where there is none."""
+    """Returns whether each table row has the metadata hash of the input row `first`; True if there is none."""
     agrees = np.ones(len(table), bool)
     has = first >= 0
     agrees[has] = (table.metadata[has] == rows.metadata[first[has]]).all(axis=1)

@@ -48,7 +48,7 @@ class UnitPlan:
     embed: Bits
     """One bit a row, least significant first: 1 where the row is to be embedded or carries an error."""
     duplicates: dict[int, str]
-    """Row to what is wrong with it."""
+    """Error message by row."""
     replaces: dict[int, list[int]]
     """Row of a changed document to the addresses of the table rows that it replaces."""
     updates: npt.NDArray[np.int64]
@@ -153,7 +153,7 @@ def report_changed_file(source: str, before: int, now: int, schema: pa.Schema) -
 
 
 def select_updates(unit: Any, plan: UnitPlan, read: ReadUnit) -> Iterator[pa.Table]:
-    """Yields the metadata-only rows of a unit with `_rowaddr`, a row for each table row that gets their values.
+    """Yields the metadata-only rows of a unit with `_rowaddr`, one row per table row to update.
 
     Rows of a file that has changed since may be other documents by now: who writes them compares id and content.
     """

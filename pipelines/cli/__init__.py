@@ -13,6 +13,6 @@ __all__ = ["app", "exports", "jobs", "main", "models", "searching", "serving"]
 
 def main() -> None:
     """Runs the command line; entry point of the console script."""
-    os.environ.setdefault("LANCE_LOG", "error")  # its warnings say that a table is not there yet
+    os.environ.setdefault("LANCE_LOG", "error")  # Lance warns of tables that do not exist yet
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a terminal in the C locale
     app()

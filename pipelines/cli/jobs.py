@@ -26,7 +26,7 @@ def build(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Build an index, or bring it up to date: only new and changed documents are embedded."""
+    """Build or update an index: only new and changed documents are embedded."""
     extra = ["job.prune=true"] if prune else []
     extra += [f"job.drop_columns={json.dumps(drop_column)}"] if drop_column else []
     job = build_config(config, input_paths, index, [*(overrides or []), *extra])
@@ -73,7 +73,7 @@ def plan(
     actors: Annotated[int | None, typer.Option(help="In each pool; what fits this machine if not given.")] = None,
     as_json: Json = False,
 ) -> None:
-    """What a build will take: documents, tokens, truncation, bytes, hours, cost; and what will hurt."""
+    """Estimate a build: documents, tokens, truncation, bytes, hours, cost; with warnings."""
     job = build_config(config, input_paths, index, overrides)
     from pipelines.plan import Pool, make_plan
 
@@ -124,7 +124,7 @@ def variables(given: list[str]) -> dict[str, str]:
 
 @app.command()
 def status(index: Index, as_json: Json = False) -> None:
-    """What is in an index: rows, outputs, model, quarantine, coverage of its search indexes, last job."""
+    """Show an index: rows, outputs, model, quarantine, coverage of its search indexes, last job."""
     from pipelines.store.status import read_status
 
     facts = read_status(index)
@@ -150,7 +150,7 @@ def optimize(
     address: Annotated[str | None, typer.Option(help="A Ray whose workers build the vector indexes.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Join small fragments, remove what nothing refers to, and bring all search indexes up to date."""
+    """Compact fragments, delete unreferenced files, and update all search indexes."""
     from pipelines.search_indexes.update import update_indexes
     from pipelines.store.maintain import optimize as run
 

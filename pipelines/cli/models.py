@@ -15,7 +15,7 @@ from pipelines.config import ConfigError, apply_override, parse_override
 
 @app.command("models")
 def list_models(as_json: Json = False) -> None:
-    """List the models known by name: class, outputs, pooling, length and how a query is prompted."""
+    """List the models known by name: class, outputs, pooling, length and query instruction."""
     from actors.models.inspection import catalogue_rows
 
     rows = catalogue_rows()
@@ -34,7 +34,7 @@ def inspect(
     passage_prompt: Annotated[str | None, typer.Option(help="Name of a stored prompt for passages.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a model would be loaded as, and why; no weights are loaded."""
+    """Show how a model would be loaded, and why; no weights are loaded."""
     from actors.models.inspection import as_lines, inspect_model
     from actors.spec import EmbedderSpec
 
@@ -73,7 +73,7 @@ def fit_heads(
     overrides: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE; may be repeated.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Give an encoder M3's sparse and ColBERT heads; keeps the simplest ones that are not beaten."""
+    """Fit M3's sparse and ColBERT heads to an encoder; keeps the simplest ones that are not beaten."""
     from actors.fitting import FitConfig
     from actors.fitting import fit_heads as run
 

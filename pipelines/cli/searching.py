@@ -59,7 +59,7 @@ def explain(
     as_json: Json = False,
     **given: Any,
 ) -> None:
-    """Why a document has its score: each channel's part, shared words, and the token that each query token matched."""
+    """Explain a document's score: each channel's part, shared words, and each query token's best match."""
     from pipelines.retrieval import open_index
 
     options = read_options(search_config, given)
@@ -73,7 +73,7 @@ def show(
     document: Annotated[str, typer.Argument(help="A document's or a chunk's id.")],
     as_json: Json = False,
 ) -> None:
-    """Print a document as the index holds it: chunks, places, metadata."""
+    """Print a document as stored: chunks, positions, metadata."""
     from pipelines.retrieval.show import read_document
     from pipelines.store.table import open_table
 
@@ -127,7 +127,7 @@ def evaluate(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """nDCG@10, recall@100, MRR@10 and MAP of each channel, fusion and reranker, each tested against BM25."""
+    """Measure nDCG@10, recall@100, MRR@10 and MAP of each channel, fusion and reranker against BM25."""
     from pipelines.config import read_search_config
     from pipelines.evaluation import evaluate as run
     from pipelines.evaluation import read_qrels, read_queries

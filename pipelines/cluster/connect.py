@@ -31,12 +31,12 @@ T = TypeVar("T")
 def running(config: RayConfig) -> Iterator[None]:
     """Connects to Ray: the process's own connection, else `address` or `RAY_ADDRESS`, else a new local one."""
     if ray.is_initialized():
-        _quiet()
+        _disable_ray_output()
         yield
         return
     _connect(config)
     try:
-        _quiet()
+        _disable_ray_output()
         yield
     finally:
         ray.shutdown()
@@ -53,18 +53,18 @@ def _connect(config: RayConfig) -> None:
         warnings.filterwarnings("ignore", message="lance")
         if address and address != "local":
             check_address(address, setting)
-            with _told(f"{setting} {address}: no connection to a Ray cluster"):
+            with _convert_ray_errors(f"{setting} {address}: no connection to a Ray cluster"):
                 ray.init(address=address, **silent)
             return
         cpus = config.num_cpus or (os.cpu_count() or 1) + 1
         give_token_without_home()
         where = {"_temp_dir": local_folder(), "_node_ip_address": LOOPBACK}
-        with _told("Ray could not be started on this machine"):
+        with _convert_ray_errors("Ray could not be started on this machine"):
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **where, **silent)
 
 
 @contextmanager
-def _told(problem: str) -> Iterator[None]:
+def _convert_ray_errors(problem: str) -> Iterator[None]:
     """Converts Ray's errors on connecting or starting to a ConfigError of one line."""
     from ray.exceptions import AuthenticationError, RayError
 
@@ -101,7 +101,7 @@ def _without(chatter: bytes) -> Iterator[None]:
                     os.write(2, line)
 
 
-def _quiet() -> None:
+def _disable_ray_output() -> None:
     """Turns off Ray Data's progress bars and its notice about that; tridex prints its own progress."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

@@ -76,11 +76,11 @@ def local_folder() -> str | None:
         named = f"{variable}={base}" if variable else base
         raise ConfigError(f"{named}: Ray cannot keep its files there: {error.strerror}") from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        return _own_folder(base)
+        return _create_user_folder(base)
     return str(folder)
 
 
-def _own_folder(base: str) -> str:
+def _create_user_folder(base: str) -> str:
     """Creates a folder of this user beside one that another user owns."""
     folder = Path(base, f"ray-{os.getuid()}")
     try:

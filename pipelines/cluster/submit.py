@@ -82,7 +82,7 @@ def submit_job(
     attempt of this job still runs, or if the config holds secrets.
     """
     address = resolve_address(address)
-    job = _checked_id(job_id or config.job.id)
+    job = _check_job_id(job_id or config.job.id)
     client = connect(address)
     before = attempts(job, address, client)
     if before and not before[-1].is_over:
@@ -110,7 +110,7 @@ def resolve_address(address: str | None) -> str:
     return address.rstrip("/")
 
 
-def _checked_id(job: str) -> str:
+def _check_job_id(job: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", job):
         raise ConfigError(f"job.id: {job!r} must be letters, digits, '_', '.', '-', as Ray needs it")
     return job
@@ -156,7 +156,7 @@ def auth_headers() -> dict[str, str]:
 
 
 def attempts(job: str, address: str | None = None, client: JobSubmissionClient | None = None) -> list[Attempt]:
-    """Returns all attempts of a job that the cluster remembers, oldest first."""
+    """Returns all attempts of a job that the cluster still lists, oldest first."""
     address = resolve_address(address)
     found = [_attempt(d, address) for d in (client or connect(address)).list_jobs() if _job_of(d) == job]
     return sorted(found, key=lambda a: a.number)
@@ -181,7 +181,7 @@ def _attempt(details: JobDetails, address: str) -> Attempt:
 
 
 def job_status(job: str, address: str | None = None) -> Attempt:
-    """Returns the last attempt of a job; ConfigError if the cluster knows none."""
+    """Returns the last attempt of a job; ConfigError if the cluster has none."""
     found = attempts(job, address)
     if not found:
         raise ConfigError(f"job {job!r} is not known at {resolve_address(address)}")

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from actors.embedders.base import Embedder
 
 WRITTEN_TOGETHER = 1000
-"""Documents of one commit."""
+"""Documents per commit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,7 +107,7 @@ class TridexDocumentStore:
 
     def count_unique_metadata_by_filter(self, filters: Filters, metadata_fields: list[str]) -> dict[str, int]:
         """Counts the distinct values of each field over the documents that meet the filters."""
-        return {name: len(self._unique(name, filters)) for name in map(_bare, metadata_fields)}
+        return {name: len(self._unique(name, filters)) for name in map(_strip_prefix, metadata_fields)}
 
     def get_metadata_fields_info(self) -> dict[str, dict[str, str]]:
         """Returns the fields that filters can name, each with its type."""
@@ -115,7 +115,7 @@ class TridexDocumentStore:
 
     def get_metadata_field_min_max(self, metadata_field: str) -> dict[str, Any]:
         """Returns the minimum and the maximum of a field; None if no document has it."""
-        values = self.documents.values(_bare(metadata_field))
+        values = self.documents.values(_strip_prefix(metadata_field))
         return {"min": min(values, default=None), "max": max(values, default=None)}
 
     def get_metadata_field_unique_values(
@@ -127,7 +127,7 @@ class TridexDocumentStore:
         filters: Filters | None = None,
     ) -> tuple[list[Any], int]:
         """Returns a page of a field's values and their total. search_term: a substring, case-insensitive."""
-        values = self._unique(_bare(metadata_field), filters)
+        values = self._unique(_strip_prefix(metadata_field), filters)
         if search_term is not None:
             values = [value for value in values if search_term.lower() in str(value).lower()]
         return values[from_ : from_ + size], len(values)
@@ -353,7 +353,7 @@ def _vectors(batch: EmbeddingBatch) -> list[tuple[list[float], SparseEmbedding |
     return list(zip(dense, rows, strict=True))
 
 
-def _bare(field: str) -> str:
+def _strip_prefix(field: str) -> str:
     """Removes Haystack's prefix from a field's name."""
     return field.removeprefix("meta.")
 
@@ -383,7 +383,7 @@ def _comparison(filter: Mapping[str, Any], columns: Mapping[str, pa.DataType]) -
     if operator in ("in", "not in") and not isinstance(value, list):
         raise ConfigError(f"filters: {operator!r} needs a list, got {value!r}")
     if operator in sql.ORDERED:
-        return _ordered(filter["field"], operator, value, columns)
+        return _compare_ordered(filter["field"], operator, value, columns)
     column, known = _column(filter["field"], columns)
     made: dict[str, Callable[[], str]] = {
         "==": lambda: sql.equals(known, column, value),
@@ -394,7 +394,7 @@ def _comparison(filter: Mapping[str, Any], columns: Mapping[str, pa.DataType]) -
     return made[operator]()
 
 
-def _ordered(field: str, operator: str, value: Any, columns: Mapping[str, pa.DataType]) -> str:
+def _compare_ordered(field: str, operator: str, value: Any, columns: Mapping[str, pa.DataType]) -> str:
     """Compares numbers or datetimes; texts are ordered only as ISO dates, as in Haystack."""
     column, known = _column(field, columns)
     if isinstance(value, str) and sql.moment(value) is None:
@@ -410,4 +410,4 @@ def _column(field: str, columns: Mapping[str, pa.DataType]) -> tuple[str, Mappin
     own = {"id": "doc_id", "content": "text"}
     if field in own:
         return own[field], {own[field]: pa.string()}
-    return column_of(_bare(field)), columns
+    return column_of(_strip_prefix(field)), columns

@@ -57,7 +57,7 @@ MODES = {
     VectorStoreQueryMode.SPARSE: {"mode": "sparse"},
     VectorStoreQueryMode.TEXT_SEARCH: {"mode": "bm25"},
 }
-"""What a query mode asks of `Index.search`; the default mode takes the store's own options."""
+"""Options of `Index.search` per query mode; the default mode takes the store's own options."""
 
 
 class TridexEmbedding(BaseEmbedding):

@@ -13,7 +13,7 @@ from pipelines.monitor.report import FOLDER
 from pipelines.reading.files import READ_ERRORS, filesystem
 
 MASKED = "**********"
-"""What pydantic shows in a secret's place."""
+"""Pydantic's mask of a secret."""
 
 
 def last_config(uri: str, overrides: Sequence[str] = ()) -> BuildConfig:
@@ -21,7 +21,7 @@ def last_config(uri: str, overrides: Sequence[str] = ()) -> BuildConfig:
 
     ConfigError where no run is remembered. Secrets are not: give them again as overrides.
     """
-    tree = _forget_secrets(_newest_report(uri)["config"])
+    tree = _remove_secrets(_newest_report(uri)["config"])
     tree["index"]["uri"] = uri
     for text in overrides:
         apply_override(tree, *parse_override(text))
@@ -42,8 +42,8 @@ def _newest_report(uri: str) -> dict[str, Any]:
     return report
 
 
-def _forget_secrets(tree: Any) -> Any:
+def _remove_secrets(tree: Any) -> Any:
     """Removes masked values from a tree."""
     if isinstance(tree, dict):
-        return {key: _forget_secrets(value) for key, value in tree.items() if value != MASKED}
-    return [_forget_secrets(value) for value in tree] if isinstance(tree, list) else tree
+        return {key: _remove_secrets(value) for key, value in tree.items() if value != MASKED}
+    return [_remove_secrets(value) for value in tree] if isinstance(tree, list) else tree

@@ -86,7 +86,7 @@ class BlockCost:
     failed: int
     batches: int
     padding: int
-    """Tokens computed for nothing."""
+    """Padding tokens computed."""
     halvings: int
     seconds: float
 

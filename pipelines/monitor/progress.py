@@ -35,7 +35,7 @@ def format_size(n: float) -> str:
 
 @dataclass
 class Progress:
-    """Prints the state of a job of `total` documents; None where the total is not known."""
+    """Prints the state of a job of `total` documents; None if the total is unknown."""
 
     total: int | None
     enabled: bool = True

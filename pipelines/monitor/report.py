@@ -185,12 +185,12 @@ LABELS = {
     "rows_in_index": "Rows in the index",
     "tokens_per_second": "Tokens per second",
 }
-"""What the page calls the counts of a summary; others are shown by their own names, without underscores."""
+"""Labels of a summary's counts; others are shown by name, without underscores."""
 
 
 def _table(values: Mapping[str, Any]) -> str:
     """Formats values as an HTML table; zeros and blanks are left out."""
-    shown = [(_label(name), _shown(v)) for name, v in _flat(values) if v not in (0, None, "")]
+    shown = [(_label(name), _format_value(v)) for name, v in _flatten(values) if v not in (0, None, "")]
     rows = "\n".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in shown)
     return f"<table>\n{rows}\n</table>"
 
@@ -199,11 +199,11 @@ def _label(name: str) -> str:
     return LABELS.get(name) or LABELS.get(f"embedded.{name}") or name.replace("_", " ").replace(".", ": ")
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     """Yields the values of a tree by dotted names."""
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 
@@ -214,7 +214,7 @@ def describe_machine() -> str:
     return f"{platform.node()}, {os.cpu_count()} CPUs, {system}, Python {platform.python_version()}"
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:,.1f}" if isinstance(value, float) else str(value)

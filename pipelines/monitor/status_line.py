@@ -17,7 +17,7 @@ from pipelines.monitor.progress import format_duration
 
 CLEAR = "\r\x1b[K"
 QUIET_SECONDS = 3
-"""A phase that waits for CPUs for less than this is not said to wait."""
+"""Seconds of waiting for CPUs before the line mentions it."""
 
 
 @dataclass
@@ -27,7 +27,7 @@ class StatusLine:
     enabled: bool = True
     stream: TextIO = field(default_factory=lambda: sys.stderr)
     waits_for: Callable[[], str | None] = field(default=lambda: None)
-    """Tells what the job has to wait for; asked when a phase begins, shown once the phase has lasted some seconds."""
+    """Returns what the job waits for; called when a phase begins, shown once the phase has lasted some seconds."""
     _phase: str | None = None
     _began: float = 0.0
     _reason: str | None = None

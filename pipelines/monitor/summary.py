@@ -21,7 +21,7 @@ class Summary:
     duplicates: int
     pruned: int
     backfilled: int
-    """Rows that were there and got outputs that they had not had."""
+    """Existing rows that got missing outputs (back-fill)."""
     seconds: float
     embed_seconds: float
     """Without the start of Ray, the comparison with the index and the search indexes."""
@@ -30,7 +30,7 @@ class Summary:
     new: int = 0
     changed: int = 0
     metadata_only: int = 0
-    """Documents of which nothing but metadata was new: written without being embedded."""
+    """Documents with only their metadata changed: written without embedding."""
     metadata_rows: int = 0
     """Rows that got new metadata."""
     gone: int = 0

@@ -16,9 +16,9 @@ from pipelines.plan.figures import Plan
 BLOCKS_PER_ACTOR = 6
 """Blocks in Ray's object store for each actor: two waiting, one in work, two done, one being written."""
 OBJECT_STORE_SHARE = 0.3 * 0.5
-"""Of a machine's memory: what Ray gives the object store by default, and what Ray Data uses of that."""
+"""Share of memory for Ray's object store by default, times the share of it that Ray Data uses."""
 REDO_SECONDS = 300
-"""Work that one may have to do twice without being warned."""
+"""Seconds of work lost in a crash above which the plan warns."""
 
 
 def warnings_of(plan: Plan, config: BuildConfig) -> tuple[str, ...]:

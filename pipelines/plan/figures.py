@@ -33,7 +33,7 @@ class EmbedderPlan:
     colbert_bytes: dict[str, float]
     """What the ColBERT output would take with each codec."""
     tokens_per_second: float | None
-    """Of one actor; None where there was nothing to measure with."""
+    """Of one actor; None if there was nothing to measure with."""
     measured: bool
     hours: float | None
     why: tuple[str, ...]

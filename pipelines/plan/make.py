@@ -87,15 +87,15 @@ def make_plan(config: BuildConfig, pool: Pool = Pool(), sample_rows: int = SAMPL
         embedders=embedders,
         hours=hours,
         cost=None if hours is None or pool.price is None else hours * pool.price,
-        redo_seconds=_redo(config, per_row, sample.chunks_in_all, hours),
+        redo_seconds=_estimate_redo_seconds(config, per_row, sample.chunks_in_all, hours),
         changes=changes,
-        seconds=_seconds(embedders, sample, config, changes),
+        seconds=_estimate_build_seconds(embedders, sample, config, changes),
         skipped=count_by_kind(planned.skipped),
     )
     return replace(plan, warnings=warnings_of(plan, config))
 
 
-def _seconds(
+def _estimate_build_seconds(
     embedders: Sequence[EmbedderPlan], sample: Sample, config: BuildConfig, changes: PlannedChanges | None
 ) -> float | None:
     """Estimates the seconds of a build on this machine, with start-up and search indexes; None for given speeds.
@@ -116,7 +116,7 @@ def _seconds(
     return STARTUP_SECONDS + embedding + chunks * (FULL_TEXT_SECONDS if config.index.full_text else 0.0)
 
 
-def _redo(config: BuildConfig, per_row: float, chunks: int, hours: float | None) -> float | None:
+def _estimate_redo_seconds(config: BuildConfig, per_row: float, chunks: int, hours: float | None) -> float | None:
     if hours is None or not chunks:
         return None
     rows = min(chunks, choose_fragment_rows(config, per_row, choose_block_rows(config, per_row)))
@@ -148,7 +148,7 @@ def _plan_embedder(
     kept, lost = sample.tokens(embedder.name)
     mean = float(kept.mean()) if len(kept) else 0.0
     tokens = round(mean * sample.chunks_in_all)
-    actors = pool.actors or pool_size(embedder.pool.spec(), _here(config.ray), 1 / len(config.embedders))
+    actors = pool.actors or pool_size(embedder.pool.spec(), _local_resources(config.ray), 1 / len(config.embedders))
     share = 1.0 if changes is None else changes.embedded_share
     speed = pool.tokens_per_second or measure_throughput(embedder, sample.chunks)
     stored = {output: n * sample.chunks_in_all for output, n in estimate_output_bytes(described, mean).items()}
@@ -172,6 +172,6 @@ def _plan_embedder(
     )
 
 
-def _here(config: RayConfig) -> dict[str, float]:
+def _local_resources(config: RayConfig) -> dict[str, float]:
     """Returns the resources of a local Ray, as `pipelines.cluster.connect` starts it."""
     return {"CPU": float(config.num_cpus or (os.cpu_count() or 1) + 1), "GPU": float(torch.cuda.device_count())}

@@ -78,11 +78,11 @@ def metadata_field(name: str, columns: Columns, schemas: Sequence[tuple[str, pa.
         if source not in schema.names:
             continue
         type_ = stored_type(schema.field(source).type)
-        common = (path, type_) if common is None else (common[0], _wider(name, common, (path, type_)))
+        common = (path, type_) if common is None else (common[0], _widen_type(name, common, (path, type_)))
     if common is None and name in PLACES:
         return PLACES[name]
     found = pa.null() if common is None else common[1]
-    return pa.field(name, _without_nulls(found))
+    return pa.field(name, _replace_null_types(found))
 
 
 def _stated_type(alias: str) -> pa.DataType:
@@ -113,18 +113,18 @@ def stored_type(type_: pa.DataType) -> pa.DataType:
     return type_
 
 
-def _without_nulls(type_: pa.DataType) -> pa.DataType:
+def _replace_null_types(type_: pa.DataType) -> pa.DataType:
     """Replaces null types, of columns or lists without any value, by string."""
     if pa.types.is_null(type_):
         return pa.string()
     if pa.types.is_list(type_):
-        return pa.list_(_without_nulls(type_.value_type))
+        return pa.list_(_replace_null_types(type_.value_type))
     if pa.types.is_struct(type_):
-        return pa.struct([pa.field(f.name, _without_nulls(f.type)) for f in type_])
+        return pa.struct([pa.field(f.name, _replace_null_types(f.type)) for f in type_])
     return type_
 
 
-def _wider(name: str, a: tuple[str, pa.DataType], b: tuple[str, pa.DataType]) -> pa.DataType:
+def _widen_type(name: str, a: tuple[str, pa.DataType], b: tuple[str, pa.DataType]) -> pa.DataType:
     try:
         schemas = [pa.schema([(name, type_)]) for _, type_ in (a, b)]
         return pa.unify_schemas(schemas, promote_options="permissive").field(name).type

@@ -44,14 +44,14 @@ def to_documents(
     """Converts rows of a file to documents in the read schema, in order; None for id or title: the file has none."""
     errors: Errors = {i: message for i, message in enumerate(raw.errors) if message is not None}
     n = len(raw)
-    text = _strings(_column(raw, columns.text), "text", errors)
-    title = None if columns.title is None else _titles(_column(raw, columns.title), errors)
+    text = _to_strings(_column(raw, columns.text), "text", errors)
+    title = None if columns.title is None else _to_titles(_column(raw, columns.title), errors)
     text = join_titles(text, title, config.template)
     text = text if config.pictures is None else pc.fill_null(text, "")
     _check_texts(text, config.max_text_bytes, errors, optional=config.pictures is not None)
     misfits: dict[int, list[str]] = {}
-    kept = {f.name: _typed(_column(raw, columns.source_of(f.name)), f, misfits) for f in fields}
-    content = text if config.pictures is None else _with_picture(text, kept[config.pictures.column])
+    kept = {f.name: _cast_column(_column(raw, columns.source_of(f.name)), f, misfits) for f in fields}
+    content = text if config.pictures is None else _join_picture(text, kept[config.pictures.column])
     ids = _ids(_column(raw, columns.id), errors) if columns.id is not None else _content_ids(content)
     bad = np.zeros(n, dtype=bool)
     bad[list(errors)] = True
@@ -100,7 +100,7 @@ def _values(column: Column) -> list[Any]:
     return values
 
 
-def _strings(column: Column, what: str, errors: Errors) -> pa.Array:
+def _to_strings(column: Column, what: str, errors: Errors) -> pa.Array:
     """Returns a string array; a value that is no text becomes null and is recorded in `errors`."""
     column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
     found = _arrow_strings(column)
@@ -109,24 +109,24 @@ def _strings(column: Column, what: str, errors: Errors) -> pa.Array:
     values: list[str | None] = []
     for i, value in enumerate(_values(column)):
         try:
-            values.append(_string(value))
+            values.append(_to_string(value))
         except ValueError as error:
             values.append(None)
             errors.setdefault(i, f"{what} {error}")
     return pa.array(values, pa.string())
 
 
-def _titles(column: Column, errors: Errors) -> pa.Array:
+def _to_titles(column: Column, errors: Errors) -> pa.Array:
     """Converts titles to texts, numbers to decimal; any other value is recorded in `errors`."""
     column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
     if not isinstance(column, list) and (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         return column.cast(pa.string())
     if isinstance(column, list):
         column = [str(v) if isinstance(v, (int, float)) and not isinstance(v, bool) else v for v in column]
-    return _strings(column, "title", errors)
+    return _to_strings(column, "title", errors)
 
 
-def _string(value: Any) -> str | None:
+def _to_string(value: Any) -> str | None:
     """Returns a text or None; ValueError describes any other value."""
     if value is None:
         return None
@@ -202,7 +202,7 @@ def _id(value: Any, row: int, errors: Errors) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     try:
-        return _string(value)
+        return _to_string(value)
     except ValueError as error:
         errors.setdefault(row, f"id {error}".replace("a string is", "a string or an integer is"))
         return None
@@ -215,19 +215,19 @@ def dropped_values(misfits: Mapping[str, int], fields: Sequence[pa.Field]) -> li
     return [Skipped("values", name, reason.format(types[name], name), n) for name, n in sorted(misfits.items())]
 
 
-def _typed(column: Column, field: pa.Field, misfits: dict[int, list[str]]) -> pa.Array:
+def _cast_column(column: Column, field: pa.Field, misfits: dict[int, list[str]]) -> pa.Array:
     """Casts a column to the type common to all files; a value that does not fit becomes null and is recorded."""
-    values = _castable(column, field)
+    values = _to_castable(column, field)
     try:
         return _cast(values, field.type)
     except (pa.ArrowException, UnicodeError, OverflowError):
         if len(values) > 1:
-            return pa.concat_arrays([_typed_row(values, i, field, misfits) for i in range(len(values))])
+            return pa.concat_arrays([_cast_row(values, i, field, misfits) for i in range(len(values))])
     misfits.setdefault(0, []).append(field.name)
     return pa.nulls(1, field.type)
 
 
-def _castable(column: Column, field: pa.Field) -> Column:
+def _to_castable(column: Column, field: pa.Field) -> Column:
     """Converts Python values to types that Arrow can cast; values without a storable type become JSON text."""
     if isinstance(column, list):
         return [_as_text(value) for value in column] if pa.types.is_string(field.type) else [*map(to_storable, column)]
@@ -260,15 +260,15 @@ def _cast(column: Column, type_: pa.DataType) -> pa.Array:
     return values.cast(type_)
 
 
-def _typed_row(column: Column, row: int, field: pa.Field, misfits: dict[int, list[str]]) -> pa.Array:
+def _cast_row(column: Column, row: int, field: pa.Field, misfits: dict[int, list[str]]) -> pa.Array:
     found: dict[int, list[str]] = {}
-    value = _typed(column[row : row + 1], field, found)
+    value = _cast_column(column[row : row + 1], field, found)
     for names in found.values():
         misfits.setdefault(row, []).extend(names)
     return value
 
 
-def _with_picture(text: pa.Array, pictures: pa.Array) -> pa.Array:
+def _join_picture(text: pa.Array, pictures: pa.Array) -> pa.Array:
     """Combines text and picture (its bytes or its location) into one value for hashing."""
     parts = [column.cast(pa.binary()) for column in (text, pictures)]
     return pc.binary_join_element_wise(*parts, pa.scalar(b"\0"), null_handling="replace")

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 PIXELS, THUMBNAIL = "pixels", "thumbnail"
 PICTURE_ROWS = 256
-"""Decoded pictures that travel together: 150 kB each."""
+"""Decoded pictures per block: 150 kB each."""
 DECODING: dict[str, Any] = {"num_cpus": 0.5, "batch_format": "pyarrow", "batch_size": PICTURE_ROWS}
-"""Half a CPU is what a pool of actors always leaves free."""
+"""Half a CPU, which a pool of actors always leaves free."""
 
 
 def check_pillow(config: InputConfig) -> None:
@@ -75,13 +75,15 @@ def decode(table: pa.Table, config: InputConfig, size: int) -> pa.Table:
     for i, row in enumerate(table.select([pictures.column, "text", "source", "error"]).to_pylist()):
         if row["error"] is None:
             try:
-                made[i] = _prepared(row[pictures.column], row, config, size)
+                made[i] = _prepare_picture(row[pictures.column], row, config, size)
             except (PictureError, ConfigError, *READ_ERRORS) as error:
                 failures[i] = redact(str(error), config.storage_options)
     return _with_columns(_failed(table, failures), made, pictures)
 
 
-def _prepared(picture: bytes | str | None, row: dict[str, Any], config: InputConfig, size: int) -> Prepared | None:
+def _prepare_picture(
+    picture: bytes | str | None, row: dict[str, Any], config: InputConfig, size: int
+) -> Prepared | None:
     from actors.vision.preprocess import PictureError, prepare
 
     limits = config.pictures
@@ -92,17 +94,17 @@ def _prepared(picture: bytes | str | None, row: dict[str, Any], config: InputCon
         return None
     name = None
     if isinstance(picture, str):
-        name = _absolute(picture, row["source"])
-        picture = _fetched(name, config, limits.max_bytes)
+        name = _resolve_path(picture, row["source"])
+        picture = _fetch_picture(name, config, limits.max_bytes)
     return prepare(picture, size=size, max_pixels=limits.max_pixels, thumbnail_side=limits.thumbnail, name=name)
 
 
-def _absolute(uri: str, source: str) -> str:
+def _resolve_path(uri: str, source: str) -> str:
     """Resolves a relative path against the folder of the file that contains it."""
     return uri if "://" in uri else posixpath.join(posixpath.dirname(source), uri)
 
 
-def _fetched(uri: str, config: InputConfig, max_bytes: int) -> bytes:
+def _fetch_picture(uri: str, config: InputConfig, max_bytes: int) -> bytes:
     from actors.vision.preprocess import PictureError
 
     client, path = filesystem(uri, config.storage_options)

@@ -25,7 +25,7 @@ def choose_formats(
 ) -> tuple[list[tuple[File, str]], list[SkippedFile]]:
     """Returns the files to read with their formats, and the rest; ConfigError if no format can be determined."""
     if config.format != "auto":
-        return _of_format(str(config.format), where, listing)
+        return _select_format(str(config.format), where, listing)
     files, skipped = (list(listing.files), []) if listing.exact else set_layouts_aside(listing.files)
     told = [(file, format_of(file.name)) for file in files]
     known = [(file, format_) for file, format_ in told if format_ is not None]
@@ -33,7 +33,7 @@ def choose_formats(
     data = [(file, format_) for file, format_ in known if not READERS[format_].is_document]
     if data and len(data) < len(known):
         skipped += [SkippedFile(file.uri, BESIDE_DATA) for file, format_ in known if READERS[format_].is_document]
-    chosen, without = _with_extras(data or known)
+    chosen, without = _split_by_installed(data or known)
     if without and not chosen:
         raise ConfigError(f"{where}: {path!r}: {without[0].reason}")
     formats = sorted({format_ for _, format_ in data or chosen})
@@ -43,7 +43,7 @@ def choose_formats(
     return chosen, [*skipped, *without]
 
 
-def _of_format(format_: str, where: str, listing: Listing) -> tuple[list[tuple[File, str]], list[SkippedFile]]:
+def _select_format(format_: str, where: str, listing: Listing) -> tuple[list[tuple[File, str]], list[SkippedFile]]:
     """Selects files whose names have the configured format's suffix; all files if none has."""
     if (extra := READERS[format_].missing_extra) is not None:
         raise ConfigError(f"{where}: {_needs(format_, extra)}")
@@ -52,7 +52,7 @@ def _of_format(format_: str, where: str, listing: Listing) -> tuple[list[tuple[F
     return [(file, format_) for file in named], [SkippedFile(uri, OTHER_FORMAT) for uri in sorted(rest)]
 
 
-def _with_extras(files: Sequence[tuple[File, str]]) -> tuple[list[tuple[File, str]], list[SkippedFile]]:
+def _split_by_installed(files: Sequence[tuple[File, str]]) -> tuple[list[tuple[File, str]], list[SkippedFile]]:
     """Separates files whose readers are installed from the others."""
     missing = {format_: READERS[format_].missing_extra for format_ in {format_ for _, format_ in files}}
     chosen = [(file, format_) for file, format_ in files if missing[format_] is None]

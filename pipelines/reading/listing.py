@@ -97,7 +97,7 @@ def list_files(uri: str, options: Mapping[str, SecretStr]) -> Listing:
     if found is not None:
         if _is_lance(fs, path):
             return Listing(path, (File(fs, path, prefix + path, options=options),), exact=True)
-        files, skipped = _in_folder(fs, path, prefix, options)
+        files, skipped = _list_folder(fs, path, prefix, options)
         return Listing(path, files, exact=False, skipped=_printable(skipped))
     if not _has_glob(path):
         return Listing(path, (), exact=True)
@@ -140,7 +140,7 @@ def _is_lance(fs: pafs.FileSystem, path: str) -> bool:
     return bool(fs.get_file_info(f"{path}/_versions").type == pafs.FileType.Directory)
 
 
-def _in_folder(
+def _list_folder(
     fs: pafs.FileSystem, folder: str, prefix: str, options: Mapping[str, SecretStr]
 ) -> tuple[tuple[File, ...], tuple[SkippedFile, ...]]:
     """Separates the files below a folder into candidates for reading and skipped ones."""
@@ -186,7 +186,7 @@ def _walk_local(folder: str) -> tuple[list[_Entry], list[SkippedFile]]:
     pending = [folder]
     while pending or links:
         if not pending:
-            _follow(links.pop(0), entries, skipped, seen, pending)
+            _add_link_target(links.pop(0), entries, skipped, seen, pending)
             continue
         for item in _scan(pending.pop(), skipped):
             if item.is_symlink():
@@ -209,7 +209,7 @@ def _scan(folder: str, skipped: list[SkippedFile]) -> list[os.DirEntry[str]]:
         return []
 
 
-def _follow(
+def _add_link_target(
     link: os.DirEntry[str],
     entries: list[_Entry],
     skipped: list[SkippedFile],
@@ -263,7 +263,7 @@ def _matching(fs: pafs.FileSystem, pattern: str, prefix: str, options: Mapping[s
     if folder is None or not folder.is_folder:
         return Listing(root, (), exact=False)
     wanted = glob_pattern(pattern)
-    files, skipped = _in_folder(fs, root, prefix, options)
+    files, skipped = _list_folder(fs, root, prefix, options)
     named = tuple(s for s in skipped if wanted.fullmatch(s.uri.removeprefix(prefix)))
     return Listing(root, tuple(f for f in files if wanted.fullmatch(f.path)), exact=False, skipped=_printable(named))
 

@@ -32,10 +32,10 @@ Rows: TypeAlias = (
     "pd.DataFrame | pl.DataFrame | pl.LazyFrame | pa.Table | pa.RecordBatch | pa.RecordBatchReader | datasets.Dataset"
     " | datasets.IterableDataset | ray.data.Dataset | Iterable[Mapping[str, Any]]"
 )
-"""What `build_index` takes beside a config."""
+"""In-memory data that `build_index` accepts beside a config."""
 
 SPOOL = ".spool-"
-"""What the name of a spool folder has after the index's."""
+"""Suffix of a spool folder's name, after the index's name."""
 LABEL = "memory"
 """What the index calls the source of such rows."""
 BATCH_ROWS = 4096
@@ -81,7 +81,7 @@ def record_batches(data: Any) -> Iterator[pa.RecordBatch]:
         frame = data.collect() if hasattr(data, "collect") else data
         return iter(frame.to_arrow().to_batches())
     if kind == "pandas":
-        return _of_pandas(data)
+        return _convert_pandas(data)
     if isinstance(data, pa.RecordBatch):
         return iter([data])
     if isinstance(data, (pa.Table, pa.RecordBatchReader)):
@@ -93,16 +93,16 @@ def record_batches(data: Any) -> Iterator[pa.RecordBatch]:
         return iter(pa.RecordBatchReader.from_stream(data))
     if not hasattr(data, "__iter__"):
         raise TypeError(f"build_index takes a config, a frame, a table or rows, not a {type(data).__name__}")
-    return _of_rows(data)
+    return _convert_rows(data)
 
 
-def _of_pandas(frame: pd.DataFrame) -> Iterator[pa.RecordBatch]:
+def _convert_pandas(frame: pd.DataFrame) -> Iterator[pa.RecordBatch]:
     """Converts a pandas frame: columns of one type directly, others value by value; the index is dropped."""
-    arrays = {str(name): _array(frame.iloc[:, i], from_pandas=True) for i, name in enumerate(frame.columns)}
+    arrays = {str(name): _to_array(frame.iloc[:, i], from_pandas=True) for i, name in enumerate(frame.columns)}
     yield from _table(arrays).to_batches()
 
 
-def _of_rows(rows: Iterable[Any]) -> Iterator[pa.RecordBatch]:
+def _convert_rows(rows: Iterable[Any]) -> Iterator[pa.RecordBatch]:
     iterator = iter(rows)
     first = 0
     while batch := list(itertools.islice(iterator, BATCH_ROWS)):
@@ -110,11 +110,11 @@ def _of_rows(rows: Iterable[Any]) -> Iterator[pa.RecordBatch]:
             if not isinstance(row, Mapping):
                 raise ConfigError(f"row {first + i}: is a {type(row).__name__}, a mapping of columns is needed")
         names = list(dict.fromkeys(str(name) for row in batch for name in row))
-        yield from _table({name: _array([row.get(name) for row in batch]) for name in names}).to_batches()
+        yield from _table({name: _to_array([row.get(name) for row in batch]) for name in names}).to_batches()
         first += len(batch)
 
 
-def _array(values: Any, from_pandas: bool = False) -> pa.Array | _JsonArray:
+def _to_array(values: Any, from_pandas: bool = False) -> pa.Array | _JsonArray:
     """Builds an Arrow array of the values' common type, or of JSON if there is none."""
     with contextlib.suppress(pa.ArrowException, UnicodeError, OverflowError, ValueError, TypeError):
         array = pa.array(values, from_pandas=from_pandas)

@@ -39,7 +39,7 @@ __all__ = ["InputPlan", "Unit", "metadata_fields", "plan_input", "plan_units", "
 UNIT_BYTES = 16 * 2**20
 MIN_BYTES = 2**16
 MIN_UNITS = 32
-"""Small inputs are cut finer than UNIT_BYTES, so that every worker gets something."""
+"""Small inputs are split finer than UNIT_BYTES, so that every worker gets a unit."""
 MAX_FILES = 1000
 THREADS = 16
 """Files inspected at once: on object storage, waiting is all that inspecting does."""
@@ -51,7 +51,7 @@ _Listed: TypeAlias = tuple[File, str, str]
 """A file, its format, and the folder that it was found in."""
 
 REWRITTEN = "the file was rewritten while the job ran"
-"""How the error of such a file begins; the next run takes it as it is then."""
+"""Start of the error of a file replaced while the job ran; the next run reads the new content."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -120,7 +120,7 @@ def plan_input(config: InputConfig) -> InputPlan:
     found = with_partition_columns(found, config.columns)
     _check_columns(config.columns, found)
     units = _split(config.columns, found)
-    return InputPlan(_grouped(units, part_bytes), tuple(s for s in skipped if s.uri not in files))
+    return InputPlan(_group_small_files(units, part_bytes), tuple(s for s in skipped if s.uri not in files))
 
 
 def _in_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
@@ -189,7 +189,7 @@ def _check_columns(columns: Columns, found: Sequence[Found]) -> None:
                 raise ConfigError(f"input.columns.{key}: {f.file.uri} has {names.count(name)} columns {name!r}")
 
 
-def _resolved(columns: Columns, schema: pa.Schema) -> Columns:
+def _resolve_columns(columns: Columns, schema: pa.Schema) -> Columns:
     """Returns the columns with `id` and `title` resolved for one file."""
     id_ = columns.id or next((name for name in ID_NAMES if name in schema.names), None)
     title = columns.title or ("title" if "title" in schema.names and columns.text != "title" else None)
@@ -203,26 +203,26 @@ def _split(columns: Columns, found: Sequence[Found]) -> list[Unit]:
     units = []
     for f in found:
         last = f.seen.schema if f.seen.schema is not None else last
-        mapping = _resolved(columns, last)
+        mapping = _resolve_columns(columns, last)
         version = f.seen.version or f.file.version
         root = f.root if READERS[f.format].is_document else ""
         units += [Unit((f.file.uri,), f.format, mapping, root, part, (version,)) for part in f.seen.parts]
     return units
 
 
-def _grouped(units: Iterable[Unit], part_bytes: int) -> list[Unit]:
+def _group_small_files(units: Iterable[Unit], part_bytes: int) -> list[Unit]:
     """Merges neighbouring small whole files of one kind into one unit."""
     grouped: list[Unit] = []
     for unit in units:
         last = grouped[-1] if grouped else None
-        if last is not None and _belong_together(last, unit, part_bytes):
-            grouped[-1] = _merged(last, unit)
+        if last is not None and _can_merge(last, unit, part_bytes):
+            grouped[-1] = _merge_units(last, unit)
         else:
             grouped.append(unit)
     return grouped
 
 
-def _belong_together(a: Unit, b: Unit, part_bytes: int) -> bool:
+def _can_merge(a: Unit, b: Unit, part_bytes: int) -> bool:
     alike = (a.format, a.columns, a.root) == (b.format, b.columns, b.root)
     return alike and _is_whole(a) and _is_whole(b) and a.size + b.size <= part_bytes and len(a.paths) < MAX_FILES
 
@@ -231,7 +231,7 @@ def _is_whole(unit: Unit) -> bool:
     return unit.format != "lance" and unit.part.stop < 0
 
 
-def _merged(a: Unit, b: Unit) -> Unit:
+def _merge_units(a: Unit, b: Unit) -> Unit:
     rows = None if a.rows is None or b.rows is None else a.rows + b.rows
     part = Part(rows=rows, size=a.size + b.size)
     return replace(a, paths=a.paths + b.paths, part=part, versions=a.versions + b.versions)
@@ -304,18 +304,18 @@ def _read_file(
     columns = unit.columns
     wanted = [columns.text, columns.id, columns.title, *(columns.source_of(field.name) for field in fields)]
     names = list(dict.fromkeys(name for name in wanted if name is not None))
-    if _rewritten(unit, path, version, config):
+    if _is_replaced(unit, path, version, config):
         yield error_table(source, UNREADABLE, f"{REWRITTEN}: nothing of it was read", fields)
         return
     file = replace(file_at(path, config.storage_options), version=version, root=unit.root)
     partitions = partition_values(file.path, names)
     for raw in READERS[unit.format].rows(file, unit.part, names, batch_rows, ReadOptions.of(config)):
         yield to_documents(fill_partitions(raw, partitions), source, columns, config, fields)
-    if _rewritten(unit, path, version, config):
+    if _is_replaced(unit, path, version, config):
         yield error_table(source, UNREADABLE, f"{REWRITTEN}, and while it was read", fields)
 
 
-def _rewritten(unit: Unit, path: str, version: str, config: InputConfig) -> bool:
+def _is_replaced(unit: Unit, path: str, version: str, config: InputConfig) -> bool:
     """Tells whether the file has been replaced since planning. A Lance table is read at its planned version."""
     file = file_at(path, config.storage_options)
     return unit.format != "lance" and file.version != version and file.exists

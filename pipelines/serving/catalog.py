@@ -49,7 +49,7 @@ class ServedIndex:
         self.name, self.uri, self.config = name, uri, config
         self.views: Mapping[str, View] = {}
         self.failure: str | None = None
-        """Why the newest version could not be opened; None while all is well."""
+        """Why the newest version could not be opened; None if it could."""
 
     def open(self, warm: bool = False) -> None:
         """Opens the newest version and replaces the views once it is loaded. ConfigError if there is no index."""
@@ -104,7 +104,7 @@ class Catalog:
             served.open()
             self._report(served, "opened")
         self._read_aliases()
-        gc.freeze()  # what is loaded now stays: later collections look at what changes
+        gc.freeze()  # excludes loaded data from later garbage collections
 
     def views(self) -> Iterator[View]:
         """Returns all views, in the order in which the indexes were configured."""
@@ -156,7 +156,7 @@ class Catalog:
                     return False
                 loaded = any(v.index.encoder.loaded is not None for v in served.views.values())
                 served.open(warm=self.warm or loaded)
-            except Exception as error:  # whatever storage does, the version that is open goes on answering
+            except Exception as error:  # on any storage failure, the open version stays in service
                 served.failure = type(error).__name__
                 self.metrics.refreshes.labels(served.name, "failed").inc()
                 log.error("%s: no newer version can be opened: %s", served.name, error)

@@ -57,17 +57,17 @@ class Filters:
             assert where is not None
             return self._mask(self.index.snapshot.matching(where))
         own = self.owned(key)
-        return self._mask(own if where is None else self._within(own, where))
+        return self._mask(own if where is None else self._evaluate_within(own, where))
 
     def owned(self, key: Key) -> IntArray:
         """Returns the positions of the rows that a key's filter allows."""
         assert key.filter is not None
         try:
             return self.index.snapshot.matching(key.filter)
-        except ConfigError as error:  # the operator's mistake, not the request's
+        except ConfigError as error:  # an invalid key file, not an invalid request
             raise OSError(f"the filter of key {key.name!r} does not fit {self.index.snapshot.uri}: {error}") from error
 
-    def _within(self, rows: IntArray, where: str) -> IntArray:
+    def _evaluate_within(self, rows: IntArray, where: str) -> IntArray:
         """Evaluates a condition over the given rows only; no other row's values are read."""
         snapshot = self.index.snapshot
         words = {word.lower() for word in re.findall(r"\w+", where)}
@@ -91,7 +91,7 @@ class Filters:
 def matching_rows(table: pa.Table, where: str) -> pa.Table:
     """Evaluates a SQL condition with Lance over an in-memory table; InvalidRequest names the fault."""
     if not table.num_rows:
-        table = pa.table({f.name: pa.nulls(1, f.type) for f in table.schema})  # the condition is checked all the same
+        table = pa.table({f.name: pa.nulls(1, f.type) for f in table.schema})  # validates it on a null row
         return _matching(table, where).slice(0, 0)
     return _matching(table, where)
 

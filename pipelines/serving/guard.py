@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from pipelines.serving.answering import Service
 
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/metrics", "/openapi.json"})
-"""Answered without a key: none of them tells anything of a document."""
+"""Paths answered without a key; none returns document data."""
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]", ""})
 CLOSE = {"Connection": "close"}
-"""What is left of a body that was not read must not be taken for the next request."""
+"""Closes the connection, so that an unread rest of a body is not parsed as the next request."""
 PORT = re.compile(r":\d+$")
 SECURITY_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
 
@@ -50,7 +50,7 @@ class Guard:
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
             self._check_host(headers)
             scope.setdefault("state", {})["key"] = self._key(scope["path"], headers)
-            await self.app(scope, self._bounded(headers, receive), watched)
+            await self.app(scope, self._bound_body(headers, receive), watched)
         except ApiError as refused:
             await refused.response()(scope, receive, watched)
         finally:
@@ -72,7 +72,7 @@ class Guard:
             raise ApiError(401, "a key is needed: Authorization: Bearer KEY", headers={"WWW-Authenticate": "Bearer"})
         return key
 
-    def _bounded(self, headers: Mapping[str, str], receive: Receive) -> Receive:
+    def _bound_body(self, headers: Mapping[str, str], receive: Receive) -> Receive:
         """Limits the size of a body and the time in which it must arrive."""
         limits, read, deadline = self.service.limits, 0, time.monotonic() + self.service.limits.body_seconds
         too_large = ApiError(413, f"the body is longer than {limits.body_bytes} bytes", headers=CLOSE)

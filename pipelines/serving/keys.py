@@ -44,7 +44,7 @@ class Key(Model):
 
 
 class KeyFile(Model):
-    """Describes the whole key file."""
+    """Describes the key file."""
 
     keys: tuple[Key, ...] = Field(min_length=1)
 

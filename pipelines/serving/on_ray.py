@@ -70,7 +70,7 @@ def application(arguments: dict[str, Any]) -> serve.Application:
 def serve_on_ray(config: ServeConfig, host: str, port: int, replicas: int, address: str | None) -> None:
     """Serves on a running Ray, or on a local one, until SIGTERM or SIGINT."""
     check_exposure(config, host)
-    open_service(config).threads.shutdown()  # a missing index is said here, not in a replica's log
+    open_service(config).threads.shutdown()  # reports a missing index here, not in a replica's log
     stopped = threading.Event()
     with running(RayConfig(address=address, progress=False)):
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -58,7 +58,7 @@ def serve(config: ServeConfig, host: str = "127.0.0.1", port: int = 8000) -> Non
         timeout_graceful_shutdown=DRAIN_SECONDS,
         backlog=2048,
     )
-    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises it again when it has drained: that is no failure
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises it again after draining: no failure
         signal.signal(number, lambda *_: None)
     uvicorn.Server(settings).run([listening])
 

@@ -56,7 +56,7 @@ class ServeConfig(Model):
     rerankers: tuple[str, ...] = ()
     """Rerankers that requests may name, each perhaps as NAME=MODEL; no other model is ever loaded by a request."""
     refresh_seconds: float = Field(5, gt=0)
-    """How often the index is looked at: a new version is served within this time plus that of opening it."""
+    """Polling interval: a new version is served within this time plus the time to open it."""
     prewarm: bool = False
     """Load models and read columns before the server is ready."""
     memory: int = Field(4 * 2**30, gt=0)

@@ -96,12 +96,12 @@ def typed_rows(index: Index, documents: Sequence[Mapping[str, Any]]) -> list[dic
         kind = index.snapshot.schema.field(name).type
         for i, row in enumerate(rows):
             if row.get(name) is not None:
-                row[name] = _typed(row[name], kind, f"documents.{i}.{name}")
+                row[name] = _to_type(row[name], kind, f"documents.{i}.{name}")
     return rows
 
 
-def _typed(value: Any, kind: pa.DataType, field: str) -> Any:
-    for first in (kind, None):  # as it is, or as what Arrow makes of it, cast
+def _to_type(value: Any, kind: pa.DataType, field: str) -> Any:
+    for first in (kind, None):  # with the column's type, or with Arrow's inferred type and a cast
         try:
             return pa.array([value], first).cast(kind)[0].as_py()
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):

@@ -1,4 +1,4 @@
-"""The formats that can be read, one a module. To add one: two functions in a module, and one line here."""
+"""Registers the readable formats, one per module. To add one: two functions in a module, and one line here."""
 
 from __future__ import annotations
 

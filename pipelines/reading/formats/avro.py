@@ -19,11 +19,11 @@ from pipelines.reading.formats.base import (
 from pipelines.reading.formats.jsonl import SAMPLE_ROWS, sample_schema
 
 ROW_BYTES = 2**12
-"""A guess at a row's size, to bound batches by bytes as well."""
+"""Assumed size of a row, to limit batches by bytes as well."""
 
 
 @contextlib.contextmanager
-def _errors_of(file: File) -> Iterator[None]:
+def _wrap_errors(file: File) -> Iterator[None]:
     """Wraps the errors of a damaged file, as which fastavro raises ValueError, KeyError, IndexError and others."""
     try:
         yield
@@ -37,7 +37,7 @@ def inspect(file: File, part_bytes: int, options: ReadOptions) -> Inspection:
 
     if not file.size:
         return Inspection(())
-    with _errors_of(file), file.stream() as stream:
+    with _wrap_errors(file), file.stream() as stream:
         sample = [row for row in itertools.islice(fastavro.reader(stream), SAMPLE_ROWS) if isinstance(row, dict)]
         return Inspection((Part(size=file.size),), sample_schema(sample, options.paths))
 
@@ -50,6 +50,6 @@ def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, option
 def _records(file: File) -> Iterator[tuple[int, int, Any]]:
     import fastavro
 
-    with _errors_of(file), file.stream() as stream:
+    with _wrap_errors(file), file.stream() as stream:
         for position, row in enumerate(fastavro.reader(stream)):
             yield position, ROW_BYTES, row if isinstance(row, dict) else f"row is a {type(row).__name__}, not a record"

@@ -27,7 +27,7 @@ UNREADABLE = -1
 """Position of a row that stands for an unknown number of rows of a damaged file."""
 
 BATCH_BYTES = 32 * 2**20
-"""A batch ends at this many bytes of input, however few rows that is."""
+"""Maximum bytes of input per batch, even for few rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Part:
     first_row: int = 0
     """Number of the part's first row within the file."""
     rows: int | None = None
-    """None where only reading can tell."""
+    """None if only reading can tell."""
     size: int = 0
     """Bytes in the file."""
 

@@ -63,10 +63,10 @@ def _split_lines(lines: io.TextIOWrapper, delimiter: str, quote: str) -> Records
         if len(line) >= longest and not line.endswith(("\n", "\r")):
             raise csv.Error(f"field larger than field limit ({longest})")
         line = line.rstrip("\r\n")
-        yield [_unquoted(value, quote) for value in line.split(delimiter)] if line else []
+        yield [_unquote(value, quote) for value in line.split(delimiter)] if line else []
 
 
-def _unquoted(value: str, quote: str) -> str:
+def _unquote(value: str, quote: str) -> str:
     """Removes the quotes around a value and undoubles those within it."""
     if len(value) < 2 or not value.startswith(quote) or not value.endswith(quote):
         return value

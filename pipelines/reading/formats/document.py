@@ -69,10 +69,10 @@ def _convert(file: File) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = _converter(suffix).convert(io.BytesIO(content), StreamInfo(extension=suffix))
-    return _with_title(result.markdown, result.title)
+    return _prepend_title(result.markdown, result.title)
 
 
-def _with_title(text: str, title: str | None) -> str:
+def _prepend_title(text: str, title: str | None) -> str:
     """Prepends the title as a heading, unless the text begins with it."""
     title = " ".join((title or "").split())
     return text if not title or title in text[: len(title) + 200] else f"# {title}\n\n{text}"

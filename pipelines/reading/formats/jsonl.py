@@ -84,7 +84,7 @@ def is_lines(head: bytes) -> bool:
         return bool(newline and value is not None and not _holds_objects(value))
     if not line.startswith("{") or not newline or _first_value(line) is not None:
         return True
-    return line.rstrip() != "{" and _first_value(text) is None and not _breaks_off(text)
+    return line.rstrip() != "{" and _first_value(text) is None and not _is_incomplete(text)
 
 
 def _first_value(text: str) -> Any:
@@ -95,7 +95,7 @@ def _first_value(text: str) -> Any:
         return None
 
 
-def _breaks_off(text: str) -> bool:
+def _is_incomplete(text: str) -> bool:
     """Tells whether a text may be the beginning of an incomplete JSON value."""
     try:
         json.JSONDecoder().raw_decode(text)

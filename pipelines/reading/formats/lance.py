@@ -13,7 +13,7 @@ from pipelines.reading.formats.base import BATCH_BYTES, Inspection, Part, RawRow
 
 
 @contextlib.contextmanager
-def _errors_of(file: File) -> Iterator[None]:
+def _wrap_errors(file: File) -> Iterator[None]:
     """Wraps the errors of a damaged file, as which Lance raises ValueError and RuntimeError too."""
     try:
         yield
@@ -34,7 +34,7 @@ def _open(file: File) -> pa.dataset.Dataset:
 
 def inspect(file: File, part_bytes: int, options: ReadOptions) -> Inspection:
     """Returns the table's schema and one part per fragment."""
-    with _errors_of(file):
+    with _wrap_errors(file):
         table = _open(file)
         parts = []
         row = 0
@@ -51,7 +51,7 @@ def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, option
     position = part.first_row
     row_bytes = part.size / max(part.rows or 1, 1)
     n_rows = max(1, min(batch_rows, int(BATCH_BYTES / max(row_bytes, 1))))
-    with _errors_of(file):
+    with _wrap_errors(file):
         table = _open(file)
         fragments = (
             [table.get_fragment(i) for i in range(part.start, part.stop)] if part.stop >= 0 else table.get_fragments()

@@ -65,24 +65,24 @@ def _row_group(
     footer: pq.ParquetFile, group: int, position: int, columns: Sequence[str], batch_rows: int
 ) -> Iterator[RawRows]:
     last = position + footer.metadata.row_group(group).num_rows
-    size = _rows_that_fit(footer.metadata.row_group(group), batch_rows)
+    size = _limit_batch_rows(footer.metadata.row_group(group), batch_rows)
     try:
         for batch in footer.iter_batches(size, row_groups=[group], columns=list(columns)):
-            yield _as_written(raw_batch(batch, columns, position), footer.schema_arrow)
+            yield _decode_mixed_columns(raw_batch(batch, columns, position), footer.schema_arrow)
             position += len(batch)
     except READ_ERRORS as error:
         message = f"row group {group} is damaged, its rows {position} to {last - 1} are lost: {error}"
         yield RawRows({}, np.array([UNREADABLE], dtype=np.int64), [message])
 
 
-def _as_written(raw: RawRows, schema: pa.Schema) -> RawRows:
+def _decode_mixed_columns(raw: RawRows, schema: pa.Schema) -> RawRows:
     """Parses the columns of mixed values that `memory.spooled` wrote as JSON."""
     mixed = [f.name for f in schema if f.name in raw.columns and JSON_KEY in (f.metadata or {})]
     decoded = {name: [None if v is None else json.loads(v) for v in to_values(raw.columns[name])] for name in mixed}
     return replace(raw, columns={**raw.columns, **decoded}) if mixed else raw
 
 
-def _rows_that_fit(group: pq.RowGroupMetaData, batch_rows: int) -> int:
+def _limit_batch_rows(group: pq.RowGroupMetaData, batch_rows: int) -> int:
     """Limits rows per batch: at most `batch_rows`, fewer if large rows would exceed BATCH_BYTES."""
     row_bytes = group.total_byte_size / max(group.num_rows, 1)
     return max(1, min(batch_rows, int(BATCH_BYTES / max(row_bytes, 1))))

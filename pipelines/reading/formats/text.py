@@ -27,7 +27,7 @@ def rows(file: File, part: Part, columns: Sequence[str], batch_rows: int, option
     """Yields one row; reads at most one byte beyond the size limit, so that an oversized text costs no memory."""
     try:
         content = _content(file, options.encoding, options.max_bytes)
-    except UnicodeError:  # `documents` says of the bytes as they are what is wrong with them
+    except UnicodeError:  # `documents` reports the invalid bytes
         content = _content(file, "utf-8", options.max_bytes)
     yield RawRows({"id": [path_id(file)], "text": [content]}, np.zeros(1, dtype=np.int64), [None])
 
