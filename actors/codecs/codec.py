@@ -41,7 +41,7 @@ class Codec(ABC):
 
     @abstractmethod
     def encode(self, vectors: Floats) -> Array:
-        """Encodes unit vectors (m, d): uint8 (m, width), or floats (m, d) where `is_float`."""
+        """Encodes unit vectors (m, d): uint8 (m, width), or floats (m, d) if `is_float`."""
 
     @abstractmethod
     def decode(self, codes: Array, dim: int) -> Floats:
@@ -74,10 +74,10 @@ class TrainedCodec(Codec):
     @classmethod
     @abstractmethod
     def train(cls, vectors: Array) -> CodecParameters:
-        """Estimates the parameters from vectors (m, d) of the corpus; ValueError where there is none."""
+        """Estimates the parameters from vectors (m, d) of the corpus; ValueError if there are none."""
 
     def required_parameters(self) -> Floats:
-        """Returns the parameters; ValueError where the codec was made without them."""
+        """Returns the parameters; ValueError if the codec was constructed without them."""
         if self.parameters is None:
             raise ValueError(f"the {self.name} codec needs the parameters of its index: get_codec(name, parameters)")
         return self.parameters

@@ -31,7 +31,7 @@ def to_metadata(parameters: ParametersByEmbedder) -> dict[bytes, bytes]:
 
 
 def from_metadata(metadata: Mapping[bytes, bytes] | None, name: str) -> CodecParameters | None:
-    """Reads the parameters of embedder `name` from schema metadata; None where its codec has none."""
+    """Reads the parameters of embedder `name` from schema metadata; None if its codec has none."""
     text = (metadata or {}).get(f"{KEY}{name}".encode())
     return None if text is None else np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False)
 

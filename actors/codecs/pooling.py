@@ -16,7 +16,7 @@ POOLINGS: tuple[TokenPooling, ...] = get_args(TokenPooling)
 
 
 def sequential_group_size(pooling: str) -> int:
-    """Returns how many neighbouring vectors become one; 1 where `pooling` does not join neighbours."""
+    """Returns how many neighbouring vectors are pooled into one; 1 if `pooling` does not pool neighbours."""
     return int(pooling.removeprefix("sequential")) if pooling.startswith("sequential") else 1
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Sign(Codec):
-    """Stores eight dimensions per byte, the first in the lowest bit; 1 where the coordinate is above zero."""
+    """Stores eight dimensions per byte, the first in the lowest bit; 1 for coordinates above zero."""
 
     name = "sign"
     scorer = "sign_bits"

@@ -43,7 +43,7 @@ class FlagAutoModel:
         where the name is unknown.
 
         `model_class` (as upstream: then the class's plain defaults hold) and every other argument win over both.
-        normalize_embeddings None: True, or what an unknown checkpoint's modules.json says. Raises ValueError where
+        normalize_embeddings None: True, or what an unknown checkpoint's modules.json says. Raises ValueError if
         the checkpoint needs remote code that was not trusted.
         """
         asked = EmbedderSpec(

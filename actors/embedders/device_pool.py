@@ -92,7 +92,7 @@ class DevicePool:
     def embed_tokens(self, tokens: TokenBatch, request: EncodeRequest) -> EmbeddingBatch:
         """Embeds as `Engine.embed_tokens`, each batch on some device.
 
-        Raises what a worker raised, with the worker's traceback as its cause; RuntimeError where a worker has died.
+        Raises what a worker raised, with the worker's traceback as its cause; RuntimeError if a worker has died.
         """
         share = max(LEAST_SHARE, int(tokens.lengths.sum()) // (SHARES * len(self.specs)))
         if os.getpid() != self._pid:  # a forked child: the processes and their pipes belong to its parent

@@ -199,7 +199,7 @@ class FlagEmbeddingCompat(UpstreamModel, ABC, Generic[Result]):
         return {name: getattr(self, name) if value is None else value for name, value in given.items()}
 
     def _as_upstream(self, values: Array) -> Array:
-        """Returns float16 where upstream's pass on an accelerator gives it, float32 elsewhere."""
+        """Converts to float16 if upstream's pass on an accelerator gives it, else float32."""
         on_cpu = self.target_devices[0].startswith("cpu")
         half = self.use_fp16 and not self.use_bf16 and not on_cpu and self.compute is None
         return values.astype(np.float16) if half else values

@@ -33,7 +33,7 @@ Lexical = defaultdict[str, np.float32]
 
 
 class M3Outputs(TypedDict):
-    """Types the result for a list of texts; None for outputs that were not requested, whatever the types say."""
+    """Types the result for a list of texts; None for outputs that were not requested, whatever the annotations."""
 
     dense_vecs: Floats
     """(n, d)"""
@@ -44,7 +44,7 @@ class M3Outputs(TypedDict):
 
 
 class M3Output(TypedDict):
-    """Types the result for one text; None for outputs that were not requested, whatever the types say."""
+    """Types the result for one text; None for outputs that were not requested, whatever the annotations."""
 
     dense_vecs: Floats
     lexical_weights: Lexical

@@ -40,7 +40,7 @@ class VisualizedBGE(Embedder):
     local folder to take them from instead. model_weight: the published `.pth` file, or the same tensors as safetensors.
     normlized is spelled as upstream spells it. options: further fields of EmbedderSpec.
 
-    Raises CheckpointError where weights are missing, left over or of another shape.
+    Raises CheckpointError if weights are missing, left over or of another shape.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class VisualizedBGE(Embedder):
         """Encodes pictures, texts, or pictures with one text each: float32 (n, d); a single one gives n = 1, as
         upstream.
 
-        Raises PictureError for a picture that cannot be used, ValueError where there is neither, or not one text a
+        Raises PictureError for a picture that cannot be used, ValueError if there is neither, or not one text a
         picture.
         """
         texts = [text] if isinstance(text, str) else text

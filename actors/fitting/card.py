@@ -26,7 +26,7 @@ ENCODER_FILES = ("*.json", "*.txt", "*.model", "1_Pooling/config.json")
 
 
 def check_existing_heads(folder: Path, hidden: int) -> None:
-    """Raises ValueError where the checkpoint has a head already that does not fit its encoder."""
+    """Raises ValueError if the checkpoint already has a head that does not fit its encoder."""
     for name in HEADS:
         head = load_head(folder, name)
         if head is not None and head.weight.shape[1] != hidden:

@@ -157,7 +157,7 @@ def _qrels(path: Path, at: dict[str, int]) -> dict[str, list[int]]:
 
 
 def _cropped(path: Path, limit: int, passage_limit: int, rng: Rng) -> Source:
-    """Makes queries from plain text: half of them are spans cropped from a passage, half its title where it has one."""
+    """Makes queries from plain text: half of them are spans cropped from a passage, half its title if it has one."""
     texts = list(dict.fromkeys((title.strip(), text) for title, text in _documents(path) if text.strip()))
     texts = [texts[i] for i in np.sort(rng.permutation(len(texts))[:passage_limit])]
     queries: list[str] = []
@@ -172,7 +172,7 @@ def _cropped(path: Path, limit: int, passage_limit: int, rng: Rng) -> Source:
 
 
 def _crop(text: str, rng: Rng) -> str | None:
-    """Crops a span of the text, or None where the text is too short to have one that is not most of it."""
+    """Crops a span of the text, or None if the text is too short for a span that is not most of it."""
     words = text.split()
     length = int(rng.integers(CROP_WORDS[0], CROP_WORDS[1] + 1))
     if len(words) < 2 * length:
@@ -205,7 +205,7 @@ def _parquet(file: Path) -> Iterator[tuple[str, str]]:
 
 
 def _check(source: Source, path: Path) -> None:
-    """Raises ValueError where there is nothing to learn from or no way to hold anything out."""
+    """Raises ValueError if there is nothing to train on or nothing can be held out."""
     if not source.queries:
         raise ValueError(f"{path} gives no pairs")
     distinct = {(query, rows[0]) for query, rows in zip(source.queries, source.positives, strict=True)}

@@ -55,7 +55,7 @@ def load_encoder(config: FitConfig) -> Encoder:
 
 
 def encode_texts(encoder: Encoder, texts: Sequence[str], kind: Kind, cache: Path) -> States:
-    """Computes token states of the texts, or takes them from `cache` where they are there already."""
+    """Computes token states of the texts, or reads them from `cache` if they are cached."""
     cache.mkdir(parents=True, exist_ok=True)
     model = f"{fingerprint(encoder.preparation.folder)} {encoder.compute.dtype}"
     tokens = encoder.preparation.tokenise(texts, kind)

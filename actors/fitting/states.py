@@ -54,7 +54,7 @@ def compute_states(
 ) -> States:
     """Computes the states of all tokens, or reads them from the cache in `folder` for the same model and ids.
 
-    model: the fingerprint of the weights. Raises ValueError where a state is not finite, with the text's row.
+    model: the fingerprint of the weights. Raises ValueError if a state is not finite, with the text's row.
     """
     path = folder / f"{_key(tokens, model)}.npy"
     if not path.exists():

@@ -8,7 +8,7 @@ import yaml
 
 
 def model_card(names: Sequence[str], weights: Sequence[float], losses: Sequence[float] | None, model_type: str) -> str:
-    """Renders Markdown with sources, weights, and the losses on the examples where the weights came from data."""
+    """Renders Markdown with sources, weights, and the losses on the examples if the weights came from data."""
     head = yaml.safe_dump(
         {"base_model": list(names), "base_model_relation": "merge", "tags": ["lm-cocktail", "merge", model_type]},
         sort_keys=False,

@@ -28,7 +28,7 @@ PROBE_LENGTH = 512
 
 
 def normalised_weights(weights: Sequence[float], count: int) -> list[float]:
-    """Scales the weights to sum to exactly 1; ValueError where they sum to another number or are not one a model.
+    """Scales the weights, one per model, to sum to exactly 1; ValueError if they sum to another number.
 
     The tolerance (1e-3, for thirds written with four digits) holds on both sides; upstream's holds above 1 only.
     """
@@ -100,7 +100,7 @@ def _tokenizer_difference(first: TextTokenizer, other: TextTokenizer) -> str | N
 
 
 def check_reranker(source: Source) -> None:
-    """Raises ValueError where a checkpoint has no classifier."""
+    """Raises ValueError if a checkpoint has no classifier."""
     if not any(name.startswith(("classifier.", "score.")) for name in source.tensors):
         raise ValueError(
             f"{source.name} has no classifier, so it is no reranker: is its model_type encoder or decoder?"

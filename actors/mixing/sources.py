@@ -68,7 +68,7 @@ def mapped(path: Path) -> dict[str, Tensor]:
 
 
 def open_source(name: str, cache_dir: str | None, *, base_only: bool) -> Source:
-    """Reads names, shapes and dtypes; CheckpointError where `name` is no model.
+    """Reads names, shapes and dtypes; CheckpointError if `name` is no model.
 
     base_only: take what `AutoModel` takes, under the names that it uses, so that checkpoints saved with a training
     head and without one can be mixed.

@@ -135,7 +135,7 @@ def complete(spec: EmbedderSpec, folder: Path) -> EmbedderSpec:
     `folder` holds the checkpoint.
 
     A `model_class` of the user's leaves pooling and template at that class's plain defaults, as upstream does.
-    Raises ValueError where a length exceeds the model's positions, where pooling and class contradict each other, and
+    Raises ValueError if a length exceeds the model's positions, where pooling and class contradict each other, and
     where the model needs code that the user has not trusted.
     """
     listed = EMBEDDERS.get(short_name(spec.model))

@@ -54,7 +54,7 @@ def available_outputs(preparation: Preparation) -> tuple[Output, ...]:
 def describe(preparation: Preparation) -> Identity:
     """Returns everything that an index must have been built with to be searched with this model.
 
-    Raises CheckpointError where a weight file is missing or damaged.
+    Raises CheckpointError if a weight file is missing or damaged.
     """
     spec, pictures = preparation.spec, preparation.spec.picture_weights
     if pictures is None:

@@ -116,7 +116,7 @@ def load_preparation(spec: EmbedderSpec, *, chains: bool = True) -> Preparation:
 def find_chain(spec: EmbedderSpec, folder: Path) -> ModuleChain | None:
     """Returns the module chain that this spec runs; None if FlagEmbedding's table, class or heads decide instead.
 
-    Raises CheckpointError where the spec asks for a class that the folder cannot be read as.
+    Raises CheckpointError if the spec asks for a class that the folder cannot be read as.
     """
     if spec.model_class in RUNNABLE:
         chain = read_module_chain(folder, spec.model_class)

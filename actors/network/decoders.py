@@ -188,7 +188,7 @@ class MiniCPM(Decoder):
         return normed(x, self.eps).to(x.dtype) * weight
 
     def _frequencies(self, lengths: IntArray) -> Tensor:
-        """Returns float32 (n, width / 2), or (1, width / 2) where the text's length does not matter.
+        """Returns float32 (n, width / 2), or (1, width / 2) if the text's length does not matter.
 
         Dynamic scaling depends on a text's own length, rounded up to 8 as upstream pads it. Upstream takes the longest
         that its process has seen so far, so that a score depends on what was scored before; for the first it agrees.

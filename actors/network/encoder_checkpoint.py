@@ -39,7 +39,7 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True, slots=True)
 class EncoderConfig:
-    """The part of config.json that the packed forward reads, under transformers' names."""
+    """Holds the part of config.json that the packed forward reads, under transformers' names."""
 
     model_type: str
     vocab_size: int
@@ -56,7 +56,9 @@ class EncoderConfig:
 
 
 class EncoderWeights(SimpleNamespace):
-    """The tensors as attributes under the names of transformers' modules, `encoder.layer[0].attention.self.query`."""
+    """Holds the tensors as attributes under the names of transformers' modules,
+    `encoder.layer[0].attention.self.query`.
+    """
 
     config: EncoderConfig
     device: torch.device
@@ -86,7 +88,7 @@ def read_encoder_config(folder: Path) -> EncoderConfig | None:
 
 
 def load_encoder_weights(folder: Path, config: EncoderConfig, compute: Compute) -> EncoderWeights | None:
-    """Returns the encoder's tensors in the dtype and on the device of `compute`; None where transformers must decide.
+    """Returns the encoder's tensors in the dtype and on the device of `compute`; None if transformers must decide.
 
     The values are those that transformers loads: each tensor is rounded once. Embeddings stay mapped on a CPU where
     the file has their dtype, as their rows are only looked up; all others begin at aligned addresses.
@@ -132,7 +134,7 @@ def expected_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _without_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Names as in the bare encoder; empty where some tensors of the encoder have the prefix and some have not."""
+    """Renames tensors to the bare encoder's names; empty if only some of the encoder's tensors have the prefix."""
     prefixed = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     if not prefixed:
         return tensors

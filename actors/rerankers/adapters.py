@@ -23,7 +23,7 @@ WRAPPER = "base_model.model."
 def merge_lora(weights: Mapping[str, Tensor], adapter: str) -> None:
     """Adds the adapter's products to `weights` in place, and overwrites the tensors that it saved whole.
 
-    adapter: a folder or a hub id. Raises CheckpointError where it is no plain LoRA or does not fit the weights.
+    adapter: a folder or a hub id. Raises CheckpointError if it is no plain LoRA or does not fit the weights.
     """
     folder = resolve_folder(adapter)
     config = _lora_config(folder)

@@ -45,7 +45,7 @@ class RerankerCompat(UpstreamModel):
     """None: FlagEmbedding's numbers. "auto": the fastest that this machine does well. Or a ComputeSpec."""
 
     auto_class: ClassVar[str | None] = None
-    """transformers' class of the module that `model` gives; None where it has none."""
+    """transformers' class of the module that `model` gives; None if it has none."""
 
     @staticmethod
     def load(checkpoint: Checkpoint) -> Scorer:

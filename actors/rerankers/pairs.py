@@ -27,8 +27,8 @@ class Layout:
     """Describes a row: head + query + middle + passage + tail.
 
     extra: tokens that a row may have beyond `max_length`. cuts_middle: the middle counts as the passage's beginning
-    when the passage is cut. kinds: token types of the two halves, None where the model knows one type alone.
-    positions: the longest row that the model can take, None where rotary positions set no limit.
+    when the passage is cut. kinds: token types of the two halves, None if the model knows one type alone.
+    positions: the longest row that the model can take, None if rotary positions set no limit.
     """
 
     head: tuple[int, ...]

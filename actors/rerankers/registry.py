@@ -108,7 +108,7 @@ class FlagAutoReranker:
     ) -> RerankerCompat:
         """Constructs the class for this model with `kwargs`.
 
-        model_class None: by name, then, where upstream gives up, by the checkpoint's own config.json. ValueError where
+        model_class None: by name, then, where upstream gives up, by the checkpoint's own config.json. ValueError if
         neither says which of the four classes it is.
         """
         trusted = bool(trust_remote_code)

@@ -49,7 +49,7 @@ class TextTokenizer:
     """Of tokenizer.json and the special tokens put around a text."""
     pads_left: bool = False
     max_length: int | None = None
-    """What tokenizer_config.json states as the longest text; None where it states none."""
+    """What tokenizer_config.json states as the longest text; None if it states none."""
 
     @property
     def special_ids(self) -> frozenset[int]:

@@ -28,7 +28,7 @@ ADDED_TOKEN = ("id", "content", "single_word", "lstrip", "rstrip", "normalized",
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFile:
-    """The pipeline, neither truncating nor padding, and what the folder says beside it."""
+    """Holds the tokenizer, neither truncating nor padding, and the settings of the folder beside it."""
 
     backend: Tokenizer
     named: dict[str, int]
@@ -37,7 +37,7 @@ class TokenizerFile:
 
 
 def read_tokenizer_file(folder: Path) -> TokenizerFile | None:
-    """Returns the folder's tokenizer as transformers would have it; None where that takes transformers to tell."""
+    """Reads the folder's tokenizer as transformers would load it; None if only transformers can decide."""
     file = folder / "tokenizer.json"
     if not file.is_file() or (folder / "added_tokens.json").exists():
         return None
@@ -69,7 +69,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _is_plain(config: dict[str, Any], added: dict[str, dict[str, Any]]) -> bool:
-    """Whether a tokenizer_config.json names tokens, lengths and sides alone, and no token that the file lacks."""
+    """Returns whether tokenizer_config.json sets only tokens, lengths and sides, and no token that the file lacks."""
     for key, value in config.items():
         if key == "added_tokens_decoder":
             stated = {token["content"]: {"id": int(i), **token} for i, token in value.items()}

@@ -44,7 +44,7 @@ class EvaConfig:
 
 
 def config_of(weights: Mapping[str, Tensor]) -> EvaConfig:
-    """Reads the sizes off a tower's weights (published names); KeyError where one that tells a size is missing."""
+    """Reads the sizes off a tower's weights (published names); KeyError if one that has a size is missing."""
     blocks = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
     patches = weights["pos_embed"].shape[1] - 1
     return EvaConfig(

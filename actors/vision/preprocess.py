@@ -41,7 +41,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class PictureError(ValueError):
-    """Raised where a picture cannot be used; the message names it and says why."""
+    """Signals that a picture cannot be used; the message names it and the reason."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +60,7 @@ def prepare(
     thumbnail_side: int = 160,
     name: str | None = None,
 ) -> Prepared:
-    """Decodes a picture once, for the tower and for its thumbnail (none where `thumbnail_side` is 0). See `load`."""
+    """Decodes a picture once, for the tower and for its thumbnail (none if `thumbnail_side` is 0). See `load`."""
     image = load(picture, max_pixels=max_pixels, name=name)
     thumbnail = thumbnail_of(image, thumbnail_side) if thumbnail_side else b""
     return Prepared(pixels_of(image, size), thumbnail)

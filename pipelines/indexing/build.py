@@ -78,8 +78,8 @@ def build_index(
     `only` limits the work to those rows (None: all); see `retry`.
 
     Raises ConfigError before any work where the request is wrong (no such file or column, another model's index, a
-    metadata column that the index has and the job lacks, another driver alive), JobFailed where too much went to
-    quarantine, CommitError where the store gave up.
+    metadata column that the index has and the job lacks, another driver alive), JobFailed if too much went to
+    quarantine, CommitError if the store gave up.
     """
     if isinstance(source, BuildConfig):
         if index is not None or columns or sections:

@@ -58,7 +58,7 @@ def _train_on_worker(config: BuildConfig, units: Sequence[Unit], i: int) -> Code
 def train_codec(config: BuildConfig, units: Sequence[Unit], i: int) -> CodecParameters:
     """Trains the codec, on a worker, on ColBERT vectors of a sample of the input, pooled as stored.
 
-    ValueError where the sample holds no text, or the model gives no ColBERT vectors.
+    ValueError if the sample holds no text, or the model gives no ColBERT vectors.
     """
     from actors.arrow.blocks import tokens_from_table
     from actors.codecs.pooling import pool_vectors

@@ -51,7 +51,7 @@ def add_embedder_pool(
     expected: int,
     outputs: tuple[Output, ...] | None = None,
 ) -> ray.data.Dataset:
-    """The pool of one embedder over `expected` rows in blocks of `rows`; `outputs` None: all that the index has of it.
+    """Adds one embedder's pool over `expected` rows in blocks of `rows`; `outputs` None: all that the index stores.
 
     The number of actors is fixed: Ray starts a pool that may grow with its minimum, and was seen never to add the
     second actor to a job of 16 seconds.

@@ -152,7 +152,7 @@ class Index(IndexHandle):
     def search_picture(self, picture: Picture, text: str = "", k: int = 10, **options: Unpack[SearchKeywords]) -> Hits:
         """Searches by a picture, or by a picture and a text together; by vector alone if there is no text.
 
-        picture: encoded bytes, a path or a PIL image. Raises InvalidRequest where the index's model sees no pictures,
+        picture: encoded bytes, a path or a PIL image. Raises InvalidRequest if the index's model sees no pictures,
         PictureError for a picture that cannot be used.
         """
         if not text.strip():

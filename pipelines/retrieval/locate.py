@@ -64,7 +64,7 @@ def _places(word: str, text: str) -> list[Span]:
 def line_of(index: IndexHandle, hit: Hit, position: int, start: int) -> int | None:
     """Returns the line of the document's text that holds character `start`, from 1.
 
-    The chunks before the hit are read for it; they are the rows before it. None where they are not (after an upsert
+    The chunks before the hit are read for it; they are the rows before it. None if they are not (after an upsert
     into an old index, say).
     """
     own = hit.text.count("\n", 0, start - hit.start)

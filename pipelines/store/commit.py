@@ -150,7 +150,7 @@ def _fragments(records: Iterable[Record]) -> list[FragmentMetadata]:
 def build_replacement(dataset: lance.LanceDataset, new: list[FragmentMetadata], addresses: list[int]) -> Any:
     """Builds an operation that adds fragments and deletes rows at `addresses` in one step; an append without any.
 
-    CommitError where a fragment is gone: somebody compacted the table without the lease, and the rows have moved.
+    CommitError if a fragment is gone: somebody compacted the table without the lease, and the rows have moved.
     """
     if not addresses:
         return lance.LanceOperation.Append(new)

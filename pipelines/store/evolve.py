@@ -142,7 +142,7 @@ def _hashed(rows: pa.Table, names: Sequence[str], cut: dict[str, bytes | None]) 
 def _hash_cut_documents(dataset: lance.LanceDataset) -> dict[str, bytes | None]:
     """Hashes each document of several chunks, joined where they overlap.
 
-    None where they leave a gap (an index cut without overlap): such a document counts as changed.
+    None if they leave a gap (an index cut without overlap): such a document counts as changed.
     """
     scan = dataset.scanner(
         columns=["doc_id", "chunk_index", "chunk_count", "start", "end", "text"], filter="chunk_count > 1"

@@ -19,7 +19,7 @@ HASH = pa.binary(16)
 
 
 def hash_content(text: pa.Array) -> pa.Array:
-    """Hashes each string (or binary value) to `HASH`; null where it is null."""
+    """Hashes each string (or binary value) to `HASH`; null values give null."""
     return pa.array([None if value is None else digest(value) for value in iterate_bytes(text)], HASH)
 
 

@@ -50,7 +50,7 @@ class Status:
     skipped: tuple[Skipped, ...]
     """Files and values that the last job left out."""
     writer: str | None
-    """Who holds the lease, or held it when it died; None where no driver is at work."""
+    """Who holds the lease, or held it when it died; None if no driver is at work."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -79,7 +79,7 @@ def _as_json(metadata: FragmentMetadata) -> str:
 def commit_updates(target: Target, lease: Lease, updates: Sequence[FragmentUpdate], name: str) -> int:
     """Commits updates of distinct fragments together; returns the table's version. `name` is unique within the run.
 
-    CommitError where a fragment is not what it was when its update was written.
+    CommitError if a fragment is not what it was when its update was written.
     """
 
     def operation(dataset: lance.LanceDataset) -> Any:

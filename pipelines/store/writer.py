@@ -145,7 +145,7 @@ def describe_failure(row: Mapping[str, Any]) -> str:
 
 
 def describe_place(source: str | None, position: int | None) -> str:
-    """Where a row is: `FILE line 4` of text formats whole, `FILE row 3` of others, `FILE` where there is no row.
+    """Formats a row's place: `FILE line 4` of text formats whole, `FILE row 3` of others, `FILE` for a whole file.
 
     Lines count from 1, rows from 0. A piece of a large file is FILE@BYTE, and its rows count from that byte.
     """

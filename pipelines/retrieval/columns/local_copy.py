@@ -49,8 +49,7 @@ class LocalColumn:
 def open_local(
     folder: Path, snapshot: Snapshot, column: str, read: Callable[[pa.Array], Data], room: int | None
 ) -> LocalColumn | None:
-    """Returns the copy of a column, brought up to date first; None where that would need more than
-    `room` bytes of disk.
+    """Opens the copy of a column, updated first; None if that would need more than `room` bytes of disk.
 
     read: turns an Arrow array of the column into data. A copy that cannot be written (a full disk) is a warning.
     """
