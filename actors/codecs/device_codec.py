@@ -43,7 +43,7 @@ class DeviceCodec:
         if not len(vectors):
             return torch.empty(0, self.width(vectors.shape[1]), dtype=torch.uint8, device=vectors.device)
         if self.group_size > 1:
-            vectors = _average(vectors.float(), self._group_lengths(lengths))
+            vectors = _average_groups(vectors.float(), self._group_lengths(lengths))
         return get_codec(self.codec).encode_on_device(vectors)
 
     def _group_lengths(self, lengths: IntArray) -> IntArray:
@@ -55,7 +55,7 @@ class DeviceCodec:
         return sizes
 
 
-def _average(vectors: Tensor, sizes: IntArray) -> Tensor:
+def _average_groups(vectors: Tensor, sizes: IntArray) -> Tensor:
     import torch
     from torch.nn.functional import normalize
 

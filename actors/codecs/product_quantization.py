@@ -32,15 +32,17 @@ class ProductQuantization(TrainedCodec):
     def train(cls, vectors: Array) -> Codebook:
         """Runs k-means on each part of vectors (m, d), from a fixed seed: the same vectors give the same codebook."""
         rng = np.random.default_rng(0)
-        return np.stack([_kmeans(part, rng) for part in _split(cls._training_vectors(vectors))]).astype(np.float16)
+        return np.stack([_kmeans(part, rng) for part in _split_parts(cls._training_vectors(vectors))]).astype(
+            np.float16
+        )
 
     def encode(self, vectors: Floats) -> Codes:
         """Picks the nearest centroid of each part."""
         codebook = self.required_parameters()
         codes = np.empty((len(vectors), len(codebook)), np.uint8)
         for start in range(0, len(vectors), BLOCK_VECTORS):
-            for i, part in enumerate(_split(vectors[start : start + BLOCK_VECTORS])):
-                codes[start : start + BLOCK_VECTORS, i] = _nearest(part, codebook[i])
+            for i, part in enumerate(_split_parts(vectors[start : start + BLOCK_VECTORS])):
+                codes[start : start + BLOCK_VECTORS, i] = _nearest_centroids(part, codebook[i])
         return codes
 
     def decode(self, codes: Array, dim: int) -> Floats:
@@ -54,13 +56,13 @@ class ProductQuantization(TrainedCodec):
         return -(-dim // DIMS)
 
 
-def _split(vectors: Floats) -> list[Floats]:
+def _split_parts(vectors: Floats) -> list[Floats]:
     """Cuts vectors into parts of DIMS dimensions, the last one padded with zeros."""
     padded = np.pad(vectors, ((0, 0), (0, -vectors.shape[1] % DIMS)))
     return [padded[:, i : i + DIMS] for i in range(0, padded.shape[1], DIMS)]
 
 
-def _nearest(vectors: Floats, centroids: Floats) -> npt.NDArray[np.int64]:
+def _nearest_centroids(vectors: Floats, centroids: Floats) -> npt.NDArray[np.int64]:
     nearest: npt.NDArray[np.int64] = (vectors @ centroids.T - 0.5 * (centroids**2).sum(axis=1)).argmax(axis=1)
     return nearest
 
@@ -69,7 +71,7 @@ def _kmeans(vectors: Floats, rng: np.random.Generator) -> Floats:
     """Runs Lloyd's algorithm: (256, DIMS) centroids; one that loses all its vectors starts again at a random one."""
     centroids = vectors[rng.choice(len(vectors), CENTROIDS, replace=len(vectors) < CENTROIDS)]
     for _ in range(ROUNDS):
-        nearest = _nearest(vectors, centroids)
+        nearest = _nearest_centroids(vectors, centroids)
         order = np.argsort(nearest, kind="stable")
         used, starts, counts = np.unique(nearest[order], return_index=True, return_counts=True)
         centroids = vectors[rng.integers(0, len(vectors), CENTROIDS)]

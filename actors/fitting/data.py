@@ -54,9 +54,9 @@ def read_source(path: Path, limit: int, passage_limit: int, rng: Rng) -> Source:
     elif path.suffix == ".jsonl" and "query" in _first_row(path):
         source = _pairs(path)
     else:
-        source = _cropped(path, limit, passage_limit, rng)
+        source = _crop_queries(path, limit, passage_limit, rng)
     _check(source, path)
-    return _sampled(source, limit, passage_limit, rng)
+    return _sample_queries(source, limit, passage_limit, rng)
 
 
 def split(source: Source, share: float, rng: Rng) -> tuple[IntArray, IntArray]:
@@ -156,7 +156,7 @@ def _qrels(path: Path, at: dict[str, int]) -> dict[str, list[int]]:
     return judged
 
 
-def _cropped(path: Path, limit: int, passage_limit: int, rng: Rng) -> Source:
+def _crop_queries(path: Path, limit: int, passage_limit: int, rng: Rng) -> Source:
     """Makes queries from plain text: half of them are spans cropped from a passage, half its title if it has one."""
     texts = list(dict.fromkeys((title.strip(), text) for title, text in _documents(path) if text.strip()))
     texts = [texts[i] for i in np.sort(rng.permutation(len(texts))[:passage_limit])]
@@ -164,14 +164,14 @@ def _cropped(path: Path, limit: int, passage_limit: int, rng: Rng) -> Source:
     positives: list[list[int]] = []
     for row in rng.permutation(len(texts)):
         title, text = texts[row]
-        query = title if title and len(queries) % 2 else _crop(text, rng)
+        query = title if title and len(queries) % 2 else _crop_span(text, rng)
         if query is not None and len(queries) < limit:
             queries.append(query)
             positives.append([int(row)])
     return Source(path.stem, queries, [text for _, text in texts], positives, [[] for _ in queries])
 
 
-def _crop(text: str, rng: Rng) -> str | None:
+def _crop_span(text: str, rng: Rng) -> str | None:
     """Crops a span of the text, or None if the text is too short for a span that is not most of it."""
     words = text.split()
     length = int(rng.integers(CROP_WORDS[0], CROP_WORDS[1] + 1))
@@ -216,7 +216,7 @@ def _check(source: Source, path: Path) -> None:
         raise ValueError(f"{path}: all {len(source)} queries have the same passage, so there are no wrong ones")
 
 
-def _sampled(source: Source, limit: int, passage_limit: int, rng: Rng) -> Source:
+def _sample_queries(source: Source, limit: int, passage_limit: int, rng: Rng) -> Source:
     chosen = np.sort(rng.permutation(len(source))[:limit])
     needed = sorted({row for i in chosen for row in source.positives[i] + source.negatives[i]})
     others = np.setdiff1d(np.arange(len(source.passages)), needed)

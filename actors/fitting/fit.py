@@ -129,7 +129,9 @@ def _fit_sparse(tasks: Sequence[Task], encoder: Encoder, config: FitConfig, rng:
         if config.sparse == "auto":
             heads |= {f"{share:.0%} trained": average_layers(start, trained, share) for share in SHARES}
         heads["trained"] = trained
-    kept = _kept(heads, {name: [_sparse_ndcg(task, head, encoder) for task in tasks] for name, head in heads.items()})
+    kept = _choose_head(
+        heads, {name: [_sparse_ndcg(task, head, encoder) for task in tasks] for name, head in heads.items()}
+    )
     return replace(kept, head=scale_output(kept.head, sqrt(_spread_ratio(tasks, kept.head, encoder))))
 
 
@@ -186,7 +188,7 @@ def _fit_colbert(tasks: Sequence[Task], encoder: Encoder, config: FitConfig, rng
         losses = [_colbert_loss(task, config) for task in tasks]
         steps = max(1, config.steps // 4)
         heads["trained"] = train(start, losses, steps, COLBERT_BATCH, COLBERT_RATE, config.seed)
-    return _kept(heads, {name: [_colbert_ndcg(task, head) for task in tasks] for name, head in heads.items()})
+    return _choose_head(heads, {name: [_colbert_ndcg(task, head) for task in tasks] for name, head in heads.items()})
 
 
 def _colbert_loss(task: Task, config: FitConfig) -> tuple[str, int, Loss]:
@@ -214,7 +216,7 @@ def _candidates(task: Task) -> Iterator[tuple[IntArray, list[int]]]:
     return zip(task.mined.rows[task.held], task.positives(), strict=True)
 
 
-def _kept(heads: dict[str, nn.Linear], results: Results) -> Fitted:
+def _choose_head(heads: dict[str, nn.Linear], results: Results) -> Fitted:
     name = choose_variant(results)
     return Fitted(heads[name], name, results)
 

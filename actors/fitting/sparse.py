@@ -81,10 +81,10 @@ def gather_shared_tokens(queries: States, passages: States, mined: Mined, rows: 
         found.append(_matches(passages, mined.rows[row], place, len(distinct)))
         place[distinct] = ABSENT
         sizes.append(len(distinct))
-    return Shared(_gathered(queries, asked), _gathered(passages, found), np.array(sizes), mined.rows.shape[1])
+    return Shared(_gather_states(queries, asked), _gather_states(passages, found), np.array(sizes), mined.rows.shape[1])
 
 
-def _gathered(texts: States, parts: Sequence[tuple[IntArray, IntArray]]) -> Gathered:
+def _gather_states(texts: States, parts: Sequence[tuple[IntArray, IntArray]]) -> Gathered:
     at, slot = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Gathered(torch.from_numpy(texts.hidden[at]), slot, offsets_of(np.array([len(p) for p, _ in parts])))
 

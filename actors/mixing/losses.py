@@ -113,7 +113,7 @@ def decoder_loss(folder: Path, examples: Sequence[Example], batch_size: int, max
     """Computes the mean over batches of the cross-entropy of a token of the output, the input given (an eos closes the
     output)."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    rows = [_labelled(tokenizer, example, i, max_length) for i, example in enumerate(examples)]
+    rows = [_label_output(tokenizer, example, i, max_length) for i, example in enumerate(examples)]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval().to(device)
     losses = []
@@ -125,7 +125,7 @@ def decoder_loss(folder: Path, examples: Sequence[Example], batch_size: int, max
     return _mean(losses, folder)
 
 
-def _labelled(
+def _label_output(
     tokenizer: PreTrainedTokenizerBase, example: Example, place: int, max_length: int
 ) -> tuple[Tensor, Tensor]:
     """Returns ids of input and output, int64 (n,), and the same as labels with the input's part ignored."""

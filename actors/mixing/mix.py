@@ -62,7 +62,7 @@ def mix_models(
 
     Raises ValueError with the first difference, or where `output_path` is not an empty place.
     """
-    sources = _open(model_names_or_paths, model_type, cache_dir)
+    sources = _open_sources(model_names_or_paths, model_type, cache_dir)
     shares = normalised_weights(weights, len(sources))
     return _write(sources, model_type, shares, None, Path(output_path), shard_bytes)
 
@@ -106,7 +106,7 @@ def mix_models_with_data(
         raise ValueError("output_path: name the folder to write")
     if model_type not in ("encoder", "decoder"):
         raise ValueError(f"model_type: weights come from data for encoder and decoder, not {model_type!r}")
-    sources = _open(model_names_or_paths, model_type, cache_dir)
+    sources = _open_sources(model_names_or_paths, model_type, cache_dir)
     if model_type == "encoder":
         batches = embedder_batches(example_data, batch_size, neg_number, seed)
         losses = [embedder_loss(source.folder, batches, max_input_length) for source in sources]
@@ -116,7 +116,7 @@ def mix_models_with_data(
     return _write(sources, model_type, weights, losses, Path(output_path), shard_bytes)
 
 
-def _open(names: Sequence[str], model_type: str, cache_dir: str | None) -> list[Source]:
+def _open_sources(names: Sequence[str], model_type: str, cache_dir: str | None) -> list[Source]:
     if model_type not in get_args(ModelType):
         raise ValueError(f"model_type: must be one of {', '.join(get_args(ModelType))}, got {model_type!r}")
     if not names:

@@ -83,14 +83,14 @@ def open_source(name: str, cache_dir: str | None, *, base_only: bool) -> Source:
     for file in weight_files(folder):
         tensors |= _entries(file)
     heads = {head: _entries(path) for head in HEADS if (path := head_file(folder, head)) is not None}
-    return Source(name, folder, config, _named(tensors, config, base_only), heads)
+    return Source(name, folder, config, _drop_computed(tensors, config, base_only), heads)
 
 
 def _entries(file: Path) -> dict[str, Entry]:
     return {key: Entry(file, key, tuple(tensor.shape), tensor.dtype) for key, tensor in mapped(file).items()}
 
 
-def _named(tensors: dict[str, Entry], config: dict[str, Any], base_only: bool) -> dict[str, Entry]:
+def _drop_computed(tensors: dict[str, Entry], config: dict[str, Any], base_only: bool) -> dict[str, Entry]:
     """Drops what older transformers stored and newer ones compute: position buffers, and the copy of a tied head."""
     tied = {"lm_head.weight"} if config.get("tie_word_embeddings") else set()
     return {

@@ -56,9 +56,7 @@ class EncoderConfig:
 
 
 class EncoderWeights(SimpleNamespace):
-    """Holds the tensors as attributes under the names of transformers' modules,
-    `encoder.layer[0].attention.self.query`.
-    """
+    """Holds the tensors as attributes under transformers' names, `encoder.layer[0].attention.self.query`."""
 
     config: EncoderConfig
     device: torch.device

@@ -32,9 +32,14 @@ def merge_lora(weights: Mapping[str, Tensor], adapter: str) -> None:
         base, _, part = name.removeprefix(WRAPPER).partition(".lora_")
         if part.startswith(("A", "embedding_A")):
             other = tensors[name.replace("lora_A", "lora_B").replace("lora_embedding_A", "lora_embedding_B")]
-            _add(weights, folder, base, _product(config, base, tensor, other, embedding=part.startswith("embedding")))
+            _add(
+                weights,
+                folder,
+                base,
+                _lora_product(config, base, tensor, other, embedding=part.startswith("embedding")),
+            )
         elif not part:
-            _target(weights, folder, base, tensor.shape).copy_(tensor)
+            _find_target(weights, folder, base, tensor.shape).copy_(tensor)
 
 
 def _lora_config(folder: Path) -> dict[str, Any]:
@@ -47,7 +52,7 @@ def _lora_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _product(config: Mapping[str, Any], base: str, down: Tensor, up: Tensor, embedding: bool) -> Tensor:
+def _lora_product(config: Mapping[str, Any], base: str, down: Tensor, up: Tensor, embedding: bool) -> Tensor:
     """Returns the low-rank update in float32, in the shape of the weight that it changes."""
     rank = _pattern(config, "rank_pattern", base, config["r"])
     alpha = _pattern(config, "alpha_pattern", base, config["lora_alpha"])
@@ -62,12 +67,12 @@ def _pattern(config: Mapping[str, Any], key: str, base: str, default: float) -> 
 
 
 def _add(weights: Mapping[str, Tensor], folder: Path, base: str, product: Tensor) -> None:
-    weight = _target(weights, folder, f"{base}.weight", product.shape)
+    weight = _find_target(weights, folder, f"{base}.weight", product.shape)
     weight.copy_(weight.float() + product)
 
 
 @torch.no_grad()
-def _target(weights: Mapping[str, Tensor], folder: Path, name: str, shape: torch.Size) -> Tensor:
+def _find_target(weights: Mapping[str, Tensor], folder: Path, name: str, shape: torch.Size) -> Tensor:
     if name not in weights:
         raise CheckpointError(f"{folder} adapts {name}, which the checkpoint does not have")
     if weights[name].shape != shape:

@@ -90,12 +90,12 @@ def load_layerwise(checkpoint: Checkpoint) -> Layerwise:
     weights = load_weights(checkpoint.folder)
     if checkpoint.adapter is not None:
         merge_lora(weights, checkpoint.adapter)
-    heads = _heads(config, weights, llm.yes_id(checkpoint.tokenizer)).to(compute.device)
+    heads = _read_heads(config, weights, llm.yes_id(checkpoint.tokenizer)).to(compute.device)
     decoder = MiniCPM(config, Source(weights, compute))
     return Layerwise(compute, checkpoint.tokenizer, decoder, heads, always_bos(checkpoint))
 
 
-def _heads(config: MiniCPMConfig, weights: dict[str, Tensor], yes: int) -> Tensor:
+def _read_heads(config: MiniCPMConfig, weights: dict[str, Tensor], yes: int) -> Tensor:
     """Returns the one row of each head that scores.
 
     `raw` and `complex` heads give the whole vocabulary, for an input divided by hidden size / base size. Upstream

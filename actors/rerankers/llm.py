@@ -84,11 +84,11 @@ def load_yes_logit(checkpoint: Checkpoint) -> YesLogit:
     if checkpoint.adapter is not None:
         merge_lora(dict(model.named_parameters()), checkpoint.adapter)
     yes = model.get_output_embeddings().weight[yes_id(checkpoint.tokenizer)].float().clone()
-    backbone, positions = _backbone(model, packed)
+    backbone, positions = _unwrap_backbone(model, packed)
     return YesLogit(compute, checkpoint.tokenizer, backbone, yes, _softcap(config), positions)
 
 
-def _backbone(model: PreTrainedModel, packed: bool) -> tuple[Backbone, int | None]:
+def _unwrap_backbone(model: PreTrainedModel, packed: bool) -> tuple[Backbone, int | None]:
     """Returns the decoder without its LM head, and its longest row (rotary positions set no limit)."""
     if not packed:
         padded = PaddedTransformer(model.base_model)

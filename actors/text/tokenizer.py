@@ -178,7 +178,7 @@ def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> TextToke
 def assemble_tokenizer(folder: Path, read: TokenizerFile) -> TextTokenizer:
     """Returns a folder's pipeline with the special tokens around a text and its hash."""
     backend, named = read.backend, read.named
-    prefix, suffix = _frame(folder, backend, named)
+    prefix, suffix = _special_tokens(folder, backend, named)
     file = folder / "tokenizer.json"
     pipeline = file.read_bytes() if file.is_file() else backend.to_str().encode()
     sha256 = hashlib.sha256(pipeline + repr((prefix, suffix)).encode()).hexdigest()
@@ -251,7 +251,7 @@ def _named_tokens(wrapper: Any) -> list[tuple[str, object]]:
     return [(role, token) for role, token in wrapper.special_tokens_map.items() if not isinstance(token, list)]
 
 
-def _frame(folder: Path, backend: Tokenizer, named: dict[str, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _special_tokens(folder: Path, backend: Tokenizer, named: dict[str, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Returns tokenizer.json's special tokens, and the bos or eos that tokenizer_config.json adds to them.
 
     transformers 5 lets `add_bos_token: false` in the config replace the file's whole post-processor, which takes the

@@ -52,29 +52,29 @@ def cut_all_into_windows(texts: Sequence[str], tokenizer: Offsets, window: Windo
 
 def windows(text: str, tokenizer: Offsets, window: Window) -> IntArray:
     """Returns (n, 2), the first character and the one after the last of each window; n is at least 1."""
-    starts, ends, words = _tokens(text, tokenizer)
+    starts, ends, words = _token_spans(text, tokenizer)
     if len(starts) <= window.size:
         return np.array([[0, len(text)]], dtype=np.int64)
     better = [] if window.boundaries == "words" else text_boundaries(text)
     levels = [*(tokens_at(text, characters, starts, ends) for characters in better), words]
-    cuts = np.array(list(_cuts(levels, len(starts), window)), dtype=np.int64)
+    cuts = np.array(list(_cut_tokens(levels, len(starts), window)), dtype=np.int64)
     spans = np.stack([starts[cuts[:, 0]], ends[cuts[:, 1] - 1]], axis=1)
     spans[0, 0], spans[-1, 1] = 0, len(text)
     return spans
 
 
-def _cuts(levels: Sequence[IntArray], n_tokens: int, window: Window) -> Iterator[tuple[int, int]]:
+def _cut_tokens(levels: Sequence[IntArray], n_tokens: int, window: Window) -> Iterator[tuple[int, int]]:
     """Returns (first, one after the last) token of each window; `levels` are allowed first tokens, best level first."""
     slack = (window.size - window.overlap) // 4
     first = 0
     while first + window.size < n_tokens:
-        last = _snap(levels, first + window.size, slack)
+        last = _snap_to_boundary(levels, first + window.size, slack)
         yield first, last
-        first = _snap(levels, last - window.overlap, slack) if window.overlap else last
+        first = _snap_to_boundary(levels, last - window.overlap, slack) if window.overlap else last
     yield first, n_tokens
 
 
-def _snap(levels: Sequence[IntArray], token: int, slack: int) -> int:
+def _snap_to_boundary(levels: Sequence[IntArray], token: int, slack: int) -> int:
     """Returns the last token, up to `slack` before `token`, of the best level that has one there; else `token`."""
     for level in levels:
         i = int(np.searchsorted(level, token, side="right")) - 1
@@ -83,7 +83,7 @@ def _snap(levels: Sequence[IntArray], token: int, slack: int) -> int:
     return token
 
 
-def _tokens(text: str, tokenizer: Offsets) -> tuple[IntArray, IntArray, IntArray]:
+def _token_spans(text: str, tokenizer: Offsets) -> tuple[IntArray, IntArray, IntArray]:
     """Returns start and end character of each token, and which tokens begin a word (after or with whitespace)."""
     starts, ends, begins = [], [], []
     n_tokens = 0

@@ -73,9 +73,9 @@ def load(picture: Picture, *, max_pixels: int = MAX_PIXELS, name: str | None = N
     """
     name = _name(picture) if name is None else name
     try:
-        image = picture if isinstance(picture, Image.Image) else _opened(picture)
+        image = picture if isinstance(picture, Image.Image) else _open_image(picture)
         _check_size(image.size, max_pixels, name)
-        return _rgb(ImageOps.exif_transpose(image), name)
+        return _convert_to_rgb(ImageOps.exif_transpose(image), name)
     except PictureError:
         raise
     except FileNotFoundError as error:
@@ -92,7 +92,7 @@ def _name(picture: Picture) -> str:
     return "picture" if isinstance(picture, Image.Image) else str(picture)
 
 
-def _opened(picture: bytes | str | Path) -> Image.Image:
+def _open_image(picture: bytes | str | Path) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels is checked next
         return Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture, formats=FORMATS)
@@ -109,7 +109,7 @@ def _check_size(size: tuple[int, int], max_pixels: int, name: str) -> None:
         raise PictureError(f"{name}: {width} x {height} is longer than {MAX_ASPECT} times its width")
 
 
-def _rgb(image: Image.Image, name: str) -> Image.Image:
+def _convert_to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I"):  # convert() would clip at 255
         values = np.asarray(image).astype(np.int64)
         return Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")

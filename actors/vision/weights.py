@@ -37,11 +37,14 @@ class Parts:
 def load_parts(path: Path, config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> Parts:
     """Reads a `.pth` or `.safetensors` file; CheckpointError names what is missing, left over or of another shape."""
     weights = {name: tensor for name, tensor in load_tensors(path).items() if not UNUSED.match(name)}
-    text = {**_taken(weights, "bge_embeddings.", "embeddings."), **_taken(weights, "bge_encoder.", "encoder.")}
-    tower, projection = _taken(weights, "model_visual.visual."), _taken(weights, "visual_proj.")
+    text = {
+        **_move_tensors(weights, "bge_embeddings.", "embeddings."),
+        **_move_tensors(weights, "bge_encoder.", "encoder."),
+    }
+    tower, projection = _move_tensors(weights, "model_visual.visual."), _move_tensors(weights, "visual_proj.")
     if weights:
         raise CheckpointError(f"{path}: {len(weights)} tensors fit nowhere, the first is {min(weights)}")
-    sizes = _sizes(tower, path)
+    sizes = _read_sizes(tower, path)
     with torch.device("meta"):
         parts = Parts(
             AutoModel.from_config(config, add_pooling_layer=False),
@@ -49,16 +52,16 @@ def load_parts(path: Path, config: PretrainedConfig, device: torch.device, dtype
             nn.Linear(sizes.width, config.hidden_size),
         )
     for module, state in ((parts.text, text), (parts.tower, tower), (parts.projection, projection)):
-        _fill(module, {name: aligned(tensor.to(device, dtype)) for name, tensor in state.items()}, path)
+        _load_state(module, {name: aligned(tensor.to(device, dtype)) for name, tensor in state.items()}, path)
     return parts
 
 
 def tower_of(path: Path) -> EvaConfig:
     """Reads the sizes of the tower in a file whose tensors are mapped, not read."""
-    return _sizes(_taken(load_tensors(path), "model_visual.visual."), path)
+    return _read_sizes(_move_tensors(load_tensors(path), "model_visual.visual."), path)
 
 
-def _sizes(tower: Mapping[str, Tensor], path: Path) -> EvaConfig:
+def _read_sizes(tower: Mapping[str, Tensor], path: Path) -> EvaConfig:
     try:
         return config_of(tower)
     except KeyError as error:
@@ -67,13 +70,13 @@ def _sizes(tower: Mapping[str, Tensor], path: Path) -> EvaConfig:
         ) from error
 
 
-def _taken(weights: dict[str, Tensor], prefix: str, instead: str = "") -> dict[str, Tensor]:
+def _move_tensors(weights: dict[str, Tensor], prefix: str, instead: str = "") -> dict[str, Tensor]:
     """Moves the tensors below a prefix out of `weights`, under another prefix."""
     names = [name for name in weights if name.startswith(prefix)]
     return {instead + name.removeprefix(prefix): weights.pop(name) for name in names}
 
 
-def _fill(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+def _load_state(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     try:
         module.load_state_dict(state, assign=True)
     except RuntimeError as error:

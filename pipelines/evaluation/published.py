@@ -85,14 +85,14 @@ def find_published(expected: str, files: Iterable[Path]) -> Published:
         )
     row = figures[model]
     known = [key for key in row if key not in NOT_COLLECTIONS]
-    found = _normal(collection) if collection else _collection_of(files, known)
+    found = _normalise_name(collection) if collection else _collection_of(files, known)
     if found not in known:
         raise InvalidRequest(
             f"--expect: no figure of {model} for {collection or 'the collection of these files'}; "
             f"say {model}:COLLECTION, one of {', '.join(known)}"
         )
     return Published(
-        model, found, row.get("channel", _channel(model)), float(row[found]), table["sources"][row["source"]]
+        model, found, row.get("channel", _channel_of_model(model)), float(row[found]), table["sources"][row["source"]]
     )
 
 
@@ -105,27 +105,27 @@ def compare(published: Published, evaluation: Evaluation) -> Comparison:
     return Comparison(published, float(values.mean()), low, high)
 
 
-def _channel(model: str) -> str:
+def _channel_of_model(model: str) -> str:
     return "bm25" if model == "bm25" else "dense"
 
 
-def _normal(name: str) -> str:
+def _normalise_name(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def _collection_of(files: Iterable[Path], known: Iterable[str]) -> str | None:
     """Returns the known collection that a part of the files' paths names."""
-    parts = {_normal(part.split(".")[0]) for file in files for part in file.absolute().parts}
+    parts = {_normalise_name(part.split(".")[0]) for file in files for part in file.absolute().parts}
     parts |= {part.replace("-", "") for part in parts}
     return next((name for name in known if name in parts or name.replace("-", "") in parts), None)
 
 
 @cache
 def _table() -> Any:
-    return yaml.safe_load(_path().read_text(encoding="utf-8"))
+    return yaml.safe_load(_table_path().read_text(encoding="utf-8"))
 
 
-def _path() -> Path:
+def _table_path() -> Path:
     """Returns the file in the installed package, or in the source tree."""
     import tridex
 

@@ -154,12 +154,12 @@ def evaluate(
         runs,
         {name: per_query(run, qrels, ids) for name, run in runs.items()},
         len(queries) - len(kept),
-        _unknown(index, {d for q in ids for d, grade in qrels[q].items() if grade > 0}),
+        _count_unknown(index, {d for q in ids for d, grade in qrels[q].items() if grade > 0}),
         len(qrels.keys() - queries.keys()),
     )
 
 
-def _unknown(index: Index, documents: set[str]) -> int:
+def _count_unknown(index: Index, documents: set[str]) -> int:
     """Counts the ids that the index does not hold."""
     wanted = pa.array(sorted(documents), pa.string())
     found: set[str] = set()

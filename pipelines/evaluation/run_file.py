@@ -26,7 +26,7 @@ def read_run(path: str | Path, depth: int | None = None) -> dict[str, list[str]]
     """
     found: dict[str, dict[str, float]] = {}
     for number, line in read_lines(path):
-        query, document, score = _entry(Path(path), number, line)
+        query, document, score = _parse_line(Path(path), number, line)
         ranking = found.setdefault(query, {})
         if document in ranking:
             raise ConfigError(f"{path} line {number}: document {document!r} is there twice for query {query!r}")
@@ -36,14 +36,14 @@ def read_run(path: str | Path, depth: int | None = None) -> dict[str, list[str]]
     return {query: sorted(r, key=r.__getitem__, reverse=True)[:depth] for query, r in found.items()}
 
 
-def _entry(path: Path, number: int, line: str) -> tuple[str, str, float]:
+def _parse_line(path: Path, number: int, line: str) -> tuple[str, str, float]:
     if line.lstrip().startswith("{"):
         return _json_entry(path, number, line)
     try:
         query, document, score = _trec_columns(line.strip())
         return query, document, float(score)
     except ValueError as error:
-        raise ConfigError(_expected(path, number, line)) from error
+        raise ConfigError(_format_error(path, number, line)) from error
 
 
 def _trec_columns(line: str) -> tuple[str, str, str]:
@@ -65,10 +65,10 @@ def _json_entry(path: Path, number: int, line: str) -> tuple[str, str, float]:
     except KeyError as error:
         raise ConfigError(f"{path} line {number}: has no {error}") from error
     except (ValueError, TypeError) as error:
-        raise ConfigError(_expected(path, number, line)) from error
+        raise ConfigError(_format_error(path, number, line)) from error
 
 
-def _expected(path: Path, number: int, line: str) -> str:
+def _format_error(path: Path, number: int, line: str) -> str:
     return (
         f"{path} line {number}: expected `query Q0 document rank score tag` or JSON with query_id and doc_id, "
         f"got {line.strip()[:60]!r}"

@@ -42,12 +42,12 @@ def rank(index: Index, queries: Mapping[str, str], candidates: int = 200) -> lis
     for first in range(0, len(ids), BATCH):
         part = slice(first, first + BATCH)
         found = index.candidates(index.encode(texts[part]), list(index.channels), candidates, sampled=True)
-        documents = _documents(index, [f.positions for f in found])
+        documents = _read_document_ids(index, [f.positions for f in found])
         judged += [RankedQuery(*row) for row in zip(ids[part], texts[part], found, documents, strict=True)]
     return judged
 
 
-def _documents(index: Index, positions: Sequence[IntArray]) -> list[npt.NDArray[np.object_]]:
+def _read_document_ids(index: Index, positions: Sequence[IntArray]) -> list[npt.NDArray[np.object_]]:
     """Reads the document ids for each list of positions, all in one read."""
     needed, inverse = np.unique(np.concatenate(positions), return_inverse=True)
     ids = index.snapshot.take(needed, ["doc_id"])["doc_id"].to_numpy()
@@ -55,7 +55,7 @@ def _documents(index: Index, positions: Sequence[IntArray]) -> list[npt.NDArray[
     return np.split(ids[inverse], bounds)
 
 
-def _scored(documents: npt.NDArray[np.object_], scores: npt.NDArray[Any]) -> dict[str, float]:
+def _best_scores(documents: npt.NDArray[np.object_], scores: npt.NDArray[Any]) -> dict[str, float]:
     """Returns the best score of each document, for the best rows."""
     best: dict[str, float] = {}
     for i in np.argsort(-scores, kind="stable")[:DEPTH]:
@@ -69,12 +69,12 @@ def channel_run(judged: Sequence[RankedQuery], channel: Channel) -> Run:
     for query in judged:
         top = query.found.tops[channel]
         places = np.searchsorted(query.found.positions, top.positions)
-        run[query.query_id] = _scored(query.documents[places], top.scores)
+        run[query.query_id] = _best_scores(query.documents[places], top.scores)
     return run
 
 
 def fused_run(judged: Sequence[RankedQuery], rule: FusionRule) -> Run:
-    return {q.query_id: _scored(q.documents, fuse(q.found.scores, rule, q.found.sample)) for q in judged}
+    return {q.query_id: _best_scores(q.documents, fuse(q.found.scores, rule, q.found.sample)) for q in judged}
 
 
 def reranked_run(index: Index, judged: Sequence[RankedQuery], rule: FusionRule, reranker: Any, depth: int) -> Run:
@@ -84,5 +84,5 @@ def reranked_run(index: Index, judged: Sequence[RankedQuery], rule: FusionRule, 
         order = np.argsort(-fuse(query.found.scores, rule, query.found.sample), kind="stable")[:depth]
         texts = index.snapshot.take(query.found.positions[order], ["text"])["text"].to_pylist()
         scores = np.asarray(reranker.score(query.text, texts), np.float64)
-        run[query.query_id] = _scored(query.documents[order], scores)
+        run[query.query_id] = _best_scores(query.documents[order], scores)
     return run

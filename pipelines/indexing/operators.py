@@ -78,17 +78,17 @@ def add_embedder_pool(
 
 def count_most_actors(job: Job) -> int:
     """Returns the actors of the largest pool."""
-    return max(_fits(job, embedder) for embedder in job.config.embedders)
+    return max(_count_fitting_actors(job, embedder) for embedder in job.config.embedders)
 
 
-def _fits(job: Job, embedder: EmbedderConfig) -> int:
+def _count_fitting_actors(job: Job, embedder: EmbedderConfig) -> int:
     """Counts the actors of a pool that the cluster has room for, beside the job's other pools."""
     return pool_size(embedder.pool.spec(), ray.cluster_resources(), 1 / len(job.config.embedders))
 
 
 def count_actors(job: Job, embedder: EmbedderConfig, rows: int, expected: int) -> int:
     """Returns as many actors as configuration and cluster allow, but none that would get no block."""
-    return max(1, min(_fits(job, embedder), -(-expected // rows)))
+    return max(1, min(_count_fitting_actors(job, embedder), -(-expected // rows)))
 
 
 def choose_cpus_per_actor(job: Job, spec: PoolSpec, size: int) -> float:

@@ -41,7 +41,7 @@ def find_good_rows(table: pa.Table) -> IntArray:
 
 
 @lru_cache(maxsize=16)
-def _preparation(spec: EmbedderSpec) -> Preparation:
+def _load_preparation_cached(spec: EmbedderSpec) -> Preparation:
     """Loads a Preparation once per worker process and embedder."""
     return load_preparation(spec)
 
@@ -57,7 +57,7 @@ def tokenise(table: pa.Table, embedders: tuple[EmbedderConfig, ...]) -> pa.Table
 
 
 def _tokenise(table: pa.Table, embedder: EmbedderConfig) -> tuple[pa.Table, TokenBatch, IntArray]:
-    preparation = _preparation(embedder.spec())
+    preparation = _load_preparation_cached(embedder.spec())
     rows = find_good_rows(table)
     texts = table.column("text").take(pa.array(rows))
     parts, kept = [preparation.tokenise([])], [rows[:0]]
@@ -87,7 +87,7 @@ def select_documents(
 
 def chunk(table: pa.Table, config: BuildConfig) -> pa.Table:
     """Splits documents into chunks, by the tokens of the first embedder."""
-    preparation = _preparation(config.embedders[0].spec())
+    preparation = _load_preparation_cached(config.embedders[0].spec())
     return chunk_table(table, preparation.tokenizer, config.chunking.window(preparation.room))
 
 

@@ -110,7 +110,7 @@ def rerank_run(config: RerankConfig) -> RerankSummary:
     snapshot = open_table(config.index, config.table, config.storage_options, partial.version)
     block, missing = plan_block(snapshot, {q: docs for q, docs in wanted.items() if q not in done}, texts)
     failed = []
-    with closing(_scored(config, partial, block)) as scored_rows:
+    with closing(_score_batches(config, partial, block)) as scored_rows:
         for rows in scored_rows:
             failed += [f"{row['query_id']}: {row['error']}" for row in rows if row["error"] is not None]
             done |= partial.append([row for row in rows if row["error"] is None])
@@ -187,10 +187,10 @@ class RerankActor:
         scores = self.reranker.score_pairs([(q, texts[i]) for q, i in zip(asked, inverse.tolist(), strict=True)])[:, -1]
         bounds = np.cumsum([len(query["rows"]) for query in queries])[:-1]
         parts = zip(queries, np.split(scores, bounds), strict=True)
-        return [{"query_id": query["query_id"], **_best(query["docs"], part)} for query, part in parts]
+        return [{"query_id": query["query_id"], **_best_chunks(query["docs"], part)} for query, part in parts]
 
 
-def _best(documents: Sequence[str], scores: Any) -> dict[str, list[Any]]:
+def _best_chunks(documents: Sequence[str], scores: Any) -> dict[str, list[Any]]:
     """Keeps each document once, with the score of its best chunk."""
     best: dict[str, float] = {}
     for document, score in zip(documents, scores.tolist(), strict=True):
@@ -198,7 +198,7 @@ def _best(documents: Sequence[str], scores: Any) -> dict[str, list[Any]]:
     return {"docs": list(best), "scores": list(best.values())}
 
 
-def _scored(config: RerankConfig, partial: PartialResults, block: pa.Table) -> Generator[list[dict[str, Any]]]:
+def _score_batches(config: RerankConfig, partial: PartialResults, block: pa.Table) -> Generator[list[dict[str, Any]]]:
     """Yields batches of scored queries as they arrive."""
     if not len(block):
         return
@@ -253,7 +253,7 @@ class PartialResults:
 
     def __init__(self, config: RerankConfig) -> None:
         self.path = config.output.with_name(config.output.name + ".partial")
-        self.request = _request(config)
+        self.request = _score_inputs(config)
         self.version = 0
         self.weights: str | None = None
         self.resumed = 0
@@ -310,7 +310,7 @@ def _write_lines(file: TextIO, scored: Mapping[str, Mapping[str, float]]) -> Non
         file.write(json.dumps({"query_id": query, "scores": scores}, ensure_ascii=False) + "\n")
 
 
-def _request(config: RerankConfig) -> dict[str, Any]:
+def _score_inputs(config: RerankConfig) -> dict[str, Any]:
     """Returns everything that the scores depend on, except the index's version."""
     same = config.model_dump(
         mode="json", exclude={"output", "tag", "force", "storage_options", "compute", "pool", "ray"}

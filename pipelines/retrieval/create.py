@@ -48,21 +48,21 @@ def create_index(
     place = config.index.uri
     if open_dataset(table_uri(place, table), options) is not None:
         raise ConfigError(f"{place}: there is a table {table!r} already; open it with `open_index`")
-    target = Target(place, _schema(config, metadata or {}), table, options, WRITER, uuid4().hex)
+    target = Target(place, _build_schema(config, metadata or {}), table, options, WRITER, uuid4().hex)
     with lease.acquire(place, table, WRITER, storage_options=options) as held:
         create_or_open(target, held)
     return open_index(place, table=table, storage_options=options)
 
 
-def _schema(config: BuildConfig, metadata: Mapping[str, pa.DataType]) -> pa.Schema:
+def _build_schema(config: BuildConfig, metadata: Mapping[str, pa.DataType]) -> pa.Schema:
     (embedder,) = config.embedders
     if embedder.colbert_codec == "pq":
         raise ConfigError("embedder.codec.colbert: pq is trained on a corpus; build the index with `tridex build`")
-    identity = identity_of(config, {embedder.name: _describe(embedder)})
+    identity = identity_of(config, {embedder.name: _describe_embedder(embedder)})
     return documents_schema(identity, [pa.field(name, kind) for name, kind in metadata.items()])
 
 
-def _describe(embedder: EmbedderConfig) -> dict[str, Any]:
+def _describe_embedder(embedder: EmbedderConfig) -> dict[str, Any]:
     from actors.models.identity import available_outputs, describe
     from actors.models.preparation import load_preparation
 

@@ -161,7 +161,7 @@ class Hits(Sequence[Hit]):
 
         A metadata column whose name is one of those is called `metadata.NAME`.
         """
-        return [_flat(hit) for hit in self.hits]
+        return [_flatten_hit(hit) for hit in self.hits]
 
     def to_pandas(self) -> pd.DataFrame:
         """Returns `to_dicts` as a data frame.
@@ -195,7 +195,7 @@ class Hits(Sequence[Hit]):
 _COLUMNS_OF_NONE = [name for name in OWN_COLUMNS if name not in CHANNELS and name != "rerank"]
 
 
-def _flat(hit: Hit) -> dict[str, Any]:
+def _flatten_hit(hit: Hit) -> dict[str, Any]:
     passage, line = hit.located.passage, hit.located.line
     return {
         "rank": hit.rank,

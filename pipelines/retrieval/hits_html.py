@@ -27,7 +27,7 @@ def hits_as_html(hits: Hits) -> str:
             best[name] = max(best.get(name, 0.0), score)
     rule = ", ".join(f"{c} {w:g}" for c, w in hits.weights.items())
     caption = f"{escape(hits.mode)}{f' · {escape(hits.fusion)} ({escape(rule)})' if hits.fusion else ''}"
-    body = "".join(_card(hit, best) for hit in hits)
+    body = "".join(_render_card(hit, best) for hit in hits)
     empty = "<div style='color:#888;padding:8px 0'>nothing found</div>"
     return (
         "<div style='font-family:system-ui,sans-serif;max-width:860px;line-height:1.4'>"
@@ -37,8 +37,8 @@ def hits_as_html(hits: Hits) -> str:
     )
 
 
-def _card(hit: Hit, best: Mapping[str, float]) -> str:
-    bars = "".join(_bar(name, score, best[name]) for name, score in hit.scores.items())
+def _render_card(hit: Hit, best: Mapping[str, float]) -> str:
+    bars = "".join(_render_bar(name, score, best[name]) for name, score in hit.scores.items())
     chips = "".join(
         f"<span style='font-size:11px;color:#888;margin-right:8px'>{escape(f'{key}: {shorten(str(value), 60)}')}</span>"
         for key, value in hit.metadata.items()
@@ -53,13 +53,13 @@ def _card(hit: Hit, best: Mapping[str, float]) -> str:
         "<div style='display:flex;gap:14px;border-top:1px solid #8884;padding:8px 0'>"
         f"<div style='min-width:26px;text-align:right;color:#888'>{hit.rank}</div>"
         f"{pictures}<div style='flex:1'><div><b>{escape(hit.chunk_id)}</b> "
-        f"<span style='color:#888;font-size:12px'>{hit.score:.4f}</span> {_place(hit)}</div>"
-        f"<div style='font-size:13px'>{_passage(hit)}</div>{chips}</div>"
+        f"<span style='color:#888;font-size:12px'>{hit.score:.4f}</span> {_render_place(hit)}</div>"
+        f"<div style='font-size:13px'>{_render_passage(hit)}</div>{chips}</div>"
         f"<div style='min-width:190px'>{bars}</div></div>"
     )
 
 
-def _bar(name: str, score: float, best: float) -> str:
+def _render_bar(name: str, score: float, best: float) -> str:
     """Draws a bar from zero to the best score of this answer; a score below zero has none."""
     share = max(0.0, score / best) if best > 0 else 0.0
     return (
@@ -71,7 +71,7 @@ def _bar(name: str, score: float, best: float) -> str:
     )
 
 
-def _place(hit: Hit) -> str:
+def _render_place(hit: Hit) -> str:
     if not hit.source:
         return ""
     line = "" if hit.line is None else f":{hit.line}"
@@ -79,7 +79,7 @@ def _place(hit: Hit) -> str:
     return f"<span style='color:#888;font-size:11px' title='{escape(hit.source)}'>{name}{line}</span>"
 
 
-def _passage(hit: Hit) -> str:
+def _render_passage(hit: Hit) -> str:
     """Renders the passage with its matches marked, and dots for the text before and after it."""
     passage, end, pieces = hit.passage, 0, []
     for start, stop in passage.marks:

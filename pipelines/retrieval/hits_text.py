@@ -36,21 +36,21 @@ def hits_as_text(hits: Hits, width: int = 80, colour: bool = False, columns: Seq
         return counted
     names = ("score", *hits[0].scores)
     heading = " " * INDENT + "".join(f"{name:>8}" for name in names) + "  document"
-    lines = [line for hit in hits for line in _lines(hit, width, colour, columns)]
-    return "\n".join([counted, _style(heading, DIM, colour), *lines])
+    lines = [line for hit in hits for line in _format_hit(hit, width, colour, columns)]
+    return "\n".join([counted, _apply_style(heading, DIM, colour), *lines])
 
 
-def _lines(hit: Hit, width: int, colour: bool, columns: Sequence[str]) -> Iterator[str]:
+def _format_hit(hit: Hit, width: int, colour: bool, columns: Sequence[str]) -> Iterator[str]:
     numbers = "".join(f"{score:8.3f}" for score in (hit.score, *hit.scores.values()))
     room = width - INDENT - len(numbers) - len(hit.chunk_id) - 4
-    yield f"{hit.rank:>{INDENT}}{numbers}  {_style(hit.chunk_id, BOLD, colour)}  {_place(hit, room)}".rstrip()
-    yield " " * INDENT + _passage(hit, width - INDENT, colour)
+    yield f"{hit.rank:>{INDENT}}{numbers}  {_apply_style(hit.chunk_id, BOLD, colour)}  {_fit_place(hit, room)}".rstrip()
+    yield " " * INDENT + _format_passage(hit, width - INDENT, colour)
     shown = [f"{name}: {hit.metadata[name]}" for name in columns if name in hit.metadata]
     if shown:
         yield " " * INDENT + shorten("  ".join(shown), width - INDENT)
 
 
-def _place(hit: Hit, room: int) -> str:
+def _fit_place(hit: Hit, room: int) -> str:
     """Names the source's file and line, as far as the width allows."""
     if not hit.source:
         return ""
@@ -58,20 +58,20 @@ def _place(hit: Hit, room: int) -> str:
     return place if len(place) <= room else f"…{place[len(place) - room + 1 :]}" if room > 8 else ""
 
 
-def _passage(hit: Hit, width: int, colour: bool) -> str:
+def _format_passage(hit: Hit, width: int, colour: bool) -> str:
     """Returns the part of the passage with most matches, on one line, without breaking a word."""
     words = hit.passage.marked(OPEN, CLOSE).split(" ")
     starts = [i for i, word in enumerate(words) if OPEN in word] or [0]
-    first = max(starts, key=lambda i: (_line(words, i, width).count(OPEN), -i))
+    first = max(starts, key=lambda i: (_fill_line(words, i, width).count(OPEN), -i))
     while first > 0 and len(_plain(" ".join(words[first - 1 :]))) <= width:
         first -= 1
-    line = _line(words, first, width)
+    line = _fill_line(words, first, width)
     if colour and line.count(OPEN) > line.count(CLOSE):
         line += CLOSE
     return line.replace(OPEN, BOLD).replace(CLOSE, RESET) if colour else _plain(line)
 
 
-def _line(words: Sequence[str], first: int, width: int) -> str:
+def _fill_line(words: Sequence[str], first: int, width: int) -> str:
     """Returns as many leading words as fit, with dots in place of words that are left out."""
     line = "… " if first else ""
     for last in range(first, len(words)):
@@ -86,5 +86,5 @@ def _plain(text: str) -> str:
     return text.replace(OPEN, "").replace(CLOSE, "")
 
 
-def _style(text: str, style: str, colour: bool) -> str:
+def _apply_style(text: str, style: str, colour: bool) -> str:
     return f"{style}{text}{RESET}" if colour else text

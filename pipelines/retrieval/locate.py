@@ -50,13 +50,13 @@ class PassageFinder:
             return word_strengths(self.queries.texts[self.i], text)
         found: dict[Span, float] = {}
         for word in words:
-            for span in (*word.spans, *_places(word.query_word, text)):
+            for span in (*word.spans, *_find_word(word.query_word, text)):
                 share = 1.0 if span in word.spans else LEXICAL_SHARE
                 found[span] = max(found.get(span, 0.0), share * word.part)
         return found
 
 
-def _places(word: str, text: str) -> list[Span]:
+def _find_word(word: str, text: str) -> list[Span]:
     """Returns where a word occurs in a text, ignoring letter case."""
     return [found.span() for found in re.finditer(rf"\b{re.escape(word)}\b", text, re.IGNORECASE)]
 

@@ -66,7 +66,7 @@ class PageReader:
         """Reads the rows that may reach the page, best first; equal scores in the order of chunk ids."""
         order = np.argsort(-fused, kind="stable")
         hits: list[Hit] = []
-        for depth in _depths(request, len(order)):
+        for depth in _choose_depths(request, len(order)):
             kept = order[: _depth_with_ties(fused[order], depth)]
             hits = list(self._rows(queries, i, found, fused, kept, request))
             if request.grouping is None or len({request.grouping.key(hit) for hit in hits}) >= request.depth:
@@ -101,7 +101,7 @@ def _group_column(request: Request) -> tuple[str, ...]:
     return (request.grouping.column,) if request.grouping else ()
 
 
-def _depths(request: Request, rows: int) -> list[int]:
+def _choose_depths(request: Request, rows: int) -> list[int]:
     """Yields how many rows to read: with groups of one, which usually are most rows, first a few more."""
     if request.grouping is None:
         return [request.depth]

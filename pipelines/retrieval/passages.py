@@ -31,14 +31,14 @@ def best_passage(text: str, strengths: Strengths, offset: int = 0, length: int =
 
     offset: where the text begins in its document.
     """
-    strengths = _significant(strengths)
+    strengths = _drop_weak_parts(strengths)
     spans = sorted(strengths)
     start, end = _between_words(text, *_strongest_window(text, spans, strengths, length))
     inside = [(a - start, b - start) for a, b in spans if start <= a and b <= end]
-    return Passage(text[start:end], offset + start, offset + end, tuple(_joined(inside, text[start:end])))
+    return Passage(text[start:end], offset + start, offset + end, tuple(_join_spans(inside, text[start:end])))
 
 
-def _significant(strengths: Strengths) -> Strengths:
+def _drop_weak_parts(strengths: Strengths) -> Strengths:
     """Drops parts that are weak beside the strongest: function words, and best matches of what does not occur."""
     least = MIN_SHARE * max(strengths.values(), default=0.0)
     return {span: strength for span, strength in strengths.items() if strength >= least}
@@ -74,7 +74,7 @@ def _between_words(text: str, start: int, end: int) -> Span:
     return start, end
 
 
-def _joined(spans: list[Span], text: str) -> list[Span]:
+def _join_spans(spans: list[Span], text: str) -> list[Span]:
     """Joins parts that overlap or touch, such as the pieces of one word."""
     joined: list[Span] = []
     for start, end in spans:

@@ -35,7 +35,7 @@ class QueryExpander:
     def __init__(self, embeddings: Tensor, names: Sequence[str]) -> None:
         """Takes the model's input embeddings (vocabulary, h) and the tokenizer's name of each id."""
         self.words = np.array([i for i, name in enumerate(names[: len(embeddings)]) if _is_word(name)], np.int64)
-        self.unit = _unit(embeddings[torch.from_numpy(self.words).to(embeddings.device)])
+        self.unit = _center_and_normalise(embeddings[torch.from_numpy(self.words).to(embeddings.device)])
         self._place = {int(token): place for place, token in enumerate(self.words)}
         self._found: dict[int, Found] = {}
 
@@ -58,7 +58,7 @@ class QueryExpander:
         rows = np.repeat(np.arange(len(queries)), np.diff(queries.offsets))
         keys = np.repeat(rows << 32, lengths) | np.concatenate([ids for ids, _ in found])
         weights = np.repeat(queries.weights, lengths) * np.concatenate([factors for _, factors in found])
-        return _summed(keys, weights, len(queries))
+        return _sum_by_token(keys, weights, len(queries))
 
     def _find(self, tokens: Sequence[int]) -> None:
         new = [token for token in tokens if token not in self._found]
@@ -87,7 +87,7 @@ def _is_word(name: str) -> bool:
     return len(name) >= MIN_LETTERS and name.isalpha()
 
 
-def _unit(vectors: Tensor) -> Tensor:
+def _center_and_normalise(vectors: Tensor) -> Tensor:
     """Subtracts the mean embedding, which would make all words alike, and normalises; in the precision of the model's
     pass.
     """
@@ -99,7 +99,7 @@ def _alone(token: int) -> Found:
     return np.array([token], np.int64), np.ones(1, np.float32)
 
 
-def _summed(keys: IntArray, weights: Array, rows: int) -> SparseVectors:
+def _sum_by_token(keys: IntArray, weights: Array, rows: int) -> SparseVectors:
     """Sums weights of equal (row, token) keys, row in the upper half, to rows of distinct tokens."""
     distinct, place = np.unique(keys, return_inverse=True)
     lengths = np.bincount(distinct >> 32, minlength=rows)

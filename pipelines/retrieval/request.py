@@ -79,7 +79,7 @@ def check_request(
         where=None if options.where is None else evaluate_filter(options.where),
         candidates=max(rows),
         columns=tuple(columns),
-        grouping=_grouping(options, snapshot),
+        grouping=_check_grouping(options, snapshot),
         offset=options.offset,
         reranker=None if options.rerank is None else as_reranker(options.rerank, available),
         rerank_k=options.rerank_k,
@@ -96,7 +96,7 @@ def _check_mode(mode: Mode, available: tuple[Channel, ...]) -> None:
     raise InvalidRequest(f"mode: the index has no {mode} output; it has {', '.join(available)}")
 
 
-def _grouping(options: SearchOptions, snapshot: Snapshot) -> Grouping | None:
+def _check_grouping(options: SearchOptions, snapshot: Snapshot) -> Grouping | None:
     """Returns the grouping; None if every row would be a group of its own."""
     column = options.group_by
     if column is None or (column == "doc_id" and not snapshot.has_chunks):

@@ -24,14 +24,14 @@ def as_reranker(rerank: str | Reranker, channels: tuple[str, ...]) -> Reranker |
         return rerank
     channel = next((c for c in CHANNELS if c == rerank), None)
     if channel is None:
-        return _loaded(rerank)
+        return _load_cached(rerank)
     if channel not in channels:
         raise InvalidRequest(f"rerank: the index has no channel {rerank!r}; it has {', '.join(channels)}")
     return ByChannel(channel)
 
 
 @lru_cache(maxsize=2)
-def _loaded(name: str) -> Reranker:
+def _load_cached(name: str) -> Reranker:
     """Loads a reranker and caches it for the next search; InvalidRequest if it cannot be loaded."""
     from actors.rerankers.registry import load_reranker
 

@@ -49,7 +49,7 @@ def upsert(index: IndexHandle, rows: Sequence[Mapping[str, Any]], check: Check |
     """
     if set(index.identity.embedders) != {index.name}:
         raise ConfigError(f"upsert: this index has several embedders, {index.name!r} is open; use `tridex build`")
-    _check(index, rows)
+    _check_rows(index, rows)
     if not rows:
         return 0
     target = target_of(index.snapshot, UPSERTED)
@@ -65,7 +65,9 @@ def upsert(index: IndexHandle, rows: Sequence[Mapping[str, Any]], check: Check |
         if len(diff.updated):
             write_metadata(target, held, documents, diff, dataset.version)
         if changed:
-            replace_documents(target, held, _block(index, target, documents.take(pa.array(changed)), rows, changed))
+            replace_documents(
+                target, held, _build_block(index, target, documents.take(pa.array(changed)), rows, changed)
+            )
     return len(rows)
 
 
@@ -76,7 +78,7 @@ def delete(index: IndexHandle, ids: Sequence[str], check: Check | None = None) -
     return delete_documents(target_of(index.snapshot, UPSERTED), ids, check)
 
 
-def _check(index: IndexHandle, rows: Sequence[Mapping[str, Any]]) -> None:
+def _check_rows(index: IndexHandle, rows: Sequence[Mapping[str, Any]]) -> None:
     known = {"doc_id", "text", *index.snapshot.metadata_columns}
     seen: set[str] = set()
     for i, row in enumerate(rows):
@@ -119,15 +121,15 @@ def write_metadata(target: Target, lease: Lease, documents: pa.Table, diff: Part
     commit_updates(target, lease, [update for update in updates if update is not None], "metadata")
 
 
-def _block(
+def _build_block(
     index: IndexHandle, target: Target, documents: pa.Table, rows: Sequence[Mapping[str, Any]], chosen: Sequence[int]
 ) -> pa.Table:
     """Chunks and embeds the chosen rows, which `documents` describes, as a block for `write_block`."""
     texts = [rows[i]["text"] for i in chosen]
-    spans = _spans(index, texts)
-    chunks = [chunk for i, span in enumerate(spans) for chunk in _chunks(rows[chosen[i]]["doc_id"], texts[i], span)]
+    spans = _chunk_spans(index, texts)
+    chunks = [chunk for i, span in enumerate(spans) for chunk in _chunk_rows(rows[chosen[i]]["doc_id"], texts[i], span)]
     shared = documents.take(pa.array(np.repeat(np.arange(len(chosen)), [len(span) for span in spans])))
-    batch = _embedded(index, [chunk["text"] for chunk in chunks])
+    batch = _embed_texts(index, [chunk["text"] for chunk in chunks])
     computed = {"n_tokens": batch.n_tokens, "n_truncated": batch.n_truncated, **batch.to_arrow(index.name)}
     columns = {name: shared.column(name).combine_chunks() for name in shared.column_names} | computed
     arrays = {
@@ -137,7 +139,7 @@ def _block(
     return pa.table(arrays | {"error": pa.nulls(len(chunks), pa.string())})
 
 
-def _spans(index: IndexHandle, texts: Sequence[str]) -> list[IntArray]:
+def _chunk_spans(index: IndexHandle, texts: Sequence[str]) -> list[IntArray]:
     """Returns the character spans (n, 2) of each document's chunks."""
     chunking = ChunkConfig(**index.identity.chunk)
     if chunking.mode == "whole":
@@ -148,7 +150,7 @@ def _spans(index: IndexHandle, texts: Sequence[str]) -> list[IntArray]:
     return cut_all_into_windows(texts, preparation.tokenizer, window)
 
 
-def _chunks(doc_id: str, text: str, spans: IntArray) -> Iterator[dict[str, Any]]:
+def _chunk_rows(doc_id: str, text: str, spans: IntArray) -> Iterator[dict[str, Any]]:
     """Builds the columns that differ between the chunks of a document."""
     for i, (start, end) in enumerate(spans.tolist()):
         place = {"chunk_id": f"{doc_id}#{i}", "chunk_index": i, "chunk_count": len(spans), "source": UPSERTED}
@@ -159,7 +161,7 @@ def _as(values: Any, kind: pa.DataType) -> pa.Array:
     return values.cast(kind) if isinstance(values, pa.Array) else pa.array(values, kind)
 
 
-def _embedded(index: IndexHandle, texts: Sequence[str]) -> EmbeddingBatch:
+def _embed_texts(index: IndexHandle, texts: Sequence[str]) -> EmbeddingBatch:
     described, embedder = index.column_cache.embedder, index.encoder.embedder
     tokens = embedder.tokenise(texts, "passage")
     batch = embedder.embed_tokens(tokens, index.column_cache.outputs)

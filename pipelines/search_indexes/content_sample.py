@@ -18,7 +18,7 @@ def sample_by_content(snapshot: Snapshot, n: int) -> IntArray:
     The hash is as good as random, so this is a uniform sample without replacement. In the order of their keys: sums
     over the rows are then equal to the last digit, too. Reads 20 bytes per row.
     """
-    parts = [_keys(batch) for batch in snapshot.scan(["content_hash", "chunk_index"], 65_536)]
+    parts = [_mix_keys(batch) for batch in snapshot.scan(["content_hash", "chunk_index"], 65_536)]
     keys = np.concatenate([np.zeros(0, np.uint64), *parts])
     if len(keys) > n:
         places = np.sort(np.argpartition(keys, n - 1)[:n])
@@ -26,7 +26,7 @@ def sample_by_content(snapshot: Snapshot, n: int) -> IntArray:
     return np.argsort(keys, kind="stable")
 
 
-def _keys(batch: pa.RecordBatch) -> Keys:
+def _mix_keys(batch: pa.RecordBatch) -> Keys:
     """Mixes the first 8 bytes of the content hash with the chunk index (splitmix64's finaliser): uint64 (n,)."""
     hashes = batch.column(0)
     raw = np.frombuffer(hashes.buffers()[1], np.uint64)[2 * hashes.offset : 2 * (hashes.offset + len(hashes))]

@@ -76,7 +76,7 @@ def by_token(rows: SparseVectors) -> tuple[IntArray, npt.NDArray[np.int32], Floa
     return starts, positions, weights
 
 
-def _firsts(starts: IntArray, pages: npt.NDArray[np.uint16]) -> IntArray:
+def _block_starts(starts: IntArray, pages: npt.NDArray[np.uint16]) -> IntArray:
     """Finds where blocks begin among postings ordered by token and page."""
     new = np.empty(len(pages), bool)
     new[1:] = pages[1:] != pages[:-1]
@@ -117,7 +117,7 @@ class Blocks:
         """Builds the blocks of rows 0..n-1."""
         starts, positions, weights = by_token(rows)
         pages = (positions >> PAGE_BITS).astype(np.uint16)
-        first = _firsts(starts, pages)
+        first = _block_starts(starts, pages)
         tokens = np.searchsorted(starts, first, side="right") - 1
         maxima = np.maximum.reduceat(weights, first) if len(first) else np.zeros(0, np.float32)
         bounds = np.append(first, len(pages)).astype(np.int64)

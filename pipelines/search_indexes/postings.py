@@ -134,10 +134,10 @@ def update_postings(
     """Covers every fragment of every embedder that has a sparse output; run it after `maintain.optimize`."""
     snapshot = open_table(uri, table, storage_options)
     named = {n for n, e in snapshot.identity.embedders.items() if "sparse" in e["outputs"]}
-    return {name: _update(snapshot, name) for name in sorted(named)}
+    return {name: _update_embedder(snapshot, name) for name in sorted(named)}
 
 
-def _update(snapshot: Snapshot, name: str) -> PostingsUpdate:
+def _update_embedder(snapshot: Snapshot, name: str) -> PostingsUpdate:
     valid = [info for info, _ in valid_segments(snapshot, name)]
     missing = uncovered_fragments(snapshot, valid)
     small = [info for info in valid if info.rows < SEGMENT_ROWS // 2]
@@ -145,12 +145,12 @@ def _update(snapshot: Snapshot, name: str) -> PostingsUpdate:
         merged = {fragment for info in small for fragment, _ in info.fragments}
         missing += [f for f in snapshot.dataset.get_fragments() if f.fragment_id in merged]
         valid = [info for info in valid if info not in small]
-    written = [_write_segment(snapshot, name, group) for group in _groups(missing)]
+    written = [_write_segment(snapshot, name, group) for group in _group_fragments(missing)]
     kept = [*valid, *written]
     return PostingsUpdate(len(kept), len(written), _drop_void(snapshot, name, kept), sum(i.postings for i in kept))
 
 
-def _groups(fragments: Sequence[Any]) -> Iterator[list[Any]]:
+def _group_fragments(fragments: Sequence[Any]) -> Iterator[list[Any]]:
     """Groups consecutive fragments of at most SEGMENT_ROWS rows together; a larger fragment stays alone."""
     group: list[Any] = []
     for fragment in fragments:

@@ -107,12 +107,12 @@ def update_vector_indexes(
         if "dense" in embedder["outputs"]:
             done[name] = wanted
             column = f"{name}_dense"
-            if wanted is not None and not _extended(snapshot, column, wanted, partitions):
+            if wanted is not None and not _extend_index(snapshot, column, wanted, partitions):
                 create(snapshot, column, wanted, parameters(wanted, len(snapshot), int(embedder["dim"]), partitions))
     return done
 
 
-def _extended(snapshot: Snapshot, column: str, wanted: str, partitions: int | None) -> bool:
+def _extend_index(snapshot: Snapshot, column: str, wanted: str, partitions: int | None) -> bool:
     """Adds missing rows to an index of this kind; returns whether there is one."""
     present = find_vector_index(snapshot, column)
     if present is None or present.kind.upper() != wanted or partitions not in (None, present.partitions):

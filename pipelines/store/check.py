@@ -67,7 +67,7 @@ def check_index(uri: str, table: str = "documents", storage_options: Mapping[str
     return CheckReport(uri, snapshot.version, checks)
 
 
-def _settings(snapshot: Snapshot) -> Check:
+def _check_settings(snapshot: Snapshot) -> Check:
     """Checks that the columns are those of the identity."""
     identity, have = snapshot.identity, snapshot.schema
     problems, notes = [], []
@@ -86,7 +86,7 @@ def _settings(snapshot: Snapshot) -> Check:
     return Check("settings: the columns are those that the identity describes", tuple(problems), tuple(notes))
 
 
-def _documents(snapshot: Snapshot) -> Check:
+def _check_documents(snapshot: Snapshot) -> Check:
     """Checks that chunk ids are distinct, and that each document has all of its chunks once, with one hash."""
     names = ["doc_id", "chunk_id", "chunk_index", "chunk_count", "content_hash"]
     rows = snapshot.dataset.to_table(columns=names)
@@ -114,7 +114,7 @@ def _documents(snapshot: Snapshot) -> Check:
     return Check(f"documents: {len(grouped):,} whole, in {len(rows):,} rows with distinct ids", tuple(problems))
 
 
-def _hashes(snapshot: Snapshot) -> Check:
+def _check_hashes(snapshot: Snapshot) -> Check:
     """Checks that the hashes are those of the stored text and metadata."""
     title = "hashes: those of the texts and the metadata that are there"
     if snapshot.identity.format_version < FORMAT_VERSION:
@@ -125,9 +125,9 @@ def _hashes(snapshot: Snapshot) -> Check:
     for batch in snapshot.scan(names):
         rows = pa.Table.from_batches([batch])
         described = hash_metadata({name: rows[name] for name in metadata}, len(rows))
-        values += _differ(rows["metadata_hash"], described)
+        values += _count_differences(rows["metadata_hash"], described)
         whole = rows.filter(pc.equal(rows["chunk_count"], 1))
-        texts += _differ(whole["content_hash"], hash_content(whole["text"].combine_chunks()))
+        texts += _count_differences(whole["content_hash"], hash_content(whole["text"].combine_chunks()))
     if PICTURES in snapshot.schema.names:
         return Check(title, notes=("not compared: pictures are not in the table",))
     problems = [f"{texts:,} rows have another text than their content_hash says"] if texts else []
@@ -135,11 +135,11 @@ def _hashes(snapshot: Snapshot) -> Check:
     return Check(title, tuple(problems), tuple(notes))
 
 
-def _differ(have: pa.ChunkedArray, want: pa.Array) -> int:
+def _count_differences(have: pa.ChunkedArray, want: pa.Array) -> int:
     return len(want) - int(pc.sum(pc.fill_null(pc.equal(have, want), False)).as_py() or 0)
 
 
-def _vectors(snapshot: Snapshot) -> Check:
+def _check_vectors(snapshot: Snapshot) -> Check:
     """Checks that every row has every output, and that dense vectors are finite."""
     outputs = [field for field in output_fields(snapshot.identity) if field.name in snapshot.schema.names]
     missing = dict.fromkeys((field.name for field in outputs), 0)
@@ -168,7 +168,7 @@ def _files(snapshot: Snapshot) -> Check:
     return Check(f"files: all of {len(dataset.get_fragments()):,} fragments", tuple(problems[:10]), tuple(notes))
 
 
-def _coverage(snapshot: Snapshot) -> Check:
+def _check_coverage(snapshot: Snapshot) -> Check:
     """Checks that search indexes cover the rows; uncovered ones are scanned, which is slower and equally right."""
     notes = []
     for column, index in snapshot.indexes().items():
@@ -178,4 +178,11 @@ def _coverage(snapshot: Snapshot) -> Check:
     return Check("search indexes: cover all rows", notes=tuple(notes))
 
 
-CHECKS: tuple[Callable[[Snapshot], Check], ...] = (_settings, _documents, _hashes, _vectors, _files, _coverage)
+CHECKS: tuple[Callable[[Snapshot], Check], ...] = (
+    _check_settings,
+    _check_documents,
+    _check_hashes,
+    _check_vectors,
+    _files,
+    _check_coverage,
+)

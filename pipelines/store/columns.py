@@ -65,14 +65,14 @@ def add_null_columns(target: Target) -> tuple[lance.LanceDataset, list[pa.Field]
 def unfilled_fragments(dataset: lance.LanceDataset, fields: Sequence[pa.Field]) -> list[int]:
     """Lists the fragments that have no data file for one of the columns."""
     wanted = {f.name for f in fields}
-    families = [_ids(f) for f in dataset.lance_schema.fields() if f.name() in wanted]
+    families = [_field_ids(f) for f in dataset.lance_schema.fields() if f.name() in wanted]
     stored = {f.fragment_id: {i for file in f.metadata.files for i in file.fields} for f in dataset.get_fragments()}
     return [number for number, ids in stored.items() if any(ids.isdisjoint(family) for family in families)]
 
 
-def _ids(column: Any) -> set[int]:
+def _field_ids(column: Any) -> set[int]:
     """Lists the ids of a Lance field and all fields below it; a data file names the leaves only."""
-    return {column.id()}.union(*(_ids(child) for child in column.children()))
+    return {column.id()}.union(*(_field_ids(child) for child in column.children()))
 
 
 def read_fragments(dataset: lance.LanceDataset, ids: Sequence[int], batch_rows: int) -> Iterator[pa.Table]:
@@ -103,19 +103,19 @@ def write_columns(table: pa.Table, target: Target, fields: Sequence[pa.Field]) -
         rows = np.flatnonzero(owners == fragment)
         part = conform_to_schema(table.slice(rows[0], len(rows)), pa.schema(list(fields)))
         offsets = (addresses[rows] & np.uint64(0xFFFFFFFF)).astype(np.uint32)
-        records.append(_part(part, int(fragment), offsets, target) | {"n_tokens": _tokens(table, rows)})
+        records.append(_write_part(part, int(fragment), offsets, target) | {"n_tokens": _count_tokens(table, rows)})
     failed = table.filter(table.column("error").is_valid())
     if failed.num_rows:
         records.append(quarantine_record(failed, target, []))
     return pa.Table.from_pylist(records, schema=PART_SCHEMA)
 
 
-def _tokens(table: pa.Table, rows: np.ndarray[Any, Any]) -> int:
+def _count_tokens(table: pa.Table, rows: np.ndarray[Any, Any]) -> int:
     counts = table.column("n_tokens") if "n_tokens" in table.column_names else []
     return int(np.sum(np.asarray(counts)[rows])) if len(counts) else 0
 
 
-def _part(rows: pa.Table, fragment: int, offsets: np.ndarray[Any, Any], target: Target) -> dict[str, Any]:
+def _write_part(rows: pa.Table, fragment: int, offsets: np.ndarray[Any, Any], target: Target) -> dict[str, Any]:
     file = _write(rows.to_reader(), rows.num_rows, target)
     return {"kind": "columns", "fragment": file, "rows": rows.num_rows, "id": fragment, "offsets": offsets}
 
@@ -130,7 +130,7 @@ def _write(rows: pa.RecordBatchReader, count: int, target: Target) -> str:
     return json.dumps(written.to_json())
 
 
-def _spread(
+def _expand_in_order(
     parts: Iterable[Mapping[str, Any]], physical_rows: int, target: Target, schema: pa.Schema
 ) -> Iterator[pa.RecordBatch]:
     """Expands rows to all physical rows of a fragment, null where deleted; holds one part in memory at a time."""
@@ -139,14 +139,14 @@ def _spread(
         offsets = np.asarray(part["offsets"], np.int64)
         where = np.full(offsets[-1] + 1 - end, -1, np.int64)
         where[offsets - end] = np.arange(len(offsets))
-        rows = _read(part, target).take(pa.array(where, mask=where < 0))
+        rows = _read_part(part, target).take(pa.array(where, mask=where < 0))
         yield from conform_to_schema(rows, schema).combine_chunks().to_batches()
         end = int(offsets[-1]) + 1
     if end < physical_rows:
         yield pa.RecordBatch.from_pylist([{}] * (physical_rows - end), schema=schema)
 
 
-def _read(part: Mapping[str, Any], target: Target) -> pa.Table:
+def _read_part(part: Mapping[str, Any], target: Target) -> pa.Table:
     path = json.loads(part["fragment"])["files"][0]["path"]
     reader = LanceFileReader(f"{target.documents_uri}/data/{path}", storage_options=dict(target.storage_options))
     return reader.read_all().to_table()
@@ -165,18 +165,18 @@ def join_parts(
         raise ValueError(f"fragment {parts[0]['id']}: its parts overlap at row {there[times > 1][0]}")
     schema = pa.schema(list(fields))
     in_turn = all(a["offsets"][-1] < b["offsets"][0] for a, b in itertools.pairwise(parts))
-    batches = (_spread if in_turn else _shuffled)(parts, physical_rows, target, schema)
+    batches = (_expand_in_order if in_turn else _expand_interleaved)(parts, physical_rows, target, schema)
     return _write(pa.RecordBatchReader.from_batches(schema, batches), physical_rows, target)
 
 
-def _shuffled(
+def _expand_interleaved(
     parts: Sequence[Mapping[str, Any]], physical_rows: int, target: Target, schema: pa.Schema
 ) -> Iterator[pa.RecordBatch]:
-    """Expands as `_spread`, for parts whose rows interleave because blocks mix pieces of the fragment.
+    """Expands as `_expand_in_order`, for parts whose rows interleave because blocks mix pieces of the fragment.
 
     All in memory.
     """
-    rows = pa.concat_tables([conform_to_schema(_read(part, target), schema) for part in parts])
+    rows = pa.concat_tables([conform_to_schema(_read_part(part, target), schema) for part in parts])
     where = np.full(physical_rows, -1, np.int64)
     where[np.concatenate([np.asarray(part["offsets"], np.int64) for part in parts])] = np.arange(len(rows))
     yield from rows.take(pa.array(where, mask=where < 0)).combine_chunks().to_batches()

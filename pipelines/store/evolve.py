@@ -120,14 +120,14 @@ def _hash_updates(dataset: lance.LanceDataset) -> Iterator[FragmentUpdate]:
         columns = ["doc_id", "text", "source", "chunk_count", "content_hash", "metadata_hash", *names]
         rows = fragment.scanner(columns=columns, with_row_address=True).to_table()
         if rows.column("metadata_hash").null_count:
-            yield rewrite_columns(dataset, fragment.fragment_id, _hashed(rows, names, cut))
+            yield rewrite_columns(dataset, fragment.fragment_id, _hash_rows(rows, names, cut))
 
 
 def _has_upserts(dataset: lance.LanceDataset) -> bool:
     return bool(dataset.scanner(columns=["doc_id"], filter=f"source = '{UPSERTED}'", limit=1).to_table().num_rows)
 
 
-def _hashed(rows: pa.Table, names: Sequence[str], cut: dict[str, bytes | None]) -> pa.Table:
+def _hash_rows(rows: pa.Table, names: Sequence[str], cut: dict[str, bytes | None]) -> pa.Table:
     """Returns `_rowaddr` and both hashes of some rows; keeps a content hash that did not cover metadata."""
     metadata = hash_metadata({name: rows.column(name) for name in names}, len(rows))
     whole = hash_content(rows.column("text").combine_chunks()).to_pylist()
@@ -154,13 +154,13 @@ def _hash_cut_documents(dataset: lance.LanceDataset) -> dict[str, bytes | None]:
             chunks = open_documents.setdefault(row["doc_id"], {})
             chunks[row["chunk_index"]] = row["start"], row["end"], row["text"]
             if len(chunks) == row["chunk_count"]:
-                text = _joined([chunks[i] for i in sorted(chunks)])
+                text = _join_chunks([chunks[i] for i in sorted(chunks)])
                 hashes[row["doc_id"]] = None if text is None else digest(text.encode())
                 del open_documents[row["doc_id"]]
     return hashes
 
 
-def _joined(chunks: Sequence[tuple[int, int, str]]) -> str | None:
+def _join_chunks(chunks: Sequence[tuple[int, int, str]]) -> str | None:
     text = ""
     for start, _, chunk in chunks:
         if start > len(text):

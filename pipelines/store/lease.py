@@ -66,12 +66,12 @@ def process_name(pid: int) -> str | None:
     """
     try:
         started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-        return f"{_machine()} {started}"
+        return f"{_machine_name()} {started}"
     except OSError:
         return None
 
 
-def _machine() -> str:
+def _machine_name() -> str:
     boot = Path("/proc/sys/kernel/random/boot_id")
     namespace = Path("/proc/self/ns/pid")
     return f"{boot.read_text().strip()} {namespace.readlink()}" if boot.exists() else ""
@@ -99,7 +99,7 @@ class Holder:
 
     def is_gone(self) -> bool:
         """Returns whether the holder certainly ended: it ran on this machine, since this boot, and runs no more."""
-        here = _machine()
+        here = _machine_name()
         return bool(here) and self.process.startswith(here) and process_name(self.pid) != self.process
 
     def __str__(self) -> str:
@@ -107,7 +107,7 @@ class Holder:
         return f"job {self.job!r} on {self.host}, process {self.pid}, since {str(age).partition('.')[0]} (h:mm:ss)"
 
 
-def _open(uri: str, options: Mapping[str, str]) -> lance.LanceDataset:
+def _open_table(uri: str, options: Mapping[str, str]) -> lance.LanceDataset:
     return lance.dataset(table_uri(uri, LEASES), storage_options=dict(options))
 
 
@@ -121,10 +121,10 @@ def read_holder(uri: str, table: str, options: Mapping[str, str] | None = None) 
     return None if last is None else Holder(**{k: v for k, v in last.items() if k != "key"})
 
 
-def _insert(uri: str, row: Holder, options: Mapping[str, str]) -> bool:
+def _insert_row(uri: str, row: Holder, options: Mapping[str, str]) -> bool:
     values = {name: getattr(row, name) for name in _SCHEMA.names}
     data = pa.Table.from_pylist([values], schema=_SCHEMA)
-    result = _open(uri, options).merge_insert("key").when_not_matched_insert_all().execute(data)
+    result = _open_table(uri, options).merge_insert("key").when_not_matched_insert_all().execute(data)
     return int(result["num_inserted_rows"]) == 1
 
 
@@ -167,14 +167,14 @@ class Lease:
             try:
                 self._set("beat", str(beats))
                 if beats % _CLEAN_EVERY == 0:
-                    _open(self.uri, self.options).cleanup_old_versions(_KEEP_VERSIONS)
+                    _open_table(self.uri, self.options).cleanup_old_versions(_KEEP_VERSIONS)
             except (OSError, CommitConflictError):
                 # The store did not answer, or another process wrote; the next beat tries again, and `check` refuses
                 # if somebody took over.
                 self.failures += 1
 
     def _set(self, column: str, value: str) -> None:
-        _open(self.uri, self.options).update({column: value}, where=f"holder = '{self.row.holder}'")
+        _open_table(self.uri, self.options).update({column: value}, where=f"holder = '{self.row.holder}'")
 
     def check(self) -> None:
         """Raises LeaseLost if a later epoch exists. Call it after reading the version that a commit is based on."""
@@ -198,7 +198,7 @@ class Lease:
         self.release()
 
 
-def _next(table: str, job: str, lease_seconds: float, before: Holder | None) -> Holder:
+def _next_holder(table: str, job: str, lease_seconds: float, before: Holder | None) -> Holder:
     return Holder(
         table=table,
         epoch=1 if before is None else before.epoch + 1,
@@ -227,7 +227,7 @@ def acquire(
         create_dataset(table_uri(uri, LEASES), _SCHEMA, options)
     elif not before.released:
         _wait_until_silent(uri, before, options)
-    row = _next(table, job, lease_seconds, before)
-    if not _insert(uri, row, options):
+    row = _next_holder(table, job, lease_seconds, before)
+    if not _insert_row(uri, row, options):
         raise LeaseHeld(f"{uri}: another driver was quicker: {read_holder(uri, table, options)}")
     return Lease(uri, row, options, took_over=before is not None and not before.released).start()

@@ -93,15 +93,17 @@ def optimize(
         dataset.optimize.compact_files(target_rows_per_fragment=target_rows(dataset))
         dataset.optimize.optimize_indices()
         now = _now_of_the_store(uri, options)
-        removed = _clean(dataset, keep_versions, orphan_age, now)
+        removed = _remove_old_files(dataset, keep_versions, orphan_age, now)
         quarantine = open_dataset(table_uri(uri, QUARANTINE), options)
         if quarantine is not None:
             quarantine.optimize.compact_files()
-            _clean(quarantine, keep_versions, orphan_age, now)
+            _remove_old_files(quarantine, keep_versions, orphan_age, now)
         return Optimized(before, len(dataset.get_fragments()), **removed)
 
 
-def _clean(dataset: lance.LanceDataset, keep: timedelta, orphan_age: timedelta, now: datetime) -> dict[str, int]:
+def _remove_old_files(
+    dataset: lance.LanceDataset, keep: timedelta, orphan_age: timedelta, now: datetime
+) -> dict[str, int]:
     found = find_orphans(dataset)
     ages = [now - modified for modified in found.column("last_modified").to_pylist()]
     removable = all(age >= orphan_age for age in ages)

@@ -83,10 +83,10 @@ class Identity:
 
     def difference(self, other: Identity) -> str | None:
         """Names the first field in which `other` (what the caller has) differs from this (what the index has)."""
-        mine, theirs = dict(_leaves(self)), dict(_leaves(other))
+        mine, theirs = dict(_iterate_leaves(self)), dict(_iterate_leaves(other))
         for key in sorted(mine.keys() | theirs.keys(), key=_order):
             if mine.get(key, _ABSENT) != theirs.get(key, _ABSENT):
-                return f"{key}: index has {_show(mine, key)}, you have {_show(theirs, key)}"
+                return f"{key}: index has {_show_leaf(mine, key)}, you have {_show_leaf(theirs, key)}"
         return None
 
     def additions(self, other: Identity) -> dict[str, tuple[str, ...]]:
@@ -114,7 +114,7 @@ class Identity:
 _ABSENT = object()
 
 
-def _show(leaves: Mapping[str, Any], key: str) -> str:
+def _show_leaf(leaves: Mapping[str, Any], key: str) -> str:
     return repr(leaves[key]) if key in leaves else "nothing"
 
 
@@ -123,7 +123,7 @@ def _order(key: str) -> tuple[bool, bool, str]:
     return key != "format_version", not key.endswith(".model"), key
 
 
-def _leaves(identity: Identity) -> Iterator[tuple[str, Any]]:
+def _iterate_leaves(identity: Identity) -> Iterator[tuple[str, Any]]:
     yield "format_version", identity.format_version
     yield from ((f"chunk.{key}", value) for key, value in identity.chunk.items())
     yield "text", identity.text

@@ -79,7 +79,7 @@ class Status:
         return "\n".join(lines)
 
 
-def _example(reason: Mapping[str, Any]) -> str:
+def _format_example(reason: Mapping[str, Any]) -> str:
     return describe_place(reason["source"], reason["position"])
 
 
@@ -102,8 +102,8 @@ def read_status(uri: str, table: str = "documents", storage_options: Mapping[str
         last_job=_last_job(dataset) or (held.job if held else None),
         embedders={name: dict(e) for name, e in snapshot.identity.embedders.items()},
         chunk=dict(snapshot.identity.chunk),
-        indexes=tuple(_coverage(snapshot)),
-        quarantine=_count(table_uri(uri, QUARANTINE), options),
+        indexes=tuple(_read_coverage(snapshot)),
+        quarantine=_count_rows(table_uri(uri, QUARANTINE), options),
         quarantine_reasons=tuple(count_reasons(uri, options)),
         skipped=read_skipped(uri, options),
         writer=None if held is None or held.released else str(held),
@@ -116,7 +116,7 @@ def _last_job(dataset: lance.LanceDataset) -> str | None:
     return next((job for job in found if job), None)
 
 
-def _coverage(snapshot: Snapshot) -> list[Coverage]:
+def _read_coverage(snapshot: Snapshot) -> list[Coverage]:
     found = []
     for column, index in snapshot.indexes().items():
         stats = snapshot.index_statistics(index.name)
@@ -125,6 +125,6 @@ def _coverage(snapshot: Snapshot) -> list[Coverage]:
     return found
 
 
-def _count(uri: str, options: Mapping[str, str]) -> int:
+def _count_rows(uri: str, options: Mapping[str, str]) -> int:
     dataset = open_dataset(uri, options)
     return 0 if dataset is None else int(dataset.count_rows())

@@ -214,7 +214,7 @@ def open_table(
         dataset = lance.dataset(table_uri(uri, table), version=version, storage_options=options or None)
     except (ValueError, OSError) as error:
         raise ConfigError(_why_not_opened(shown, table, version, error)) from error
-    identity = _identity(dataset, uri, table)
+    identity = _read_identity(dataset, uri, table)
     return Snapshot(uri, dataset, identity, options, table)
 
 
@@ -239,7 +239,7 @@ def _why_not_opened(uri: str, table: str, version: int | None, error: Exception)
     return f"{uri}: table {table!r} cannot be opened: {error}"
 
 
-def _identity(dataset: Any, uri: str, table: str) -> Identity:
+def _read_identity(dataset: Any, uri: str, table: str) -> Identity:
     identity = Identity.from_metadata(dataset.schema.metadata)
     if identity is None:
         raise ConfigError(f"{uri}: not an index: table {table!r} carries no tridex identity in its schema metadata")

@@ -104,7 +104,7 @@ def _write(table: pa.Table, uri: str, target: Target) -> dict[str, Any]:
     }
 
 
-def _total(column: pa.ChunkedArray) -> int:
+def _sum_column(column: pa.ChunkedArray) -> int:
     return int(pc.sum(column).as_py() or 0)
 
 
@@ -112,10 +112,10 @@ def _document_record(rows: pa.Table, target: Target, partial: list[dict[str, Any
     replaces = rows.column(REPLACES).combine_chunks().flatten().unique() if REPLACES in rows.column_names else []
     return _write(conform_to_schema(rows, target.schema), target.documents_uri, target) | {
         "kind": "documents",
-        "documents": _total(pc.equal(rows.column("chunk_index"), 0)),
-        "n_tokens": _total(rows.column("n_tokens")),
-        "n_truncated": _total(rows.column("n_truncated")),
-        "rows_truncated": _total(pc.greater(rows.column("n_truncated"), 0)),
+        "documents": _sum_column(pc.equal(rows.column("chunk_index"), 0)),
+        "n_tokens": _sum_column(rows.column("n_tokens")),
+        "n_truncated": _sum_column(rows.column("n_truncated")),
+        "rows_truncated": _sum_column(pc.greater(rows.column("n_truncated"), 0)),
         "replaces": replaces,
         "partial": partial,
     }
@@ -160,7 +160,7 @@ def quarantine_record(rows: pa.Table, target: Target, partial: list[dict[str, An
     counts = {"documents": 0, "n_tokens": 0, "n_truncated": 0, "rows_truncated": 0, "replaces": []}
     repeated = pc.starts_with(rows.column("error"), DUPLICATE)
     bad = rows.filter(pc.invert(repeated)).slice(0, 1).to_pylist()
-    said = {"duplicates": _total(repeated), "reason": describe_failure(bad[0]) if bad else None}
+    said = {"duplicates": _sum_column(repeated), "reason": describe_failure(bad[0]) if bad else None}
     written = _write(quarantine_rows(rows, target), target.quarantine_uri, target)
     return written | counts | said | {"kind": "quarantine", "partial": partial}
 
@@ -175,17 +175,17 @@ def _partial_documents(table: pa.Table) -> list[dict[str, Any]]:
     return [{"doc_id": s["doc_id"], "rows": s["chunk_count_count"], "of": s["chunk_count_max"]} for s in short]
 
 
-def _without(table: pa.Table, mask: pa.ChunkedArray) -> pa.Table:
+def _exclude_rows(table: pa.Table, mask: pa.ChunkedArray) -> pa.Table:
     """Returns the rows outside `mask`; the table itself, without copying vectors, if the mask is empty."""
     return table.filter(pc.invert(mask)) if pc.any(mask).as_py() else table
 
 
-def _records(table: pa.Table, target: Target) -> Iterator[dict[str, Any]]:
+def _write_records(table: pa.Table, target: Target) -> Iterator[dict[str, Any]]:
     failed = pc.is_valid(table.column("error"))
-    good, bad = _without(table, failed), table.filter(failed)
+    good, bad = _exclude_rows(table, failed), table.filter(failed)
     partial = _partial_documents(table)
     ids = pa.array([p["doc_id"] for p in partial], pa.string())
-    whole = _without(good, pc.is_in(good.column("doc_id"), value_set=ids))
+    whole = _exclude_rows(good, pc.is_in(good.column("doc_id"), value_set=ids))
     if whole.num_rows:
         yield _document_record(whole, target, [])
     in_bad = dict.fromkeys((p["doc_id"] for p in partial), 0)
@@ -206,10 +206,10 @@ def write_block(table: pa.Table, target: Target) -> pa.Table:
     left out. Raises ValueError or TypeError that names the column where the block does not fit the table, and OSError
     as it comes from the store (disk full, access denied): such a block must not count as done.
     """
-    records = list(_records(table, target))
+    records = list(_write_records(table, target))
     for name in COSTS:
         for i, record in enumerate(records):
-            record[name] = _total(table.column(name)) if i == 0 and name in table.column_names else 0
+            record[name] = _sum_column(table.column(name)) if i == 0 and name in table.column_names else 0
     return pa.Table.from_pylist(records, schema=RECORD_SCHEMA)
 
 

@@ -81,7 +81,7 @@ class ColumnCache:
         copy = self._copies.get(output)
         if copy is not None:
             return copy.data, copy.rows(positions)
-        taken = self.from_arrow(output, _one(self.snapshot.take(positions, [self.column(output)]).column(0)))
+        taken = self.from_arrow(output, _combine(self.snapshot.take(positions, [self.column(output)]).column(0)))
         return taken, np.arange(len(positions))
 
     def blocks(self, output: Output, batch_rows: int = 8192) -> Iterator[tuple[int, Data]]:
@@ -141,12 +141,12 @@ def _in_order(copy: LocalColumn, rows: int) -> Data | None:
     return copy.data if not copy.shifts.any() and len(copy.data) == rows else None
 
 
-def _one(column: pa.ChunkedArray) -> pa.Array:
+def _combine(column: pa.ChunkedArray) -> pa.Array:
     combined = column.combine_chunks()
     return combined.chunk(0) if isinstance(combined, pa.ChunkedArray) else combined
 
 
-def _stack(parts: list[Array]) -> Array:
+def _concatenate_and_free(parts: list[Array]) -> Array:
     """Concatenates parts and frees each once it is copied, so that the peak is hardly above the result."""
     result = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
     end = len(result)
@@ -162,12 +162,12 @@ def joined(parts: list[Any], nothing: Data) -> Data:
     if not parts:
         return nothing
     if isinstance(nothing, np.ndarray):
-        return _stack(parts)
+        return _concatenate_and_free(parts)
     offsets = offsets_of(np.concatenate([np.diff(p.offsets) for p in parts]))
     if isinstance(nothing, SparseVectors):
         ids, weights = [p.token_ids for p in parts], [p.weights for p in parts]
         parts.clear()
-        return SparseVectors(offsets, _stack(ids), _stack(weights))
+        return SparseVectors(offsets, _concatenate_and_free(ids), _concatenate_and_free(weights))
     vectors = [p.vectors for p in parts]
     parts.clear()
-    return MultiVectors(offsets, _stack(vectors))
+    return MultiVectors(offsets, _concatenate_and_free(vectors))

@@ -55,26 +55,26 @@ def open_local(
     """
     place = folder / blake2b(f"{snapshot.dataset.uri}\n{column}".encode(), digest_size=12).hexdigest()
     try:
-        with _locked(place):
-            return _updated(place, snapshot, column, read, room)
+        with _lock_folder(place):
+            return _update_copy(place, snapshot, column, read, room)
     except OSError as error:
         warnings.warn(f"no local copy of {column} in {folder}: {error}", stacklevel=2)
         return None
 
 
 @contextmanager
-def _locked(place: Path) -> Iterator[None]:
+def _lock_folder(place: Path) -> Iterator[None]:
     place.mkdir(parents=True, exist_ok=True)
     with (place.parent / f"{place.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _updated(
+def _update_copy(
     place: Path, snapshot: Snapshot, column: str, read: Callable[[pa.Array], Data], room: int | None
 ) -> LocalColumn | None:
-    wanted = _fragments(snapshot)
-    copied = _manifest(place)
+    wanted = _list_fragments(snapshot)
+    copied = _read_manifest(place)
     known = sum(rows for key, rows in copied.items() if key in wanted)
     if 2 * known < sum(copied.values()):
         shutil.rmtree(place)
@@ -85,10 +85,10 @@ def _updated(
         return None
     for key in missing:
         _append(place, snapshot, column, read, key, wanted[key], copied)
-    return _opened(place, snapshot, wanted, copied)
+    return _open_copy(place, snapshot, wanted, copied)
 
 
-def _fragments(snapshot: Snapshot) -> dict[str, Any]:
+def _list_fragments(snapshot: Snapshot) -> dict[str, Any]:
     """Names each fragment by a key that changes with its rows."""
     found = snapshot.dataset.get_fragments()
     return {
@@ -112,7 +112,7 @@ def _field_ids(field: Any) -> Iterator[int]:
         yield from _field_ids(child)
 
 
-def _manifest(place: Path) -> dict[str, int]:
+def _read_manifest(place: Path) -> dict[str, int]:
     """Reads how many rows of each fragment are copied, in the order of the file."""
     path = place / MANIFEST
     return json.loads(path.read_text()) if path.exists() else {}
@@ -133,14 +133,14 @@ def _append(
     rows = 0
     for batch in scanner.to_batches():
         data = read(batch.column(0))
-        _write(place, _arrays(data), done + rows, isinstance(data, np.ndarray))
+        _write(place, _as_flat_arrays(data), done + rows, isinstance(data, np.ndarray))
         rows += len(data)
     copied[key] = rows
     (place / "manifest.new").write_text(json.dumps(copied))
     (place / "manifest.new").replace(place / MANIFEST)
 
 
-def _arrays(data: Data) -> dict[str, Array]:
+def _as_flat_arrays(data: Data) -> dict[str, Array]:
     if isinstance(data, np.ndarray):
         return {"values": data}
     if isinstance(data, SparseVectors):
@@ -173,7 +173,7 @@ def _write_at(path: Path, array: Array, item: int) -> None:
         file.write(np.ascontiguousarray(array).data)
 
 
-def _opened(
+def _open_copy(
     place: Path, snapshot: Snapshot, wanted: Mapping[str, Any], copied: Mapping[str, int]
 ) -> LocalColumn | None:
     if not wanted:
@@ -182,10 +182,10 @@ def _opened(
     positions = {f.id: f.first for f in snapshot.rows.fragments}
     starts = np.array([positions[f.fragment_id] for f in wanted.values()], np.int64)
     shifts = np.array([first[key] for key in wanted], np.int64) - starts
-    return LocalColumn(_mapped(place, sum(copied.values())), starts, shifts)
+    return LocalColumn(_map_arrays(place, sum(copied.values())), starts, shifts)
 
 
-def _mapped(place: Path, rows: int) -> Data:
+def _map_arrays(place: Path, rows: int) -> Data:
     layout = json.loads((place / "layout.json").read_text())
 
     def mapped(name: str, items: int) -> Array:

@@ -116,7 +116,9 @@ class Explanation:
         return found
 
     def __str__(self) -> str:
-        lines = [f"{self.chunk_id} is {_ordinal(self.rank)} for {self.query!r}: {self.score:.4f} ({self.fusion})"]
+        lines = [
+            f"{self.chunk_id} is {_format_ordinal(self.rank)} for {self.query!r}: {self.score:.4f} ({self.fusion})"
+        ]
         for name, c in self.channels.items():
             lines.append(
                 f"  {name:8} score {c.score:9.4f}  weight {c.weight:5.2f}  part {c.part:+9.4f}  {c.share:4.0%}"
@@ -148,7 +150,7 @@ class Explanation:
             f"{escape(self.fusion)}</span><table style='font-size:12px;border-collapse:collapse'>"
             "<tr style='color:#888'><td></td><td>score</td><td>weight</td><td>part</td><td>share</td></tr>"
             f"{rows}</table><p style='font-size:14px;white-space:pre-wrap'>{self.highlighted()}</p>"
-            f"{_matches(self)}</div>"
+            f"{_format_matches(self)}</div>"
         )
 
 
@@ -162,10 +164,10 @@ def join_pieces(matches: Sequence[ColbertMatch], query: str, text: str) -> tuple
             groups[-1].append(match)
         else:
             groups.append([match])
-    return tuple(_joined(group, query, text) for group in groups)
+    return tuple(_join_to_word(group, query, text) for group in groups)
 
 
-def _joined(pieces: list[ColbertMatch], query: str, text: str) -> WordMatch:
+def _join_to_word(pieces: list[ColbertMatch], query: str, text: str) -> WordMatch:
     spans = whole_words(text, tuple(span for piece in pieces for span in piece.spans))
     first, last = pieces[0].query_span, pieces[-1].query_span
     assert first is not None
@@ -176,7 +178,7 @@ def _joined(pieces: list[ColbertMatch], query: str, text: str) -> WordMatch:
     return WordMatch(query[first[0] : last[1]], matched, similarity, weight, part, spans)
 
 
-def _ordinal(rank: int) -> str:
+def _format_ordinal(rank: int) -> str:
     return f"rank {rank}" if rank else "not among the candidates"
 
 
@@ -187,7 +189,7 @@ def _channel_row(name: str, part: ChannelPart) -> str:
     return f"<tr><td style='padding-right:14px'>{swatch}</td>{cells}</tr>"
 
 
-def _matches(explanation: Explanation) -> str:
+def _format_matches(explanation: Explanation) -> str:
     rows = "".join(
         f"<tr><td style='padding-right:12px'>{escape(m.query_word)}</td><td>{escape(', '.join(m.matched))}</td>"
         f"<td style='padding-left:12px'>{m.similarity:.3f}</td></tr>"

@@ -57,7 +57,7 @@ def _plain_select(scores: Any, allowed: Any, above: float, values: Any, items: A
 
 
 @compiled_or(_plain_select)
-def _select(scores: Any, allowed: Any, above: float, values: Any, items: Any) -> int:
+def _select_top(scores: Any, allowed: Any, above: float, values: Any, items: Any) -> int:
     # (1) The first n rows above the bar fill the arrays unordered. (2) One bottom-up heapify, O(n). (3) From then on
     # the root is the bar: most rows fail one comparison, and only better ones cost a sift of log n.
     size, n = 0, len(values)
@@ -90,7 +90,7 @@ def top_n(
     size = min(n, len(scores))
     values, items = np.empty(size, np.float32), np.empty(size, np.int64)
     if size:
-        size = _select(scores, _ALL if allowed is None else allowed, above, values, items)
+        size = _select_top(scores, _ALL if allowed is None else allowed, above, values, items)
     order = np.lexsort((items[:size], -values[:size]))
     return items[:size][order], values[:size][order]
 
