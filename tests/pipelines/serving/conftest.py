@@ -33,11 +33,15 @@ def word_index(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def _word_model() -> Iterator[None]:
-    """Indexes of `make_index` load their embedder, as others load a model."""
+    """Indexes of `make_index` load their embedder, as others load a model; other indexes load theirs."""
+    real = QueryEncoder._load
+
+    def load(self: QueryEncoder) -> Any:
+        described = self.identity.embedders[self.name]
+        return WordEmbedder(outputs=described["outputs"]) if described["model"] == "words" else real(self)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            QueryEncoder, "_load", lambda self: WordEmbedder(outputs=self.identity.embedders[self.name]["outputs"])
-        )
+        patch.setattr(QueryEncoder, "_load", load)
         yield
 
 
