@@ -19,11 +19,15 @@ from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import urlsplit
 
-import aiohttp
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from pipelines.cluster.package import CONFIG, write_package
 from pipelines.config import BuildConfig, ConfigError
+
+try:
+    import aiohttp
+except ModuleNotFoundError as error:
+    raise ConfigError(f"submitting a job needs {error.name}: pip install 'tridex[submit]'") from error
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 STOP_SECONDS = 120

@@ -231,3 +231,15 @@ def test_an_attempt_describes_itself() -> None:
     assert attempt.is_over
     assert attempt.text() == "night-2: FAILED, 12 s. exit code 1"
     assert attempt.to_dict()["number"] == 2
+
+
+def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from pipelines.cli.app import app
+
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    monkeypatch.delitem(sys.modules, "pipelines.cluster.submit", raising=False)
+    result = CliRunner().invoke(app, ["submit", "--input", "a.jsonl", "--index", "idx"])
+    assert result.exit_code == 2
+    assert "submitting a job needs aiohttp: pip install 'tridex[submit]'" in result.stderr
