@@ -1,4 +1,4 @@
-"""Holds the one rule for what a command writes: nothing that exists is written over unless the user says so.
+"""Holds the one rule for what a command writes: nothing that exists is overwritten without `--force`.
 
 Every file or folder that a command is told to write passes one of the two functions before any work starts: run files,
 search configs, models, the demo's folder.
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class OutputExists(ValueError):
-    """Raised where something is there already; the message names it and says what to do."""
+    """Signals that an output exists already; the message names it and the ways on."""
 
 
 def refuse_file(path: str | Path, *, force: bool = False, name: str = "output") -> None:

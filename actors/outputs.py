@@ -248,7 +248,7 @@ class EmbeddingBatch:
         )
 
     def to_arrow(self, name: str) -> dict[str, pa.Array]:
-        """Makes the columns `NAME_dense`, `NAME_sparse`, `NAME_colbert` for the outputs that are there."""
+        """Makes the columns `NAME_dense`, `NAME_sparse`, `NAME_colbert` for the outputs that exist."""
         columns: dict[str, pa.Array] = {}
         if self.dense is not None:
             columns[f"{name}_dense"] = matrix_to_arrow(self.dense)

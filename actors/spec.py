@@ -49,7 +49,7 @@ class ComputeSpec:
 
 
 NOT_IN_IDENTITY = {"identity": "never"}
-"""Metadata of a field that says where and how a model runs, and so changes no vector."""
+"""Metadata of a field that decides where and how a model runs, and so changes no vector."""
 ALWAYS_IN_IDENTITY = {"identity": "always"}
 """Metadata of a field that every index names, even where it has no value. Other fields are named where they are set."""
 POSITIVE = {"gt": 0}
@@ -57,7 +57,7 @@ POSITIVE = {"gt": 0}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedderSpec:
-    """Says which embedder runs and how its texts are prepared. None means: what the catalogue or the checkpoint says.
+    """Specifies an embedder and how its texts are prepared. None stands for the catalogue's or the checkpoint's value.
 
     This is the one list of an embedder's fields. A config's `embedders` entries, an index's identity, the catalogue's
     entries and the FlagEmbedding classes take theirs from it, with these types, defaults and metadata.
@@ -76,7 +76,7 @@ class EmbedderSpec:
     pooling: Pooling | None = field(default=None, metadata=ALWAYS_IN_IDENTITY)
     """Which token states make the dense vector."""
     normalize: bool | None = field(default=None, metadata=ALWAYS_IN_IDENTITY)
-    """L2-normalise dense and ColBERT vectors. None: what the checkpoint's modules.json says, True without one."""
+    """L2-normalise dense and ColBERT vectors. None: as in the checkpoint's modules.json, True without one."""
     query_prompt: str | None = field(default=None, metadata=NOT_IN_IDENTITY)
     """Name of the prompt that the checkpoint stores for queries; None: `query`. An instruction wins over it."""
     passage_prompt: str | None = field(default=None, metadata=NOT_IN_IDENTITY)
@@ -92,11 +92,11 @@ class EmbedderSpec:
     query_max_length: int | None = field(default=None, metadata=ALWAYS_IN_IDENTITY | POSITIVE)
     """Tokens kept of a query, special tokens included; None: as for passages."""
     passage_max_length: int | None = field(default=None, metadata=ALWAYS_IN_IDENTITY | POSITIVE)
-    """Tokens kept of a text, special tokens included; None: 512, or what the model card says if that is less."""
+    """Tokens kept of a text, special tokens included; None: 512, or the model card's length if that is less."""
     truncate_dim: int | None = field(default=None, metadata=ALWAYS_IN_IDENTITY | POSITIVE)
     """Keep the first dimensions only (Matryoshka), before normalisation; in a sentence-transformers chain after it."""
     max_active_dims: int | None = field(default=None, metadata=POSITIVE)
-    """SPLADE: keep a text's largest weights only; None: what the checkpoint says, else all."""
+    """SPLADE: number of largest weights kept per text; None: the checkpoint's, else all."""
     sparse_threshold: float | None = field(default=None, metadata=POSITIVE)
     """SPLADE: keep weights above this only; None: 0."""
     colbert_dim: int | None = field(default=None, metadata=NOT_IN_IDENTITY | POSITIVE)

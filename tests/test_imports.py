@@ -1,4 +1,4 @@
-"""Imports go one way. The syntax tree is read, so that an import inside a function counts as well."""
+"""Imports follow the layers below. The syntax tree is read, so that an import inside a function counts as well."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# A room (a folder, or a file beside them) imports rooms on lower floors alone, so no circle is possible. A new room
-# needs a line here.
-FLOORS: dict[str, int] = {
+# A subpackage (or a module beside them) imports from lower layers only, so no import cycle is possible. A new one needs
+# a line here.
+LAYERS: dict[str, int] = {
     # actors: runs models
     "actors.spec": 0,
     "actors.outputs": 0,
@@ -52,22 +52,22 @@ FLOORS: dict[str, int] = {
     "pipelines.cli": 13,
 }
 
-# What a room may not import from outside: the reason stands in CONTRIBUTING.md.
+# What a subpackage may not import from outside: the reason stands in CONTRIBUTING.md.
 FORBIDDEN: dict[str, set[str]] = {
-    **{name: {"ray", "lance", "lancedb", "pydantic", "typer"} for name in FLOORS if name.startswith("actors.")},
+    **{name: {"ray", "lance", "lancedb", "pydantic", "typer"} for name in LAYERS if name.startswith("actors.")},
     "pipelines.store": {"ray", "torch", "transformers", "typer"},
     "pipelines.search_indexes": {"ray", "torch", "transformers", "typer"},
     "pipelines.retrieval": {"ray", "typer"},
     "pipelines.evaluation": {"ray", "typer"},
     "pipelines.integrations": {"ray", "typer"},
 }
-FACES = {"tridex", "actors", "pipelines"}  # their `__init__.py` hand out names of every floor, lazily, to users
+PUBLIC = {"tridex", "actors", "pipelines"}  # their `__init__.py` export names of every layer, lazily, to users
 
 
-def room(module: str) -> str:
-    """The room of a module: the first two parts of its name."""
+def subpackage(module: str) -> str:
+    """Returns the first two parts of a module's name."""
     name = ".".join(module.split(".")[:2])
-    assert name in FLOORS, f"{module}: {name} has no floor in this table"
+    assert name in LAYERS, f"{module}: {name} has no layer in this table"
     return name
 
 
@@ -90,17 +90,17 @@ def imported(path: Path) -> Iterator[str]:
 
 def faults() -> Iterator[str]:
     for module, path in modules():
-        if module in FACES:
+        if module in PUBLIC:
             continue
-        here = room(module)
+        here = subpackage(module)
         for name in imported(path):
             top = name.split(".")[0]
-            if name in FACES - {"tridex"} or (top == "tridex" and name not in ("tridex", "tridex.__version__")):
-                yield f"{module} imports the face {name}; import the module that defines the name"
+            if name in PUBLIC - {"tridex"} or (top == "tridex" and name not in ("tridex", "tridex.__version__")):
+                yield f"{module} imports the public API {name}; import the module that defines the name"
             elif top in ("actors", "pipelines"):
-                there = room(name)
-                if there != here and FLOORS[there] >= FLOORS[here]:
-                    yield f"{module} (floor {FLOORS[here]}) imports {name} (floor {FLOORS[there]})"
+                there = subpackage(name)
+                if there != here and LAYERS[there] >= LAYERS[here]:
+                    yield f"{module} (layer {LAYERS[here]}) imports {name} (layer {LAYERS[there]})"
             elif top in FORBIDDEN.get(here, set()):
                 yield f"{module} imports {name}"
 

@@ -107,7 +107,7 @@ class ModuleChain:
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
     max_length: int | None = None
-    """None: what the tokenizer says, at most the model's positions."""
+    """None: the tokenizer's length, at most the model's positions."""
     query_length: int | None = None
     document_length: int | None = None
     lower_case: bool = False

@@ -1,4 +1,4 @@
-"""Decides where and how a model runs: device, dtype, token budget, threads, each with a line that says why.
+"""Decides where and how a model runs: device, dtype, token budget, threads, each with the reason in a line.
 
 bf16 costs accuracy (cosine to fp32 about 0.9999 for trained BERT models) and more than doubles the speed where the
 processor multiplies it in hardware; where it only emulates bf16, fp32 is both faster and exact.

@@ -63,7 +63,7 @@ class FlagEmbeddingCompat(UpstreamModel, ABC, Generic[Result]):
     devices: Devices = None
     """One device, or several that share every list of texts; None: all accelerators, else the CPU."""
     pooling_method: str | None = None
-    """cls, mean or last_token. None: what the catalogue knows of the model's name, else cls."""
+    """cls, mean or last_token. None: the catalogue's for this model name, else cls."""
     trust_remote_code: bool = False
     cache_dir: str | None = None
     batch_size: int = 256

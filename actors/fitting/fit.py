@@ -42,7 +42,7 @@ from actors.outputs import IntArray
 START_SAMPLE = 100_000
 REGULAR_SAMPLE = 4_000
 SHARES = (0.25, 0.5, 0.75)
-"""Of the trained weights in averages with the IDF start: what training learnt, without leaving the start behind."""
+"""Share of the trained weights in averages with the IDF initialisation."""
 COLBERT_CANDIDATES = 8
 COLBERT_BATCH = 8
 COLBERT_RATE = 3e-4

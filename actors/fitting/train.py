@@ -19,7 +19,7 @@ Loss = Callable[[nn.Linear, IntArray], Tensor]
 
 
 class TrainingError(ValueError):
-    """Signals that training cannot go on; the message names the step and the cause."""
+    """Signals that training diverged; the message names the step and the cause."""
 
 
 def train(

@@ -114,7 +114,7 @@ def _row(context: Any, builder: Builder, signature: Any, arguments: Any, i: int 
 
 
 def _at(builder: Builder, base: Any, *terms: tuple[Any, Any], kind: Any = None) -> Any:
-    """`base` and as many bytes further as the products of the terms say, as a pointer to `kind`."""
+    """Returns `base` plus the sum of the terms' products in bytes, as a pointer to `kind`."""
     for a, b in terms:
         base = builder.gep(base, [builder.mul(*(i64(x) if isinstance(x, int) else x for x in (a, b)))])
     return base if kind is None else builder.bitcast(base, kind.as_pointer())

@@ -21,7 +21,7 @@ PROBE_SHAPE = (16, 32, 48)
 
 @cache
 def has_packed_linear() -> bool:
-    """Returns whether oneDNN's linear layer with a prepacked weight and a fused erf-GELU is there and right.
+    """Returns whether oneDNN's linear layer with a prepacked weight and a fused erf-GELU exists and computes correctly.
 
     It saves the copy of the bias and the reordering of the weight in every call: 1.38 times the speed of an encoder in
     bf16, 1.13 in fp32 (benchmarks/RESEARCH_LOG.md).
@@ -55,7 +55,7 @@ def packed_linear(x: Tensor, packed_weight: Tensor, bias: Tensor | None, *, fuse
 
 
 def cpu_supports(instructions: str) -> bool:
-    """Returns whether the CPU has `amx_tile` or `avx512_bf16`; False where torch cannot say.
+    """Returns whether the CPU has `amx_tile` or `avx512_bf16`; False if torch cannot tell.
 
     torch says it publicly since 2.13 (`torch.cpu.get_capabilities`), privately before.
     """

@@ -45,7 +45,7 @@ class Source:
     config: dict[str, Any]
     tensors: dict[str, Entry]
     heads: dict[str, dict[str, Entry]]
-    """The tensors of each head file that is there, by the head's name."""
+    """Returns the tensors of each existing head file, by the head's name."""
 
 
 def mapped(path: Path) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ class CatalogueEntry:
     query_instruction_format: str = PLAIN
     """Used only where there is an instruction."""
     own_code: bool = False
-    """Its checkpoint brings modelling code that it was published with."""
+    """Whether the checkpoint was published with modelling code of its own (remote code)."""
     max_length: int = DEFAULT_LENGTH
     """Tokens of a text, unless the model has positions for fewer."""
 

@@ -42,7 +42,7 @@ class Segments:
     runs: list[tuple[int, int, int]] = field(init=False)
     """(first token, texts, length) of each run of neighbours with equal length."""
     cumulative: Tensor = field(init=False)
-    """The offsets on the device, int32, as variable-length kernels want them."""
+    """Returns the offsets on the device as int32, as variable-length kernels take them."""
     longest: int = field(init=False)
 
     def __post_init__(self) -> None:

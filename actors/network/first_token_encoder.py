@@ -3,7 +3,7 @@
 Where linear layers are bf16 the row's own products and its attention run in float32 all the same. It is one row of a
 hundred, so on a CPU that costs no time that could be measured, and the error of a score falls to a quarter: what bf16
 does to the other rows is averaged away by the attention that reads them. The last layer computes that row alone. The
-price is a second copy of most weights. On a GPU the row goes the way of all others.
+price is a second copy of most weights. On a GPU that row is computed like all others.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from actors.outputs import Array, IntArray, MultiVectors, SparseVectors, offsets
 from actors.spec import Pooling
 
 LEAST_COMPILED = 512
-"""Tokens in a call from which compiling is worth its time; a query, say, is not."""
+"""Tokens in a call from which compiling pays; a single query is below it."""
 
 
 @torch.inference_mode()
@@ -107,7 +107,7 @@ def _each_text(tokens: Tensor, offsets: IntArray, normalize: bool) -> Tensor:
     another half of that.
     """
     shape = len(tokens) - len(offsets) + 1, tokens.shape[1]
-    out = torch.from_numpy(np.empty(shape, np.float32))  # numpy asks for huge pages, torch does not: a quarter faster
+    out = torch.from_numpy(np.empty(shape, np.float32))  # numpy allocates huge pages, torch does not: a quarter faster
     large = len(tokens) >= LEAST_COMPILED and tokens.dtype == torch.bfloat16
     if normalize and large and (compiled := _compiled()):
         compiled(tokens, offsets, out)

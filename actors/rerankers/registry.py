@@ -36,7 +36,7 @@ RERANKERS: dict[str, RerankerClass] = {
     "bce-reranker-base_v1": "encoder-only-base",
     "jina-reranker-v1-turbo-en": "encoder-only-base",
 }
-"""Names as FlagEmbedding lists them. The jina and gte ones bring their own code: say `trust_remote_code=True`."""
+"""Names as FlagEmbedding lists them. The jina and gte ones run remote code and need `trust_remote_code=True`."""
 
 ARCHITECTURES: tuple[tuple[str, RerankerClass], ...] = (
     ("LayerWiseMiniCPM", "decoder-only-layerwise"),

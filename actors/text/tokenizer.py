@@ -237,7 +237,7 @@ def read_transformers_tokenizer(folder: Path, trust_remote_code: bool = False) -
     if (folder / "tokenizer.json").is_file():
         return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     if not trust_remote_code and not any((folder / name).is_file() for name in VOCABULARIES):
-        # transformers 5 would make a BERT tokenizer of five tokens here, and say nothing
+        # transformers 5 would silently build a BERT tokenizer of five tokens here
         raise CheckpointError(
             f"{folder} holds no tokenizer: expected tokenizer.json or one of {', '.join(VOCABULARIES)}"
         )

@@ -34,7 +34,7 @@ MAX_PIXELS = 64 * 10**6
 MIN_SIDE = 8
 MAX_ASPECT = 100
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "AVIF")
-"""What may be decoded; Pillow knows more, some of which starts other programs (EPS)."""
+"""Formats that may be decoded; Pillow has more, some of which start other programs (EPS)."""
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 """CLIP's, which the tower was trained with."""

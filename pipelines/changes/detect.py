@@ -138,7 +138,7 @@ class Changes:
     duplicates: int
     bad: int
     prune: npt.NDArray[np.uint64]
-    """Addresses of table rows whose document is gone from the input."""
+    """Addresses of table rows whose document is no longer in the input."""
     unreadable: tuple[str, ...]
     """Files with rows whose id cannot be read, or that break off: what these rows held may look as if it were gone."""
     misfits: Mapping[str, int] = field(default_factory=dict)

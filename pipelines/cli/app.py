@@ -20,14 +20,37 @@ from pipelines.config import BuildConfig, ConfigError, WorkFailed, load_config
 from pipelines.config.plain_json import plain_json
 
 CONFIG_SUFFIXES = (".yaml", ".yml")
+SECTIONS = {
+    "jobs": "Build and maintain an index",
+    "searching": "Search and evaluate",
+    "serving": "Serve",
+    "models": "Models",
+    "exports": "Settings and export",
+}
+"""Headings of `tridex --help`, by the module of this package that defines the commands below them."""
 INTERRUPTED = 130
 """Exit status of a command that Ctrl-C or SIGTERM ended: what shells expect of SIGINT."""
 
 
 class _Group(TyperGroup):
-    """Prints a wrong request as one line and exits with 2, a failure of the machine, network or files with 1.
+    """Lists commands by section, and turns errors into one line and an exit status.
 
-    What only a mistake of ours can be keeps its traceback (`failures`)."""
+    A wrong request exits with 2, a failure of the machine, network or files with 1. Only an error that must be a fault
+    of this program keeps its traceback (`failures`).
+    """
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Writes one definition list per section, summaries aligned over all of them."""
+        commands = [(name, command) for name, command in self.commands.items() if not command.hidden]
+        width = max(len(name) for name, _ in commands)
+        for module, heading in SECTIONS.items():
+            rows = [
+                (name.ljust(width), command.get_short_help_str(formatter.width - width - 6))
+                for name, command in commands
+                if command.callback is not None and command.callback.__module__.endswith(f".{module}")
+            ]
+            with formatter.section(heading):
+                formatter.write_dl(rows)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -70,7 +93,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Takes the options that come before a command."""
@@ -78,16 +101,16 @@ def _root(
 
 ConfigFile = Annotated[
     list[Path] | None,
-    typer.Argument(help="YAML file; without one the defaults. After --input: more inputs."),
+    typer.Argument(help="YAML file of the job; optional. After --input: more inputs."),
 ]
 Input = Annotated[list[str] | None, typer.Option("--input", help="File, folder, glob or URI; may be repeated.")]
 IndexUri = Annotated[str | None, typer.Option("--index", help="Folder or URI of the index.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="KEY.PATH=VALUE over the config; may be repeated.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="KEY.PATH=VALUE over the config's; may be repeated.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output file that exists.")]
 Index = Annotated[str, typer.Argument(help="Folder or URI of an index.")]
-Queries = Annotated[Path, typer.Option(help="JSON Lines with _id and text, or id<TAB>text.")]
-Qrels = Annotated[Path, typer.Option(help="BEIR's three columns or TREC's four.")]
+Queries = Annotated[Path, typer.Option(help="Queries: JSON Lines with _id and text, or id<TAB>text.")]
+Qrels = Annotated[Path, typer.Option(help="Relevance judgements: BEIR's three columns or TREC's four.")]
 
 
 def print_json(value: Any) -> None:
@@ -112,12 +135,12 @@ def split_arguments(arguments: list[Path], inputs: list[str]) -> tuple[Path | No
         named = ", ".join(str(path) for path in files)
         raise ConfigError(f"expected one config file, got {named}; name inputs with --input")
     if files and (files[0].is_dir() or files[0].suffix.lower() not in CONFIG_SUFFIXES):
-        raise ConfigError(f"{files[0]}: is no config file (.yaml); name inputs with --input")
+        raise ConfigError(f"{files[0]}: is not a config file (.yaml); name inputs with --input")
     return (files[0] if files else None), [*inputs, *(str(path) for path in arguments if path not in files)]
 
 
 def required(value: str | None, option: str) -> str:
     """Returns the option's value; ConfigError if it is missing."""
     if value is None:
-        raise ConfigError(f"{option}: is needed here")
+        raise ConfigError(f"{option}: is required here")
     return value

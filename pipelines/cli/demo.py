@@ -25,7 +25,7 @@ QUESTIONS = (
 SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "ensurepip", "turtledemo", "idle_test"}
 MIN_CHARACTERS = 60
 MARKER = ".tridex-demo"
-"""File that says that a folder was made by `tridex demo`, which may write it again."""
+"""Marker file of a folder that `tridex demo` made and may overwrite."""
 
 
 def _sources() -> Iterator[tuple[str, Path]]:

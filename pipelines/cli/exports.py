@@ -15,11 +15,11 @@ from pipelines.config import BuildConfig, InvalidRequest
 @app.command()
 def export(
     index: Index,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; it must be new or empty.")],
-    to: Annotated[str, typer.Option(help="parquet.")] = "parquet",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write, new or empty.")],
+    to: Annotated[str, typer.Option(help="Format of the files: parquet.")] = "parquet",
     as_json: Json = False,
 ) -> None:
-    """Write an index's table as Parquet files, every column bit for bit."""
+    """Write an index's table as Parquet files, bit for bit."""
     if to != "parquet":
         raise InvalidRequest(f"--to: {to!r} is unknown; there is parquet; docs/guides/export.md has others")
     from pipelines.integrations.export import export_parquet
@@ -37,7 +37,7 @@ def config(
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of job files instead.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Check a job's settings and print them with every default; secrets stay hidden."""
+    """Check a job's settings and print them with all defaults. Secrets stay hidden."""
     if schema:
         print_json(BuildConfig.model_json_schema())
         return

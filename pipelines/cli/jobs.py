@@ -26,7 +26,7 @@ def build(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Build or update an index: only new and changed documents are embedded."""
+    """Build or update an index. Only new and changed documents are embedded."""
     extra = ["job.prune=true"] if prune else []
     extra += [f"job.drop_columns={json.dumps(drop_column)}"] if drop_column else []
     job = build_config(config, input_paths, index, [*(overrides or []), *extra])
@@ -46,7 +46,7 @@ def retry(
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Try the rows in quarantine again, as their files are now; --index alone takes the rest from the last run."""
+    """Try the quarantined rows again, as their files are now. --index alone takes the rest from the last run."""
     if config is None and not input_paths and index is not None:
         from pipelines.monitor.memory import last_config
 
@@ -68,12 +68,14 @@ def plan(
     input_paths: Input = None,
     index: IndexUri = None,
     overrides: Set = None,
-    tokens_per_second: Annotated[float | None, typer.Option(help="Of one actor; measured here if not given.")] = None,
-    price: Annotated[float | None, typer.Option(help="Of the whole pool, an hour.")] = None,
-    actors: Annotated[int | None, typer.Option(help="In each pool; what fits this machine if not given.")] = None,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(help="Tokens per second of one actor; by default measured here.")
+    ] = None,
+    price: Annotated[float | None, typer.Option(help="Price per hour of the whole pool.")] = None,
+    actors: Annotated[int | None, typer.Option(help="Actors per pool; by default as many as fit this machine.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Estimate a build: documents, tokens, truncation, bytes, hours, cost; with warnings."""
+    """Estimate a build: tokens, truncation, bytes, hours, cost. Warns of settings that cost recall or time."""
     job = build_config(config, input_paths, index, overrides)
     from pipelines.plan import Pool, make_plan
 
@@ -87,17 +89,25 @@ def submit(
     input_paths: Input = None,
     index: IndexUri = None,
     overrides: Set = None,
-    address: Annotated[str | None, typer.Option(help="http://HOST:8265 of the cluster's dashboard.")] = None,
-    job_id: Annotated[str | None, typer.Option("--job", help="Of this job; the same again goes on.")] = None,
-    python: Annotated[str | None, typer.Option(help="Interpreter on the cluster; found if not given.")] = None,
-    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the job, no secrets; may be repeated.")] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Do not follow the log.")] = False,
-    follow: Annotated[bool, typer.Option("--follow", help="Only follow a job that was started before.")] = False,
-    state: Annotated[bool, typer.Option("--status", help="Only say how the job stands.")] = False,
-    stop: Annotated[bool, typer.Option("--stop", help="Stop the job; what it has finished is committed.")] = False,
+    address: Annotated[str | None, typer.Option(help="URL of the cluster's dashboard, http://HOST:8265.")] = None,
+    job_id: Annotated[
+        str | None, typer.Option("--job", help="Id of the job; a job with the same id resumes it.")
+    ] = None,
+    python: Annotated[
+        str | None, typer.Option(help="Python interpreter on the cluster; by default found there.")
+    ] = None,
+    env: Annotated[
+        list[str] | None, typer.Option(help="Environment variable NAME=VALUE, no secrets; may be repeated.")
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Return once the job is submitted, without following its log.")
+    ] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Follow the log of a job that is running already.")] = False,
+    state: Annotated[bool, typer.Option("--status", help="Print the state of a job.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop a job; finished documents are committed first.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Run a build on a Ray cluster through Ray Jobs; --follow, --status, --stop look after one that was started."""
+    """Run a build on a Ray cluster through Ray Jobs. --follow, --status and --stop act on a running job."""
     from pipelines.cluster.submit import follow_job, job_status, stop_job, submit_job
 
     if state or stop or follow:
@@ -124,7 +134,7 @@ def variables(given: list[str]) -> dict[str, str]:
 
 @app.command()
 def status(index: Index, as_json: Json = False) -> None:
-    """Show an index: rows, outputs, model, quarantine, coverage of its search indexes, last job."""
+    """Show an index: rows, model, quarantine, last job."""
     from pipelines.store.status import read_status
 
     facts = read_status(index)
@@ -133,7 +143,7 @@ def status(index: Index, as_json: Json = False) -> None:
 
 @app.command()
 def check(index: Index, as_json: Json = False) -> None:
-    """Check every invariant of an index; exit status 1 if one is broken."""
+    """Check every invariant of an index. The exit status is 1 if one is broken."""
     from pipelines.store.check import check_index
 
     report = check_index(index)
@@ -145,12 +155,12 @@ def check(index: Index, as_json: Json = False) -> None:
 @app.command()
 def optimize(
     index: Index,
-    vectors: Annotated[str, typer.Option(help="auto, none, IVF_PQ, IVF_RQ or IVF_HNSW_SQ.")] = "auto",
+    vectors: Annotated[str, typer.Option(help="Vector index: auto, none, IVF_PQ, IVF_RQ or IVF_HNSW_SQ.")] = "auto",
     filter_column: Annotated[list[str] | None, typer.Option(help="A column that filters name; repeatable.")] = None,
-    address: Annotated[str | None, typer.Option(help="A Ray whose workers build the vector indexes.")] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster whose workers build the vector indexes.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Compact fragments, delete unreferenced files, and update all search indexes."""
+    """Compact an index, update its search indexes, free disk space."""
     from pipelines.search_indexes.update import update_indexes
     from pipelines.store.maintain import optimize as run
 
@@ -171,11 +181,9 @@ def optimize(
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Option(help="Where corpus and index are written: a new folder, or a demo's.")] = Path(
-        "demo"
-    ),
+    folder: Annotated[Path, typer.Option(help="Folder to write: a new one, or one that the demo made.")] = Path("demo"),
 ) -> None:
-    """Build an index from the documentation of Python's standard library and answer three questions."""
+    """Index the standard library's documentation and search it."""
     from pipelines.cli.demo import MARKER, QUESTIONS, check_model, claim_folder, write_corpus
     from pipelines.indexing.build import build_index
     from pipelines.retrieval import open_index

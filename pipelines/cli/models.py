@@ -15,7 +15,7 @@ from pipelines.config import ConfigError, apply_override, parse_override
 
 @app.command("models")
 def list_models(as_json: Json = False) -> None:
-    """List the models known by name: class, outputs, pooling, length and query instruction."""
+    """List the models known by name. Others are read from their folder: `tridex inspect`."""
     from actors.models.inspection import catalogue_rows
 
     rows = catalogue_rows()
@@ -29,12 +29,12 @@ def list_models(as_json: Json = False) -> None:
 @app.command("inspect")
 def inspect(
     model: Annotated[str, typer.Argument(help="A name, hub id or folder.")],
-    model_class: Annotated[str | None, typer.Option(help="Read it as this class.")] = None,
+    model_class: Annotated[str | None, typer.Option(help="Load it as this class.")] = None,
     query_prompt: Annotated[str | None, typer.Option(help="Name of a stored prompt for queries.")] = None,
     passage_prompt: Annotated[str | None, typer.Option(help="Name of a stored prompt for passages.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show how a model would be loaded, and why; no weights are loaded."""
+    """Show how a model would be loaded, and why. No weights are read."""
     from actors.models.inspection import as_lines, inspect_model
     from actors.spec import EmbedderSpec
 
@@ -53,19 +53,21 @@ def inspect(
 
 @app.command("fit-heads")
 def fit_heads(
-    model: Annotated[str, typer.Argument(help="An encoder: name, hub id or folder. It stays as it is.")],
+    model: Annotated[str, typer.Argument(help="Encoder: name, hub id or folder; it is not changed.")],
     output: Annotated[str, typer.Argument(help="Folder to write.")],
     data: Annotated[list[str], typer.Option(help="Pairs (.jsonl), a BEIR folder, or unlabelled text; repeatable.")],
     sparse: Annotated[str, typer.Option(help="auto, idf or trained.")] = "auto",
     colbert: Annotated[str, typer.Option(help="auto, identity, pca or trained.")] = "auto",
-    colbert_dim: Annotated[int | None, typer.Option(help="Fewer dimensions than the encoder's.")] = None,
-    queries: Annotated[int | None, typer.Option(help="At most so many queries of one source.")] = None,
-    passages: Annotated[int | None, typer.Option(help="At most so many passages of one source.")] = None,
+    colbert_dim: Annotated[
+        int | None, typer.Option(help="Dimensions of ColBERT vectors; by default the encoder's.")
+    ] = None,
+    queries: Annotated[int | None, typer.Option(help="Largest number of queries from one source.")] = None,
+    passages: Annotated[int | None, typer.Option(help="Largest number of passages from one source.")] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
     l1: Annotated[float | None, typer.Option(help="Weight of sparsity; larger gives fewer non-zero weights.")] = None,
     contrast: Annotated[float | None, typer.Option(help="Weight of the contrastive loss.")] = None,
     heads_only: Annotated[bool, typer.Option("--heads-only", help="Leave the encoder's files out.")] = False,
-    seed: Annotated[int, typer.Option(help="Same seed, same heads.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed; equal seeds give equal heads.")] = 0,
     note: Annotated[
         list[str] | None, typer.Option(help="Line for the model card, such as a source and its licence; repeatable.")
     ] = None,
@@ -73,7 +75,7 @@ def fit_heads(
     overrides: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE; may be repeated.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Fit M3's sparse and ColBERT heads to an encoder; keeps the simplest ones that are not beaten."""
+    """Fit M3's sparse and ColBERT heads to an encoder. Keeps the simplest heads that no others beat."""
     from actors.fitting import FitConfig
     from actors.fitting import fit_heads as run
 
@@ -104,13 +106,15 @@ def mix(
     models: Annotated[list[str], typer.Argument(help="Models to mix: names, hub ids or folders.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
     kind: Annotated[str, typer.Option("--type", help="encoder, decoder or reranker.")] = "encoder",
-    weight: Annotated[list[float] | None, typer.Option(help="One for each model; they sum to 1.")] = None,
-    examples: Annotated[Path | None, typer.Option(help="JSON Lines; weights from each model's loss on them.")] = None,
-    temperature: Annotated[float, typer.Option(help="Of the softmax over the losses.")] = 5.0,
-    seed: Annotated[int, typer.Option(help="Draws negatives.")] = 0,
+    weight: Annotated[list[float] | None, typer.Option(help="Weight of each model; they sum to 1.")] = None,
+    examples: Annotated[
+        Path | None, typer.Option(help="JSON Lines of examples: weights follow from each model's loss on them.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="Temperature of the softmax over the losses.")] = 5.0,
+    seed: Annotated[int, typer.Option(help="Random seed of the negatives.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Blend fine-tuned models: a weighted sum of their parameters, in the memory of one shard."""
+    """Merge fine-tuned models by a weighted sum of parameters. Holds one shard in memory."""
     from actors.mixing import mix_models, mix_models_with_data
 
     try:

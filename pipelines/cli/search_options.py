@@ -12,7 +12,9 @@ import typer
 from pipelines.config import ConfigError, SearchOptions, read_search_config, search_options
 
 F = TypeVar("F", bound=Callable[..., Any])
-SearchFile = Annotated[Path | None, typer.Option("--search", help="YAML of `tridex tune`; options here win over it.")]
+SearchFile = Annotated[
+    Path | None, typer.Option("--search", help="Search config (YAML) of `tridex tune`; other options override it.")
+]
 FLAGS = {"k": "-k"}
 
 

@@ -15,8 +15,10 @@ from pipelines.cli.app import Force, Index, Json, Qrels, Queries, app, print_jso
 from pipelines.cli.search_options import SearchFile, read_options, takes_search_options
 from pipelines.config import InvalidRequest
 
-SearchFiles = Annotated[list[Path] | None, typer.Option("--search", help="YAML of `tridex tune`; may be repeated.")]
-Local = Annotated[Path | None, typer.Option(help="Folder for local copies of what scoring reads, kept for later.")]
+SearchFiles = Annotated[
+    list[Path] | None, typer.Option("--search", help="Search config (YAML) of `tridex tune`; may be repeated.")
+]
+Local = Annotated[Path | None, typer.Option(help="Folder that keeps local copies of the columns that scoring reads.")]
 ONCE = 2**29
 """Bytes of columns that one command reads whole: for a few queries it is not worth reading more."""
 PAGING = ("k", "rerank", "rerank_k", "group_by", "group_size", "offset", "columns", "scores")
@@ -26,13 +28,13 @@ PAGING = ("k", "rerank", "rerank_k", "group_by", "group_size", "offset", "column
 @takes_search_options()
 def search(
     index: Index,
-    query: Annotated[list[str], typer.Argument(help="One query or several.")],
+    query: Annotated[list[str], typer.Argument(help="One or several queries.")],
     search_config: SearchFile = None,
     local: Local = None,
     as_json: Json = False,
     **given: Any,
 ) -> None:
-    """Search an index; every hit shows its passage and the channels' scores."""
+    """Search an index. Every hit shows its passage and its score in each channel."""
     from pipelines.retrieval import open_index
     from pipelines.retrieval.hits_text import hits_as_text, terminal_width
 
@@ -59,7 +61,7 @@ def explain(
     as_json: Json = False,
     **given: Any,
 ) -> None:
-    """Explain a document's score: each channel's part, shared words, and each query token's best match."""
+    """Explain a document's score by channels and tokens."""
     from pipelines.retrieval import open_index
 
     options = read_options(search_config, given)
@@ -73,7 +75,7 @@ def show(
     document: Annotated[str, typer.Argument(help="A document's or a chunk's id.")],
     as_json: Json = False,
 ) -> None:
-    """Print a document as stored: chunks, positions, metadata."""
+    """Print a stored document: its chunks, positions and metadata."""
     from pipelines.retrieval.show import read_document
     from pipelines.store.table import open_table
 
@@ -86,14 +88,16 @@ def rerank(
     index: Index,
     run: Annotated[Path, typer.Argument(help="Run file, TREC or JSON Lines: query id, document id.")],
     queries: Queries,
-    model: Annotated[str, typer.Option(help="A reranker: name, hub id or folder.")],
+    model: Annotated[str, typer.Option(help="Reranker: name, hub id or folder.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Run file to write; an unfinished one is resumed.")],
-    depth: Annotated[int, typer.Option(help="Documents of each query that are scored.")] = 100,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the job; may be repeated.")] = None,
+    depth: Annotated[int, typer.Option(help="Documents per query to score.")] = 100,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE that overrides the job's settings; may be repeated.")
+    ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Rerank a run file, with the texts from an index, over a pool of actors; resumable."""
+    """Rerank a run file with the texts of an index. Runs on a pool of actors and resumes."""
     from pipelines.config import apply_override, parse_override, validated
     from pipelines.reranking.job import RerankConfig, rerank_run, to_json
 
@@ -118,16 +122,16 @@ def evaluate(
     queries: Queries,
     qrels: Qrels,
     search_configs: SearchFiles = None,
-    rerank: Annotated[list[str] | None, typer.Option(help="Rerankers to measure as well.")] = None,
-    candidates: Annotated[int, typer.Option(help="Rows of each channel that enter the union.")] = 200,
-    runs: Annotated[Path | None, typer.Option(help="Folder for TREC run files.")] = None,
+    rerank: Annotated[list[str] | None, typer.Option(help="Reranker to measure as well; may be repeated.")] = None,
+    candidates: Annotated[int, typer.Option(help="Rows per channel that enter the hybrid.")] = 200,
+    runs: Annotated[Path | None, typer.Option(help="Folder to write TREC run files to.")] = None,
     expect: Annotated[
-        str | None, typer.Option(help="MODEL or MODEL:COLLECTION: set its published nDCG@10 beside this index's.")
+        str | None, typer.Option(help="MODEL or MODEL:COLLECTION whose published nDCG@10 is shown beside this index's.")
     ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Measure nDCG@10, recall@100, MRR@10 and MAP of each channel, fusion and reranker against BM25."""
+    """Measure nDCG, recall, MRR and MAP of channels and rerankers. Each is compared with BM25 by a paired test."""
     from pipelines.config import read_search_config
     from pipelines.evaluation import evaluate as run
     from pipelines.evaluation import read_qrels, read_queries
@@ -158,15 +162,18 @@ def tune(
     queries: Queries,
     qrels: Qrels,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Search config to write.")] = None,
-    folds: Annotated[int, typer.Option(help="Of the cross-validation.")] = 5,
-    seed: Annotated[int, typer.Option(help="Of the folds.")] = 0,
-    rerank: Annotated[str | None, typer.Option(help="A layered reranker: choose its earliest good layer.")] = None,
+    folds: Annotated[int, typer.Option(help="Folds of the cross-validation.")] = 5,
+    seed: Annotated[int, typer.Option(help="Random seed of the folds.")] = 0,
+    rerank: Annotated[
+        str | None, typer.Option(help="Layerwise reranker whose earliest sufficient layer is chosen.")
+    ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Choose fusion weights on judged queries, or how early a layered reranker may stop.
+    """Choose fusion weights on judged queries.
 
-    Says so where the hybrid does not beat its best channel.
+    With --rerank, choose the layer at which a layerwise reranker stops. No file is written if the tuned hybrid does not
+    beat its best channel.
     """
     from pipelines.evaluation import read_qrels, read_queries
     from pipelines.evaluation import tune as run

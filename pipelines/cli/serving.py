@@ -14,37 +14,45 @@ from pipelines.config import ConfigError, apply_override, parse_override, valida
 if TYPE_CHECKING:
     from pipelines.serving.settings import ServeConfig
 
-Indexes = Annotated[list[str], typer.Argument(help="Folders or URIs of indexes, each perhaps as NAME=URI.")]
-Keys = Annotated[Path | None, typer.Option(help="YAML file of hashed keys; without it, loopback only.")]
+Indexes = Annotated[list[str], typer.Argument(help="Folders or URIs of indexes, or NAME=URI.")]
+Keys = Annotated[
+    Path | None, typer.Option(help="YAML file of hashed keys; without it the server listens on loopback only.")
+]
 Aliases = Annotated[list[str] | None, typer.Option("--alias", help="NAME=INDEX or NAME=EMBEDDER; may be repeated.")]
-AliasFile = Annotated[Path | None, typer.Option("--aliases", help="YAML of aliases, read again when it changes.")]
+AliasFile = Annotated[Path | None, typer.Option("--aliases", help="YAML file of aliases, reloaded when it changes.")]
 Rerankers = Annotated[
-    list[str] | None, typer.Option("--reranker", help="Model, or NAME=MODEL, that requests may name.")
+    list[str] | None, typer.Option("--reranker", help="Reranker that requests may name: MODEL or NAME=MODEL.")
 ]
 ServeSet = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, such as limits.k=200; may be repeated.")]
-Local = Annotated[Path | None, typer.Option(help="Folder for local copies of what scoring reads.")]
+Local = Annotated[Path | None, typer.Option(help="Folder that keeps local copies of the columns that scoring reads.")]
 
 
 @app.command()
 def serve(
     indexes: Indexes,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
     keys: Keys = None,
-    any_host: Annotated[bool, typer.Option("--any-host", help="No keys, and yet not loopback only.")] = False,
-    open_writes: Annotated[bool, typer.Option("--open-writes", help="No keys, and yet upsert and delete.")] = False,
+    any_host: Annotated[bool, typer.Option("--any-host", help="Listen on any address without a key file.")] = False,
+    open_writes: Annotated[
+        bool, typer.Option("--open-writes", help="Allow upserts and deletes without a key file.")
+    ] = False,
     alias: Aliases = None,
     aliases: AliasFile = None,
     reranker: Rerankers = None,
-    prewarm: Annotated[bool, typer.Option("--prewarm", help="Ready only when the first query would be fast.")] = False,
-    refresh: Annotated[float, typer.Option(help="Seconds between looks for new versions.")] = 5,
+    prewarm: Annotated[
+        bool, typer.Option("--prewarm", help="Warm the models up and report readiness only then.")
+    ] = False,
+    refresh: Annotated[float, typer.Option(help="Seconds between checks for new versions.")] = 5,
     local: Local = None,
     overrides: ServeSet = None,
-    ray: Annotated[bool, typer.Option("--ray", help="Replicas of Ray Serve instead of one process.")] = False,
-    replicas: Annotated[int, typer.Option(help="With --ray.")] = 1,
-    address: Annotated[str | None, typer.Option(help="With --ray: a running Ray; None starts one here.")] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Serve by replicas on Ray Serve instead of one process.")] = False,
+    replicas: Annotated[int, typer.Option(help="Replicas, with --ray.")] = 1,
+    address: Annotated[
+        str | None, typer.Option(help="Address of a running Ray, with --ray; by default one is started here.")
+    ] = None,
 ) -> None:
-    """Serve indexes over HTTP: search, embeddings, reranking, MCP at /mcp, and a page at /."""
+    """Serve indexes over HTTP: search, embeddings, reranking. MCP is at /mcp, a search page at /."""
     _need_extra()
     config = serve_config(
         indexes, overrides, keys=keys, any_host=any_host, open_writes=open_writes,
@@ -63,7 +71,7 @@ def serve(
 
 @app.command()
 def mcp(index: Index, overrides: ServeSet = None) -> None:
-    """Serve an index to an agent over MCP, on standard input and output; read-only."""
+    """Serve an index to an agent over MCP. Reads standard input, writes standard output; read-only."""
     _need_extra()
     from pipelines.serving.run import serve_mcp
 
@@ -72,12 +80,16 @@ def mcp(index: Index, overrides: ServeSet = None) -> None:
 
 @app.command("serve-key")
 def serve_key(
-    name: Annotated[str, typer.Argument(help="Whose key it is.")],
-    scope: Annotated[list[str] | None, typer.Option(help="search, encode or write; may be repeated.")] = None,
-    where: Annotated[str | None, typer.Option("--filter", help="SQL condition on every row that it sees.")] = None,
+    name: Annotated[str, typer.Argument(help="Name of the key's owner.")],
+    scope: Annotated[
+        list[str] | None, typer.Option(help="What the key allows: search, encode or write; may be repeated.")
+    ] = None,
+    where: Annotated[
+        str | None, typer.Option("--filter", help="SQL condition that every row shown to it meets.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make a key: the key on one line, which is stored nowhere, and its entry for the file of keys."""
+    """Create an API key and its entry for the key file. The key is printed once and stored nowhere."""
     import yaml
 
     from pipelines.serving.keys import SCOPES, new_key

@@ -115,7 +115,7 @@ class Columns(Model):
     """Names the input's columns, which may be paths into nested ones: `content.text`."""
 
     id: str | None = None
-    """Column of the document id; None takes the first of `id`, `_id`, `doc_id`, and makes ids where there is none."""
+    """Column of the document id; None takes the first of `id`, `_id`, `doc_id`, and generates ids if there is none."""
     text: str = "text"
     """Column of the text."""
     title: str | None = None
@@ -124,9 +124,9 @@ class Columns(Model):
     """Further columns to keep in the table. A mapping states types, `{price: float64}`, or takes a column under another
     name, `{lang: {column: meta.lang, type: string}}`; without a type it is the files' own, or guessed from a sample."""
     metadata_types: dict[str, str] = {}
-    """What a mapping in `metadata` says of types; a value that does not fit becomes null and is counted."""
+    """Types stated by a mapping in `metadata`; a value that does not fit becomes null and is counted."""
     metadata_sources: dict[str, str] = {}
-    """What a mapping in `metadata` says of source columns."""
+    """Source columns stated by a mapping in `metadata`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -192,9 +192,9 @@ class InputConfig(Model):
     format: Literal["auto", "parquet", "jsonl", "csv", "tsv", "arrow", "orc", "avro", "text", "document", "lance"] = (
         "auto"
     )
-    """auto: what the files' names say. jsonl reads arrays and objects over several lines, too."""
+    """auto: by the files' names. jsonl reads arrays and objects over several lines, too."""
     encoding: str = "auto"
-    """Of JSON, CSV and text files. auto: UTF-8, or UTF-16 or UTF-32 where the first bytes say so."""
+    """Of JSON, CSV and text files. auto: UTF-8, or UTF-16 or UTF-32 if the first bytes are their mark."""
     csv: CsvConfig = CsvConfig()
     """How CSV and TSV files are written."""
     columns: Columns = Columns()

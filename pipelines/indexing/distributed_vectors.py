@@ -17,7 +17,7 @@ from pipelines.search_indexes.vectors import METRIC, index_name
 from pipelines.store.table import Snapshot
 
 RABITQ_BITS = 5
-"""What Lance takes where nobody says it. lance-ray 0.5 makes a model of 1 bit, which Lance 14 then refuses."""
+"""Lance's own default. lance-ray 0.5 makes a model of 1 bit, which Lance 14 then refuses."""
 
 
 def create_on_ray(snapshot: Snapshot, column: str, kind: str, chosen: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ from pipelines.store.interrupt import interruptible
 from pipelines.store.writer import quarantine_record
 
 MIN_ROWS_FOR_LIMIT = 1000
-"""Rows that must have been handled before `job.quarantine_limit` applies: of a few rows, a share says little."""
+"""Rows that must have been handled before `job.quarantine_limit` applies: the share of a small sample is noise."""
 
 
 class JobFailed(WorkFailed):

@@ -26,7 +26,7 @@ IO_STAGE_RESOURCES: dict[str, Any] = {"num_cpus": 0.25, "batch_format": "pyarrow
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Holds what the driver knows before it reads a single document."""
+    """Holds what is known before the first document is read."""
 
     config: BuildConfig
     units: list[Unit]

@@ -74,7 +74,7 @@ class TridexDocumentStore:
         return [Document(id=d.id, content=d.text, meta=dict(d.metadata)) for d in found]
 
     def write_documents(self, documents: list[Document], policy: DuplicatePolicy = DuplicatePolicy.NONE) -> int:
-        """Writes documents; returns how many. Without a policy, DuplicateDocumentError for an id that is there."""
+        """Writes documents; returns how many. Without a policy, an existing id raises DuplicateDocumentError."""
         if not isinstance(documents, list) or not all(isinstance(document, Document) for document in documents):
             raise ValueError("write_documents: expected a list of Documents")
         there = self.documents.existing([document.id for document in documents])
@@ -139,7 +139,7 @@ class TridexDocumentStore:
         return sorted(found.values(), key=lambda value: (isinstance(value, str), str(type(value)), value))
 
     def where(self, filters: Filters | None) -> str | None:
-        """Translates Haystack's filters to a SQL condition; FilterError says what is wrong with them."""
+        """Translates Haystack's filters to a SQL condition; FilterError names the fault."""
         if not filters:
             return None
         try:
@@ -359,7 +359,7 @@ def _strip_prefix(field: str) -> str:
 
 
 def as_where(filters: Mapping[str, Any], columns: Mapping[str, pa.DataType]) -> str:
-    """Translates Haystack's filters to a SQL condition. ConfigError says what is wrong with them."""
+    """Translates Haystack's filters to a SQL condition. ConfigError names the fault."""
     if "field" in filters:
         return _comparison(filters, columns)
     operator, conditions = filters.get("operator"), filters.get("conditions")

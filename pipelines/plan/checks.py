@@ -1,4 +1,4 @@
-"""Checks a plan for problems, one function per check; each warning says what to change."""
+"""Checks a plan for problems, one function per check; each warning names the setting to change."""
 
 from __future__ import annotations
 

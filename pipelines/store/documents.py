@@ -25,7 +25,7 @@ Check = Callable[[lance.LanceDataset], None]
 """Looks at the table while the lease is held, and raises where a change must not be made."""
 IDS_PER_SCAN = 2000
 COMPARED = ("doc_id", "content_hash", "metadata_hash", "chunk_count")
-"""What tells whether a document is in the index as it is."""
+"""Columns that decide whether a document is in the index unchanged."""
 
 
 def target_of(snapshot: Snapshot, job: str) -> Target:

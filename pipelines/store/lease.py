@@ -60,7 +60,7 @@ class LeaseLost(WorkFailed):
 
 
 def process_name(pid: int) -> str | None:
-    """Returns boot, pid namespace and start time, which identify a process; None if it is gone.
+    """Returns boot, pid namespace and start time, which identify a process; None if it has ended.
 
     Linux only. Elsewhere it is None for every process, and `Holder.is_gone` says no to all: the counter decides.
     """

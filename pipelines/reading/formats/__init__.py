@@ -33,7 +33,7 @@ READERS: dict[str, Reader] = {
 }
 
 NUMBERED_PARTS = ("jsonl", "arrow", "orc")
-"""Formats whose files do not say which row a part begins with: rows are counted from the part's start."""
+"""Formats in which the first row number of a part is unknown: rows are counted from the part's start."""
 
 
 def is_document(name: str) -> bool:

@@ -53,12 +53,12 @@ class Inspection:
     schema: pa.Schema | None = None
     """None where the file is too damaged, or too empty, to have columns."""
     version: str | None = None
-    """Of a table that knows its own; None: the time and size of the file."""
+    """The version of a table that has versions; None: the time and size of the file."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RawRows:
-    """Holds rows as parsed from the file; `errors[i]` says why row i could not be parsed."""
+    """Holds rows as parsed from the file; `errors[i]` is the reason why row i could not be parsed."""
 
     columns: Mapping[str, Column]
     positions: npt.NDArray[np.int64]
@@ -101,7 +101,7 @@ class Reader(NamedTuple):
     is_document: bool = False
     """A file is one document, and its path is its id."""
     needs: str = ""
-    """Module that the format needs and the extra that brings it, `MODULE:EXTRA`; empty: none."""
+    """Module that the format needs and the extra that installs it, `MODULE:EXTRA`; empty: none."""
 
     @property
     def missing_extra(self) -> str | None:

@@ -36,7 +36,7 @@ SEEK_BYTES = 2**16
 MIN_PART_BYTES = 8 * 2**20
 """A file that is not split keeps its plain line numbers, and reading 8 MiB takes a fraction of a second."""
 HEAD_BYTES = 2**16
-"""What is looked at to tell lines from arrays and objects over several lines."""
+"""Bytes inspected to distinguish JSON Lines from arrays and from objects over several lines."""
 READ_CHARS = 2**18
 
 Row = tuple[int, int, "Mapping[str, Any] | str"]

@@ -149,7 +149,7 @@ def _as_flat_arrays(data: Data) -> dict[str, Array]:
 
 
 def _write(place: Path, arrays: Mapping[str, Array], first: int, dense: bool) -> None:
-    """Writes rows from row `first` on. Offsets continue those that are there; a file of them begins with 0."""
+    """Writes rows from row `first` on. Offsets continue those in the file, which begins with 0."""
     if not (place / "layout.json").exists():
         layout = {name: [a.dtype.str, list(a.shape[1:])] for name, a in arrays.items()}
         (place / "layout.json").write_text(json.dumps(layout))

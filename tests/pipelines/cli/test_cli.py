@@ -26,6 +26,13 @@ def test_every_command_has_help_and_stands_in_the_readme(command: str) -> None:
     assert f"tridex {command}" in README
 
 
+def test_help_lists_every_command_once_in_a_section_with_a_whole_summary() -> None:
+    listed = run(app, ["--help"], env={"COLUMNS": "80"}, terminal_width=80).stdout.partition("Build and maintain")[2]
+    rows = [line.split()[0] for line in listed.splitlines() if line.startswith("  ")]
+    assert sorted(rows) == sorted(commands())
+    assert "..." not in listed
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -42,7 +49,7 @@ def test_every_command_has_help_and_stands_in_the_readme(command: str) -> None:
         (["status", "/no/such/index"], "/no/such/index"),
         (["optimize", "/no/such/index"], "/no/such/index"),
         (["submit", "--input", "a", "--index", "b", "--env", "NAME"], "--env 'NAME': expected NAME=VALUE"),
-        (["submit", "--follow"], "--job: is needed here"),
+        (["submit", "--follow"], "--job: is required here"),
         (["plan", "--input", "/no/such/*.parquet", "--index", "b"], "no file matches"),
     ],
 )

@@ -93,5 +93,5 @@ def test_what_a_shell_makes_of_a_glob_is_input() -> None:
     assert split_arguments([yaml, b], ["a.jsonl"]) == (yaml, ["a.jsonl", "b.jsonl"])
     with pytest.raises(ConfigError, match=r"expected one config file, got job\.yaml, other\.yml"):
         split_arguments([yaml, Path("other.yml")], ["a.jsonl"])
-    with pytest.raises(ConfigError, match=r"b\.jsonl: is no config file \(\.yaml\); name inputs with --input"):
+    with pytest.raises(ConfigError, match=r"b\.jsonl: is not a config file \(\.yaml\); name inputs with --input"):
         split_arguments([b], [])
