@@ -156,7 +156,9 @@ def check(index: Index, as_json: Json = False) -> None:
 def optimize(
     index: Index,
     vectors: Annotated[str, typer.Option(help="Vector index: auto, none, IVF_PQ, IVF_RQ or IVF_HNSW_SQ.")] = "auto",
-    filter_column: Annotated[list[str] | None, typer.Option(help="A column that filters name; repeatable.")] = None,
+    filter_column: Annotated[
+        list[str] | None, typer.Option(help="Column to index for filters, beside the metadata; repeatable.")
+    ] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster whose workers build the vector indexes.")] = None,
     as_json: Json = False,
 ) -> None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
-from lance.dataset import serialize_row_addrs
 
+from actors.outputs import IntArray
+from pipelines.store.row_sets import serialize_row_mask
 from pipelines.store.table import Rows
 
 Mask = npt.NDArray[np.bool_]
+SELECTIVE_ROWS = 16_384
+"""Up to so many allowed rows, each is scored from a column in memory (2.1 ms of one thread for
+vectors of 384 numbers): an index would first have to look for them among the others."""
+SELECTIVE_STORED_ROWS = 2_048
+"""The same if the column has to be read from storage."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,18 +27,17 @@ class Filter:
 
     allowed: Mask
     rows: Rows
-    lock: Lock = field(default_factory=Lock, repr=False)
-
-    @property
-    def scanner_arguments(self) -> Mapping[str, bytes]:
-        """Returns the mask as an argument of Lance's scanner, which else evaluates the condition itself."""
-        with self.lock:  # since Python 3.12 a cached_property has none of its own, and two channels need it at once
-            return self._scanner_arguments
 
     @cached_property
-    def _scanner_arguments(self) -> Mapping[str, bytes]:
-        """Lists allowed or blocked rows, whichever are fewer: a list takes some 100 ns and 60 bytes per row to make."""
-        name, listed = "row_addr_allowlist", self.allowed
-        if 2 * np.count_nonzero(listed) > len(listed):
-            name, listed = "row_addr_blocklist", ~listed
-        return {name: serialize_row_addrs(self.rows.addresses(np.flatnonzero(listed)).tolist())}
+    def positions(self) -> IntArray:
+        """Returns the positions of the allowed rows, ascending."""
+        return np.flatnonzero(self.allowed)
+
+    def is_selective(self, in_memory: bool) -> bool:
+        """Returns whether scoring every allowed row costs less than searching an index among them."""
+        return len(self.positions) <= (SELECTIVE_ROWS if in_memory else SELECTIVE_STORED_ROWS)
+
+    @cached_property
+    def scanner_arguments(self) -> Mapping[str, bytes]:
+        """Returns the mask as an argument of Lance's scanner, which else evaluates the condition itself."""
+        return {"row_addr_allowlist": serialize_row_mask(self.allowed, self.rows)}

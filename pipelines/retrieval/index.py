@@ -13,8 +13,6 @@ from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-import numpy as np
-
 from actors.spec import EmbedderSpec, Output
 from pipelines.config import Channel, ConfigError, InvalidRequest, SearchOptions, search_options
 from pipelines.config.search import spell_out_options
@@ -195,9 +193,7 @@ class Index(IndexHandle):
         return lru_cache(maxsize=1)(self._evaluated)
 
     def _evaluated(self, where: str) -> Filter:
-        allowed = np.zeros(len(self), bool)
-        allowed[self.snapshot.matching(where)] = True
-        return Filter(allowed, self.snapshot.rows)
+        return Filter(self.snapshot.matching_mask(where), self.snapshot.rows)
 
     def encode(self, queries: Sequence[str]) -> EncodedQueries:
         """Encodes queries for `candidates`; InvalidRequest for one that is empty or not a text."""

@@ -12,13 +12,8 @@ from typing import Any
 
 from pipelines.search_indexes.document_frequencies import update_document_frequencies
 from pipelines.search_indexes.postings import PostingsUpdate, update_postings
-from pipelines.search_indexes.vectors import (
-    CreateIndex,
-    Kind,
-    create_here,
-    update_scalar_indexes,
-    update_vector_indexes,
-)
+from pipelines.search_indexes.scalar_indexes import update_scalar_indexes
+from pipelines.search_indexes.vectors import CreateIndex, Kind, create_here, update_vector_indexes
 
 
 @dataclass(frozen=True, slots=True)

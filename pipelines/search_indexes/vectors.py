@@ -8,7 +8,7 @@ them exactly from the stored vectors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -120,15 +120,3 @@ def _extend_index(snapshot: Snapshot, column: str, wanted: str, partitions: int 
     if present.unindexed_rows:
         snapshot.dataset.optimize.optimize_indices(index_names=[present.name])
     return True
-
-
-def update_scalar_indexes(
-    uri: str, columns: Sequence[str], table: str = "documents", storage_options: Mapping[str, str] | None = None
-) -> list[str]:
-    """Builds missing BTREE indexes on filter columns; returns their names. ConfigError for an unknown column."""
-    snapshot = open_table(uri, table, storage_options)
-    snapshot.check_columns(columns, "filter columns")
-    missing = [column for column in columns if column not in snapshot.indexes()]
-    for column in missing:
-        snapshot.dataset.create_scalar_index(column, "BTREE")
-    return missing

@@ -55,7 +55,7 @@ class Filters:
     def _evaluate(self, key: Key, where: str | None) -> Filter:
         if key.filter is None:
             assert where is not None
-            return self._mask(self.index.snapshot.matching(where))
+            return Filter(self.index.snapshot.matching_mask(where), self.index.snapshot.rows)
         own = self.owned(key)
         return self._mask(own if where is None else self._evaluate_within(own, where))
 

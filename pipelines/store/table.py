@@ -19,11 +19,12 @@ import lance
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from actors.outputs import IntArray, offsets_of
 from actors.suggest import did_you_mean
 from pipelines.config import BuildConfig, ConfigError, InvalidRequest, absolute_uri, plain_options
-from pipelines.store.conditions import evaluate_condition
+from pipelines.store.conditions import evaluate_condition, parse_text_list
 from pipelines.store.datasets import open_dataset
 from pipelines.store.schema import FORMAT_VERSION, SYSTEM_COLUMNS, Identity, metadata_columns, table_uri
 
@@ -66,34 +67,54 @@ class Rows:
         return sum(f.rows for f in self.fragments)
 
     def addresses(self, positions: IntArray) -> Addresses:
-        starts = np.array([f.first for f in self.fragments], np.int64)
-        owner = np.searchsorted(starts, positions, side="right") - 1
-        result = np.empty(len(positions), np.uint64)
-        for i in np.unique(owner):
-            fragment, chosen = self.fragments[i], owner == i
-            offsets = positions[chosen] - fragment.first
-            live = offsets if fragment.live is None else fragment.live[offsets]
-            result[chosen] = np.uint64(fragment.id << 32) | live.astype(np.uint64)
-        return result
+        """Returns the addresses of positions."""
+        owner = np.searchsorted(self._first, positions, side="right") - 1
+        offsets = positions - self._first[owner]
+        for i in self._with_deletions:
+            live, chosen = self.fragments[i].live, owner == i
+            assert live is not None
+            offsets[chosen] = live[offsets[chosen]]
+        return (self._ids[owner] << np.uint64(32)) | offsets.astype(np.uint64)
 
     def positions(self, addresses: Addresses) -> IntArray:
         """Returns positions of addresses, -1 for those that are not (or no longer) in the table."""
-        result = np.full(len(addresses), -1, np.int64)
-        owner = (addresses >> np.uint64(32)).astype(np.int64)
+        ids = (addresses >> np.uint64(32)).astype(np.int64)
         offsets = (addresses & np.uint64(0xFFFFFFFF)).astype(np.int64)
-        by_id = {f.id: f for f in self.fragments}
-        for fragment_id in np.unique(owner):
-            fragment = by_id.get(int(fragment_id))
-            if fragment is None:
-                continue
-            chosen = np.flatnonzero(owner == fragment_id)
-            result[chosen] = _positions_in(fragment, offsets[chosen])
+        owner = self._number_by_id[np.minimum(ids, len(self._number_by_id) - 1)]
+        result = np.where(offsets < self._counts[owner], self._first[owner] + offsets, -1)
+        for i in self._with_deletions:
+            chosen = np.flatnonzero(owner == i)
+            result[chosen] = _positions_in(self.fragments[i], offsets[chosen])
+        result[owner < 0] = -1
         return result
+
+    @cached_property
+    def _first(self) -> IntArray:
+        return np.array([f.first for f in self.fragments] or [0], np.int64)
+
+    @cached_property
+    def _counts(self) -> IntArray:
+        return np.array([f.rows for f in self.fragments] or [0], np.int64)
+
+    @cached_property
+    def _ids(self) -> Addresses:
+        return np.array([f.id for f in self.fragments] or [0], np.uint64)
+
+    @cached_property
+    def _number_by_id(self) -> IntArray:
+        """Maps a fragment's id to its place in `fragments`, -1 for an id that is not there; the last entry is one."""
+        numbers = np.full(max((f.id for f in self.fragments), default=-1) + 2, -1, np.int64)
+        for i, fragment in enumerate(self.fragments):
+            numbers[fragment.id] = i
+        return numbers
+
+    @cached_property
+    def _with_deletions(self) -> tuple[int, ...]:
+        return tuple(i for i, f in enumerate(self.fragments) if f.live is not None)
 
 
 def _positions_in(fragment: Fragment, offsets: IntArray) -> IntArray:
-    if fragment.live is None:
-        return np.where(offsets < fragment.rows, fragment.first + offsets, -1)
+    assert fragment.live is not None
     if not len(fragment.live):
         return np.full(len(offsets), -1, np.int64)
     where = np.minimum(np.searchsorted(fragment.live, offsets), len(fragment.live) - 1)
@@ -186,8 +207,25 @@ class Snapshot:
 
     def matching(self, where: str) -> IntArray:
         """Returns the positions of rows that meet a SQL condition, ascending; InvalidRequest explains a wrong one."""
-        addresses = evaluate_condition(where, self.filter_columns, self._addresses_matching)
-        return np.sort(self.rows.positions(addresses))
+        return np.sort(self._positions_matching(where))
+
+    def matching_mask(self, where: str) -> npt.NDArray[np.bool_]:
+        """Returns the rows that meet a SQL condition as a mask over positions."""
+        listed = parse_text_list(where)
+        if listed is not None and listed[0] in self.filter_columns and self.schema.field(listed[0]).type == pa.string():
+            return self._rows_with(*listed)
+        allowed = np.zeros(len(self), bool)
+        allowed[self._positions_matching(where)] = True
+        return allowed
+
+    def _rows_with(self, column: str, values: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Returns a mask of the rows whose text in the column is one of the values; reads the column."""
+        wanted = pa.array(values, pa.string())
+        parts = [pc.is_in(batch.column(0), value_set=wanted) for batch in self.scan([column], 65_536)]
+        return np.concatenate([np.zeros(0, bool), *(part.to_numpy(zero_copy_only=False) for part in parts)])
+
+    def _positions_matching(self, where: str) -> IntArray:
+        return self.rows.positions(evaluate_condition(where, self.filter_columns, self._addresses_matching))
 
     def _addresses_matching(self, where: str) -> Addresses:
         table = self.dataset.scanner(columns=["_rowaddr"], filter=where, use_scalar_index=True).to_table()

@@ -72,6 +72,12 @@ def top_of_block(scores: Floats, start: int, n: int, where: Filter | None, above
     return Ranking(positions + start, best)
 
 
+def rank_rows(scores: Floats, positions: IntArray, n: int, above: float = -np.inf) -> Ranking:
+    """Ranks the n best of some rows; positions: ascending."""
+    places, best = top_n(scores, n, above=above)
+    return Ranking(positions[places], best)
+
+
 def merge_rankings(rankings: list[Ranking], n: int) -> Ranking:
     """Merges the rankings of disjoint blocks into the n best rows of all."""
     positions = np.concatenate([r.positions for r in rankings])

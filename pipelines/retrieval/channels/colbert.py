@@ -14,7 +14,7 @@ import numpy as np
 
 from actors.kernels.jit import HAS_NUMBA
 from actors.outputs import IntArray, MultiVectors
-from pipelines.retrieval.channels.base import Floats, Ranking, merge_rankings, top_of_block
+from pipelines.retrieval.channels.base import Floats, Ranking, merge_rankings, rank_rows, top_of_block
 from pipelines.retrieval.columns.cache import ColumnCache
 from pipelines.retrieval.filters import Filter
 from pipelines.retrieval.queries import EncodedQueries
@@ -45,6 +45,8 @@ class ColbertChannel:
         return self.columns.nbytes("colbert") <= COLBERT_SCAN_BYTES
 
     def top(self, queries: EncodedQueries, n: int, where: Filter | None, exact: bool = False) -> list[Ranking]:
+        if where is not None and where.is_selective(self.columns.whole("colbert") is not None):
+            return [self._rank(queries, i, where.positions, n) for i in range(len(queries))]
         found: list[list[Ranking]] = [[] for _ in range(len(queries))]
         for start, block in self.columns.blocks("colbert"):
             assert isinstance(block, MultiVectors)
@@ -54,6 +56,14 @@ class ColbertChannel:
                 scores[empty] = -np.inf
                 found[i].append(top_of_block(scores, start, n, where))
         return [merge_rankings(parts, n) for parts in found]
+
+    def _rank(self, queries: EncodedQueries, i: int, positions: IntArray, n: int) -> Ranking:
+        """Ranks the n best of some rows by their exact scores; rows without vectors do not match."""
+        data, rows = self.columns.rows("colbert", positions)
+        assert isinstance(data, MultiVectors)
+        scores = self._maxsim(queries, i, data, rows)
+        scores[data.offsets[rows] == data.offsets[rows + 1]] = -np.inf
+        return rank_rows(scores, positions, n)
 
     def scores(self, queries: EncodedQueries, i: int, positions: IntArray) -> Floats:
         data, rows = self.columns.rows("colbert", positions)

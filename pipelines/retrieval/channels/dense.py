@@ -10,11 +10,11 @@ import numpy as np
 
 from actors.kernels.jit import HAS_NUMBA
 from actors.outputs import IntArray
-from pipelines.retrieval.channels.base import Floats, Ranking, merge_rankings, top_of_block
+from pipelines.retrieval.channels.base import Floats, Ranking, merge_rankings, rank_rows, top_of_block
 from pipelines.retrieval.columns.cache import ColumnCache
 from pipelines.retrieval.filters import Filter
 from pipelines.retrieval.queries import EncodedQueries
-from pipelines.retrieval.scoring.kernels import dense_dots, top_n, workers
+from pipelines.retrieval.scoring.kernels import dense_dots, workers
 from pipelines.search_indexes.vectors import VectorIndex, find_vector_index
 
 DENSE_OVERSAMPLING = 1.5
@@ -41,6 +41,9 @@ class DenseChannel:
         return find_vector_index(self.columns.snapshot, self.columns.column("dense"))
 
     def top(self, queries: EncodedQueries, n: int, where: Filter | None, exact: bool = False) -> list[Ranking]:
+        if where is not None and where.is_selective(self.columns.whole("dense") is not None):
+            rows = where.positions
+            return [rank_rows(self.scores(queries, i, rows), rows, n) for i in range(len(queries))]
         if self.vector_index is None or exact:
             return self._scan(queries, n, where)
         return [self._search_index(self.vector_index, queries, i, n, where) for i in range(len(queries))]
@@ -61,8 +64,7 @@ class DenseChannel:
             columns=["_rowaddr"], nearest=nearest, prefilter=True, disable_scoring_autoprojection=True, **filtered
         )
         positions = np.sort(snapshot.rows.positions(scanner.to_table()["_rowaddr"].to_numpy()))
-        places, best = top_n(self.scores(queries, i, positions), n)
-        return Ranking(positions[places], best)
+        return rank_rows(self.scores(queries, i, positions), positions, n)
 
     def _scan(self, queries: EncodedQueries, n: int, where: Filter | None) -> list[Ranking]:
         vectors = queries.dense()

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.outputs import Array, IntArray, SparseVectors
-from pipelines.retrieval.channels.base import Floats, Ranking, merge_rankings, top_of_block
+from pipelines.retrieval.channels.base import Floats, Ranking, merge_rankings, rank_rows, top_of_block
 from pipelines.retrieval.columns.cache import ColumnCache
 from pipelines.retrieval.filters import Filter
 from pipelines.retrieval.queries import EncodedQueries
@@ -75,6 +75,9 @@ class SparseChannel:
         return CscInvertedIndex.of(whole) if isinstance(whole, SparseVectors) else None
 
     def top(self, queries: EncodedQueries, n: int, where: Filter | None, exact: bool = False) -> list[Ranking]:
+        if where is not None and where.is_selective(self.columns.whole("sparse") is not None):
+            rows = where.positions
+            return [rank_rows(self.scores(queries, i, rows), rows, n, above=0) for i in range(len(queries))]
         if self.index.segments:
             return [self._search_index(queries, i, n, where) for i in range(len(queries))]
         if self.in_memory is None:
@@ -92,8 +95,7 @@ class SparseChannel:
         scores = self.scores(queries, i, covered)
         others = self.index.uncovered
         if not len(others):
-            places, best = top_n(scores, n, above=0)
-            return Ranking(covered[places], best)
+            return rank_rows(scores, covered, n, above=0)
         rest = _dot_products(queries, i, self.uncovered)
         both, together = np.concatenate([covered, others]), np.concatenate([scores, rest])
         order = np.argsort(both)

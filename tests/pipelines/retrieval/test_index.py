@@ -13,6 +13,7 @@ import pytest
 from actors.codecs.table import TRAINED, decode, encode, get_codec
 from actors.kernels.jit import HAS_NUMBA
 from pipelines.config import search_options
+from pipelines.retrieval import filters
 from pipelines.retrieval.channels import colbert
 from pipelines.retrieval.index import Index, open_index
 from pipelines.search_indexes.vectors import update_vector_indexes
@@ -112,8 +113,12 @@ def test_hybrid_with_raw_weights_is_m3s_weighted_mean(index: Index) -> None:
     np.testing.assert_allclose([h.score for h in hits], np.sort(expected)[::-1][:5], rtol=1e-5)
 
 
+@pytest.mark.parametrize("scored", [0, 400])
 @pytest.mark.parametrize("mode", ["hybrid", "dense", "sparse", "colbert", "bm25"])
-def test_a_filter_holds_in_every_channel_before_the_cut(index: Index, mode: str) -> None:
+def test_a_filter_holds_in_every_channel_before_the_cut(
+    index: Index, mode: str, scored: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filters, "SELECTIVE_ROWS", scored)
     hits = index.search(QUERY, k=400, mode=mode, where="year = 2003 AND kind = 'k1'", candidates=400)
     assert {(h.metadata["year"], h.metadata["kind"]) for h in hits} == {(2003, "k1")}
     if mode == "dense":
@@ -221,7 +226,9 @@ def test_retrieval_imports_neither_ray_nor_torch() -> None:
     assert done.stdout.split() == ["False", "False"]
 
 
-def test_a_vector_index_is_asked_with_its_own_metric_and_refined_exactly(tmp_path: Path) -> None:
+def test_a_vector_index_is_asked_with_its_own_metric_and_refined_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     uri = make_index(tmp_path, corpus(), full_text=False)
     before = open_index(uri, embedder=WordEmbedder()).search(QUERY, k=20, mode="dense")
     assert update_vector_indexes(uri) == {"words": None}
@@ -241,6 +248,9 @@ def test_a_vector_index_is_asked_with_its_own_metric_and_refined_exactly(tmp_pat
     filtered = index.search(QUERY, k=400, mode="dense", where="chunk_id >= 'd0030'", candidates=400)
     assert sorted(filtered.ids) == IDS[30:]
     assert len(index.search(QUERY, mode="dense", where="chunk_id = 'none'")) == 0
+    monkeypatch.setattr(filters, "SELECTIVE_ROWS", 0)
+    by_index = index.search(QUERY, k=400, mode="dense", where="chunk_id >= 'd0030'", candidates=400)
+    assert [(h.id, h.score) for h in by_index] == [(h.id, h.score) for h in filtered]
 
 
 def test_on_a_large_table_colbert_ranks_what_the_others_bring(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from pipelines.config import InvalidRequest
-from pipelines.store.table import Snapshot, open_table
+from pipelines.store.conditions import parse_text_list
+from pipelines.store.table import Snapshot, open_table, sql_in
 from tests.indexes import make_index
 
 
@@ -62,3 +64,20 @@ def test_a_condition_finds_its_rows(snapshot: Snapshot, where: str, rows: list[i
 def test_a_mistake_is_refused_with_the_right_spelling(snapshot: Snapshot, where: str, message: str) -> None:
     with pytest.raises(InvalidRequest, match=f"where: .*{message}"):
         snapshot.matching(where)
+
+
+def test_a_long_list_of_texts_is_matched_as_a_set(tmp_path: Path) -> None:
+    texts = {f"a{i}": f"text {i}" for i in range(50)} | {"it's": "quoted"}
+    kinds = pa.array(["k1"] * 50 + [None])
+    snapshot = open_table(make_index(tmp_path, texts, metadata={"kind": kinds}, full_text=False))
+    ids = [f"a{i}" for i in range(0, 1400, 2)]
+    long, quoted = sql_in("doc_id", ids), sql_in("doc_id", [*ids, "it's"])
+    assert parse_text_list(long) == ("doc_id", ids)
+    assert parse_text_list(long.replace("doc_id IN", "`doc_id`  in")) == ("doc_id", ids)
+    others = (quoted, long + " AND n = 1", "NOT " + long, long[:-1], long.replace(", 'a8'", " 'a8'"), sql_in("d", "ab"))
+    assert [parse_text_list(where) for where in others] == [None] * len(others)
+    for where, count in ((long, 25), (quoted, 26), (sql_in("kind", ["k1", *ids]), 50)):
+        np.testing.assert_array_equal(np.flatnonzero(snapshot.matching_mask(where)), snapshot.matching(where))
+        assert snapshot.matching_mask(where).sum() == count
+    with pytest.raises(InvalidRequest, match="No field named nothing"):
+        snapshot.matching_mask(sql_in("nothing", ids))

@@ -16,7 +16,8 @@ from pipelines.search_indexes.document_frequencies import (
     update_document_frequencies,
     write_document_frequencies,
 )
-from pipelines.search_indexes.vectors import choose_kind, parameters, update_scalar_indexes, update_vector_indexes
+from pipelines.search_indexes.scalar_indexes import update_scalar_indexes
+from pipelines.search_indexes.vectors import choose_kind, parameters, update_vector_indexes
 from pipelines.store.conditions import check_filter
 from pipelines.store.table import open_table
 from tests.indexes import WordEmbedder, corpus, make_index
