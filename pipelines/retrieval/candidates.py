@@ -10,7 +10,7 @@ benchmarks/RESULTS.md.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -95,12 +95,11 @@ class CandidateGenerator:
         plan = CandidatePlan(n, rule, self._colbert_rescores(wanted, exact))
         finding = self._finding(wanted) if plan.rescores else wanted
         started = {c: _pool().submit(self.channels[c].top, queries, plan.depth(c), where, exact) for c in finding}
-        samples = [self._sample_scores(queries, i, rule) if sampled else None for i in range(len(queries))]
+        sampling = self._sample_scores(queries, rule) if sampled else None
         rankings = {c: answer.result() for c, answer in started.items()}
-        return [
-            self._join(queries, i, {c: ranking[i] for c, ranking in rankings.items()}, _results(sample), plan)
-            for i, sample in enumerate(samples)
-        ]
+        tops = [{c: ranking[i] for c, ranking in rankings.items()} for i in range(len(queries))]
+        samples = None if sampling is None else _results(sampling, len(queries))
+        return self._join(queries, tops, samples, plan)
 
     def rank_by_one(
         self, queries: EncodedQueries, channel: Channel, n: int, where: Filter | None, exact: bool
@@ -156,23 +155,33 @@ class CandidateGenerator:
     def _join(
         self,
         queries: EncodedQueries,
-        i: int,
-        tops: Mapping[Channel, Ranking],
-        sample: Scores | None,
+        tops: Sequence[Mapping[Channel, Ranking]],
+        samples: Sequence[Scores] | None,
         plan: CandidatePlan,
-    ) -> Candidates:
-        """Joins one query's rankings into candidates; ColBERT's best scores among them are its own ranking."""
-        rows = np.unique(np.concatenate([np.zeros(0, np.int64), *(top.positions for top in tops.values())]))
-        scores: Scores = {}
-        if plan.rule is not None and plan.rescores and len(rows) > plan.depth("colbert"):
-            rows, scores = self._preselect(queries, i, rows, sample, plan.rule, plan.depth("colbert"))
+    ) -> list[Candidates]:
+        """Joins every query's rankings into candidates; ColBERT's best scores among them are its own ranking."""
+        each = range(len(queries))
+        rows = [
+            np.unique(np.concatenate([np.zeros(0, np.int64), *(t.positions for t in top.values())])) for top in tops
+        ]
+        known: list[Scores] = [{} for _ in each]
+        if plan.rule is not None and plan.rescores:
+            for i in (i for i in each if len(rows[i]) > plan.depth("colbert")):
+                sample = None if samples is None else samples[i]
+                rows[i], known[i] = self._preselect(queries, i, rows[i], sample, plan.rule, plan.depth("colbert"))
         used = [c for c in self.channels if plan.uses(c)]
-        scores = {**scores, **self._exact(queries, i, rows, [c for c in used if c not in scores])}
-        if plan.rescores:
-            places, best = top_n(scores["colbert"], plan.n)
-            tops = {c: top.first(plan.n) for c, top in tops.items()}
-            tops["colbert"] = Ranking(rows[places], best)
-        return Candidates(rows, {c: scores[c] for c in used}, tops, sample)
+        exact = self._exact_each(queries, rows, [[c for c in used if c not in known[i]] for i in each])
+        found = []
+        for i in each:
+            scores, top = {**known[i], **exact[i]}, tops[i]
+            if plan.rescores:
+                places, best = top_n(scores["colbert"], plan.n)
+                top = {c: ranking.first(plan.n) for c, ranking in top.items()}
+                top["colbert"] = Ranking(rows[i][places], best)
+            found.append(
+                Candidates(rows[i], {c: scores[c] for c in used}, top, None if samples is None else samples[i])
+            )
+        return found
 
     def _preselect(
         self, queries: EncodedQueries, i: int, rows: IntArray, sample: Scores | None, rule: FusionRule, n: int
@@ -189,20 +198,41 @@ class CandidateGenerator:
         return rows[kept], {c: some[kept] for c, some in scores.items()}
 
     def _exact(self, queries: EncodedQueries, i: int, rows: IntArray, wanted: Iterable[Channel]) -> Scores:
-        """Computes exact scores by these channels in parallel threads."""
+        """Computes query i's exact scores by these channels, one thread per channel."""
         started = {c: _pool().submit(self.channels[c].scores, queries, i, rows) for c in wanted}
         return {c: scores.result() for c, scores in started.items()}
 
-    def _sample_scores(
-        self, queries: EncodedQueries, i: int, rule: FusionRule | None
-    ) -> Mapping[Channel, Future[Floats]]:
+    def _exact_each(
+        self, queries: EncodedQueries, rows: Sequence[IntArray], wanted: Sequence[Sequence[Channel]]
+    ) -> list[Scores]:
+        """Computes exact scores of each query's own rows by each query's wanted channels, one thread per channel."""
+        asked = {c: [i for i, channels in enumerate(wanted) if c in channels] for c in self.channels}
+        started = {c: _pool().submit(self._score_each, c, queries, asked[c], rows) for c in asked if asked[c]}
+        done = {c: dict(zip(asked[c], scores.result(), strict=True)) for c, scores in started.items()}
+        return [{c: done[c][i] for c in channels} for i, channels in enumerate(wanted)]
+
+    def _score_each(
+        self, channel: Channel, queries: EncodedQueries, numbers: Sequence[int], rows: Sequence[IntArray]
+    ) -> list[Floats]:
+        return [self.channels[channel].scores(queries, i, rows[i]) for i in numbers]
+
+    def _sample_scores(self, queries: EncodedQueries, rule: FusionRule | None) -> dict[Channel, Future[list[Floats]]]:
         """Starts scoring the index's sample by every channel that the fusion may need, in the background."""
         used = [c for c in self.channels if rule is None or rule.weights.get(c, 0) > 0]
-        return {c: _pool().submit(self.channels[c].scores, queries, i, self.sample) for c in used}
+        each = range(len(queries))
+        rows = [self.sample] * len(queries)
+        return {c: _pool().submit(self._score_each, c, queries, each, rows) for c in used}
 
 
-def _results(sample: Mapping[Channel, Future[Floats]] | None) -> Scores | None:
-    return None if sample is None else {c: scores.result() for c, scores in sample.items()}
+def _union(tops: Mapping[Channel, Ranking]) -> IntArray:
+    """Returns the positions that any channel found, ascending."""
+    return np.unique(np.concatenate([np.zeros(0, np.int64), *(top.positions for top in tops.values())]))
+
+
+def _results(sampling: Mapping[Channel, Future[list[Floats]]], queries: int) -> list[Scores]:
+    """Waits for the sample's scores; returns those of each query."""
+    done = {c: scores.result() for c, scores in sampling.items()}
+    return [{c: scores[i] for c, scores in done.items()} for i in range(queries)]
 
 
 @lru_cache(maxsize=1)

@@ -254,6 +254,8 @@ class Index(IndexHandle):
         """Fuses the candidates of every query and reads the page of hits."""
         fused = [fusing.fuse(f.scores, request.effective_rule, f.sample) for f in found]
         page = PageReader(self.snapshot, self.candidate_generator, partial(PassageFinder, self))
+        if len(queries) > 1:
+            page.read_ahead(found, fused, request)
         return [page.hits(queries, i, found[i], fused[i], request) for i in range(len(queries))]
 
 

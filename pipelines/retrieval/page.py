@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from actors.outputs import IntArray
 from pipelines.retrieval.candidates import CandidateGenerator, Candidates
 from pipelines.retrieval.channels.base import Ranking
 from pipelines.retrieval.grouping import first_page
@@ -45,6 +46,28 @@ class PageReader:
     generator: CandidateGenerator
     find_passages: Callable[[EncodedQueries, int, Mapping[str, int]], Callable[[Hit], Located]]
     """Query, its number and the row of each hit to what finds a hit's passage."""
+    rows_ahead: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """Rows that were read for the pages of several queries together, by position."""
+
+    def read_ahead(self, found: Sequence[Candidates], fused: Sequence[Doubles], request: Request) -> None:
+        """Reads the rows with which the pages of several queries begin, in one statement."""
+        first = [
+            candidates.positions[self._first_places(scores, request)]
+            for candidates, scores in zip(found, fused, strict=True)
+        ]
+        positions = np.unique(np.concatenate(first))
+        rows = self.snapshot.take(positions, _columns(request)).to_pylist()
+        self.rows_ahead.update(zip(positions.tolist(), rows, strict=True))
+
+    def _first_places(self, fused: Doubles, request: Request) -> npt.NDArray[np.int64]:
+        order = np.argsort(-fused, kind="stable")
+        return order[: _depth_with_ties(fused[order], _choose_depths(request, len(order))[0])]
+
+    def _read_rows(self, positions: IntArray, request: Request) -> list[dict[str, Any]]:
+        if all(position in self.rows_ahead for position in positions.tolist()):
+            return [self.rows_ahead[position] for position in positions.tolist()]
+        rows: list[dict[str, Any]] = self.snapshot.take(positions, _columns(request)).to_pylist()
+        return rows
 
     def hits(self, queries: EncodedQueries, i: int, found: Candidates, fused: Doubles, request: Request) -> Hits:
         """Returns the page for query i."""
@@ -86,8 +109,8 @@ class PageReader:
             scores = self.generator.all_scores(queries, i, found, places)
         else:
             scores = {c: some[places] for c, some in found.scores.items()}
-        metadata = [c for c in (*request.columns, *_group_column(request)) if c not in OWN]
-        rows = self.snapshot.take(found.positions[places], list(dict.fromkeys([*OWN, *metadata]))).to_pylist()
+        metadata = [c for c in _columns(request) if c not in OWN]
+        rows = self._read_rows(found.positions[places], request)
         positions = {row["chunk_id"]: int(p) for row, p in zip(rows, found.positions[places], strict=True)}
         locate = self.find_passages(queries, i, positions)
         for at, (row, place) in enumerate(zip(rows, places.tolist(), strict=True)):
@@ -95,6 +118,11 @@ class PageReader:
             kept = {name: row[name] for name in metadata}
             own = {name: row[name] for name in OWN}
             yield Hit(**own, score=float(fused[place]), scores=by_channel, metadata=kept, locate=locate)
+
+
+def _columns(request: Request) -> list[str]:
+    """Lists the columns that a request's hits need."""
+    return list(dict.fromkeys([*OWN, *request.columns, *_group_column(request)]))
 
 
 def _group_column(request: Request) -> tuple[str, ...]:

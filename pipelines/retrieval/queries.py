@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from actors.outputs import EmbeddingBatch
+from actors.outputs import EmbeddingBatch, concat
 
 Floats = npt.NDArray[np.float32]
 
@@ -22,6 +23,16 @@ class EncodedQueries:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @classmethod
+    def joined(cls, parts: Sequence[EncodedQueries]) -> EncodedQueries:
+        """Joins queries that were encoded by the same index to one batch."""
+        if len(parts) == 1:
+            return parts[0]
+        texts = tuple(text for part in parts for text in part.texts)
+        encoded = [part.encoded for part in parts if part.encoded is not None]
+        weights = [part.token_weights for part in parts if part.token_weights is not None]
+        return cls(texts, concat(encoded) if encoded else None, np.concatenate(weights) if weights else None)
 
     def one(self, i: int) -> EncodedQueries:
         """Returns query i as a batch of one."""

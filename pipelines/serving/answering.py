@@ -11,7 +11,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import anyio
@@ -53,6 +53,7 @@ class Service:
         self.active = 0
         self.ready = False
         self._queries: dict[str, MicroBatcher[str, EncodedQueries]] = {}
+        self._searches: MicroBatcher[EncodedQueries, dict[str, Any]] = self.batcher("searches", search_together, 2)
 
     def warm_up(self) -> None:
         """Loads models and reads columns so that the first request is as fast as later ones (blocking)."""
@@ -80,7 +81,9 @@ class Service:
         """Runs a blocking function on the thread pool."""
         return await asyncio.get_running_loop().run_in_executor(self.threads, function, *args)
 
-    def batcher(self, kind: str, run: Callable[[Any, Sequence[Any]], Sequence[Any]]) -> MicroBatcher[Any, Any]:
+    def batcher(
+        self, kind: str, run: Callable[[Any, Sequence[Any]], Sequence[Any]], workers: int = 1
+    ) -> MicroBatcher[Any, Any]:
         """Creates a micro-batcher whose batch sizes and queue length are exported as metrics.
 
         It encodes with one thread where other requests are being answered: 32 short queries take 3.3 ms of processor
@@ -91,6 +94,9 @@ class Service:
             from actors.compute.resolve import single_torch_thread
 
             self.metrics.batches.labels(kind).observe(len(items))
+            if kind == "searches":
+                with self.metrics.stage("search"):
+                    return run(group, items)
             alone = kind == "texts" and self.active <= 1
             with self.metrics.stage(f"encode_{kind}"), nullcontext() if alone else single_torch_thread():
                 return run(group, items)
@@ -103,6 +109,7 @@ class Service:
             limits.batch_window_ms / 1000,
             lambda: self.active > 1,
             self.metrics.queued.labels(kind).set,
+            workers,
         )
         return batcher
 
@@ -119,11 +126,13 @@ class Service:
         normalised: each hit has its channels' scores on the fusion's scale, too.
         """
         self.check_options(queries, options)
-        answer = search_normalised if normalised else search_plain
 
         async def attempt(view: View) -> list[dict[str, Any]]:
             request = await self._prepare(view, key, options)
             each = await self._encode(view, queries, request)
+            if request.reranker is None and not normalised:
+                return await self._searches.submit(SearchCall(view, request), each)
+            answer = search_normalised if normalised else search_plain
             return await self.on_thread(self._timed, "search", answer, view.index, each, request)
 
         return await self._with_retry(name, attempt)
@@ -233,9 +242,22 @@ def encode_queries(view: View, texts: Sequence[str]) -> list[EncodedQueries]:
     return [encoded.one(i) for i in range(len(texts))]
 
 
+@dataclass(frozen=True, slots=True)
+class SearchCall:
+    """Identifies queries that can share a batch: same version of the index, same options, same rows allowed."""
+
+    view: View
+    request: Request
+
+
+def search_together(call: SearchCall, each: Sequence[EncodedQueries]) -> list[dict[str, Any]]:
+    """Searches the index for the queries of one batch in one pass."""
+    return search_plain(call.view.index, each, call.request)
+
+
 def search_plain(index: Index, each: Sequence[EncodedQueries], request: Request) -> list[dict[str, Any]]:
     """Searches the index for every query, as `Index.search` does."""
-    return [hits.to_dict() for queries in each for hits in index.answer(queries, request)]
+    return [hits.to_dict() for hits in index.answer(EncodedQueries.joined(each), request)]
 
 
 def search_normalised(index: Index, each: Sequence[EncodedQueries], request: Request) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """Batches concurrent requests (micro-batching): texts of several requests go through the model in one call.
 
 An idle server never waits: the first text starts at once, and what arrives while it is being encoded makes the next
-batch. Only while other requests are being answered does a batch wait for a few milliseconds more.
+batch. Only while other requests are being answered does a batch wait for a few milliseconds more. Searches go the same
+way, two batches at a time, so that one is read and written in Python while the other scores.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class MicroBatcher(Generic[T, R]):
     """Batches the items of concurrent calls by group key and processes each batch in one call on a thread.
 
     run: takes a group's items, in order, and returns one result per item. limit: items per call. It belongs to one
-    event loop. Where a joint call fails, each of its jobs is run alone, so that one request cannot spoil another's.
+    event loop. workers: batches in progress at once. Where a joint call fails, each of its jobs is run alone, so that
+    one request cannot spoil another's.
     """
 
     def __init__(
@@ -38,19 +40,23 @@ class MicroBatcher(Generic[T, R]):
         window: float,
         busy: Callable[[], bool],
         waiting: Callable[[int], None] = lambda n: None,
+        workers: int = 1,
     ) -> None:
         self._run, self._executor = run, executor
         self._limit, self._window, self._busy, self._waiting = limit, window, busy, waiting
         self._pending: list[_Job] = []
-        self._worker: asyncio.Task[None] | None = None
+        self._workers: set[asyncio.Task[None]] = set()
+        self._most = workers
 
     async def submit(self, group: Hashable, items: Sequence[T]) -> list[R]:
         """Queues items and returns one result per item. A caller cancelled before its batch starts costs nothing."""
         job = _Job(group, items, asyncio.get_running_loop().create_future())
         self._pending.append(job)
         self._tell()
-        if self._worker is None or self._worker.done():
-            self._worker = asyncio.create_task(self._drain())
+        if len(self._workers) < self._most:
+            worker = asyncio.create_task(self._drain())
+            self._workers.add(worker)
+            worker.add_done_callback(self._workers.discard)
         results: list[R] = await job.done
         return results
 

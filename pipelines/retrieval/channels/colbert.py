@@ -14,11 +14,11 @@ import numpy as np
 
 from actors.kernels.jit import HAS_NUMBA
 from actors.outputs import IntArray, MultiVectors
-from pipelines.retrieval.channels.base import Floats, Ranking, merge_rankings, rank_rows, top_of_block
+from pipelines.retrieval.channels.base import Floats, Ranking, merge_rankings, rank_rows
 from pipelines.retrieval.columns.cache import ColumnCache
 from pipelines.retrieval.filters import Filter
 from pipelines.retrieval.queries import EncodedQueries
-from pipelines.retrieval.scoring.maxsim import maxsim
+from pipelines.retrieval.scoring.maxsim import maxsim, rows_within_reach
 
 COLBERT_SCAN_BYTES = 64 * 2**20
 """Up to here ColBERT finds its best rows by scoring all (signs of 384 dimensions: 1.4 million vectors, some 50 ms);
@@ -50,11 +50,11 @@ class ColbertChannel:
         found: list[list[Ranking]] = [[] for _ in range(len(queries))]
         for start, block in self.columns.blocks("colbert"):
             assert isinstance(block, MultiVectors)
-            empty = np.diff(block.offsets) == 0
-            for i in range(len(queries)):
-                scores = self._maxsim(queries, i, block)
-                scores[empty] = -np.inf
-                found[i].append(top_of_block(scores, start, n, where))
+            allowed = None if where is None else where.allowed[start : start + len(block)]
+            each = [queries.colbert(i) for i in range(len(queries))]
+            for i, rows in enumerate(rows_within_reach(each, block, self.columns.codec, n, allowed, self.threads)):
+                chosen = None if len(rows) == len(block) else rows  # all in place, without a copy
+                found[i].append(rank_rows(self._maxsim(queries, i, block, chosen), rows + start, n))
         return [merge_rankings(parts, n) for parts in found]
 
     def _rank(self, queries: EncodedQueries, i: int, positions: IntArray, n: int) -> Ranking:

@@ -6,7 +6,7 @@ by looking products up (`maxsim_pq`); all other codecs are decoded in blocks tha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -16,10 +16,11 @@ from actors.codecs.codec import Codec, Scorer, TrainedCodec
 from actors.codecs.table import decode, get_codec
 from actors.kernels.jit import HAS_NUMBA
 from actors.outputs import IntArray, MultiVectors
-from pipelines.retrieval.scoring.kernels import segment_max, workers
+from pipelines.retrieval.scoring.kernels import segment_max, top_n, workers
 
 if HAS_NUMBA:
     from pipelines.retrieval.scoring.maxsim_1bit import BitQuery, SignQuery
+    from pipelines.retrieval.scoring.maxsim_1bit_scan import BitScan
     from pipelines.retrieval.scoring.maxsim_pq import TableQuery
 
 Floats = npt.NDArray[np.float32]
@@ -88,6 +89,45 @@ KERNELS: dict[Scorer, Callable[[Floats, Codec, bool], BitQuery | SignQuery | Tab
     {"sign_bits": _prepare_sign_bits, "lookup_table": _prepare_lookup_table} if HAS_NUMBA else {}
 )
 """Prepares a query for the kernel that scores a codec's codes without decoding them; other codes are decoded."""
+
+
+def rows_within_reach(
+    queries: Sequence[tuple[Floats, Floats | None]],
+    documents: MultiVectors,
+    codec: Codec,
+    n: int,
+    allowed: npt.NDArray[np.bool_] | None = None,
+    threads: int = 1,
+) -> list[IntArray]:
+    """Returns, for each query, the documents that can be among its n best, ascending; a few more than n.
+
+    One pass for all queries over one-bit codes; for other codecs all documents that have vectors. queries: vectors
+    (m, dim) and weights of each; allowed: which documents count, None for all. The n best of the returned documents by
+    `maxsim` are those of all.
+    """
+    starts, ends = documents.offsets[:-1], documents.offsets[1:]
+    every = np.flatnonzero(ends > starts if allowed is None else (ends > starts) & allowed)
+    if not HAS_NUMBA or len(every) <= n or not all(len(vectors) for vectors, _ in queries):
+        return [every] * len(queries)
+    transformed = [codec.transform_query(vectors) for vectors, _ in queries]
+    if any(target.scorer != "sign_bits" for _, target in transformed):
+        return [every] * len(queries)
+    shares = [normalised_weights(len(vectors), weights) for vectors, weights in queries]
+    scan = BitScan([vectors for vectors, _ in transformed], shares)
+
+    def score(part: slice) -> Floats:
+        return scan.approximate_scores(documents.vectors, starts[every[part]], ends[every[part]])
+
+    lengths = ends[every] - starts[every]
+    parts = row_blocks(lengths, max(BLOCK_VECTORS, int(lengths.sum()) // threads + 1))
+    scores = np.concatenate(list(workers(threads).map(score, parts)))
+    return [every[within_reach(scores[:, i], n, scan.widths[i])] for i in range(len(queries))]
+
+
+def within_reach(scores: Floats, n: int, width: float) -> IntArray:
+    """Returns the places of scores that are at most `width` below the n-th best."""
+    best = top_n(np.ascontiguousarray(scores), n)[1]
+    return np.flatnonzero(scores >= best[-1] - width)
 
 
 def row_blocks(lengths: IntArray, vectors: int | None) -> list[slice]:

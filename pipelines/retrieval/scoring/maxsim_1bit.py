@@ -162,37 +162,42 @@ def _maxsim_planes(
 
 
 @compiled
-def _multiply_lanes(query: Any, words: Any, start: int, end: int, unfolded: Any, rounded: Any, best: Any) -> None:
-    """Writes rounded[t, l], the integer product of query lane l and code start + t, and best[l], its maximum."""
+def _multiply_lanes(
+    query: Any, words: Any, start: int, end: int, unfolded: Any, rounded: Any, maxima: Any, best: Any
+) -> None:
+    """Writes rounded[t, l], the integer product of query lane l and code start + t, and its maxima.
+
+    maxima: of each tile of CODES codes (tiles, 16); best: of all (16,).
+    """
     best[:] = np.iinfo(np.int32).min
     # A tile is CODES codes x LANES query vectors. The last tile of a document repeats its last code; those products are
     # written behind the document's and never read.
-    for t in range(start, end, CODES):
+    for tile in range((end - start + CODES - 1) // CODES):
+        t = start + tile * CODES
         for c in range(CODES):
             unfold(words, min(t + c, end - 1), unfolded, c)
-        products(query, unfolded, rounded, t - start)
-    # The maxima afterwards, over rows of 16 int32: one vector maximum per code.
-    for t in range(end - start):
+        products(query, unfolded, rounded, t - start, maxima, tile)
         for lane in range(LANES):
-            best[lane] = max(best[lane], rounded[t, lane])
+            best[lane] = max(best[lane], maxima[tile, lane])
 
 
 @compiled
 def _rescore_group(
-    tables: Any, first: int, rounded: Any, least: Any, codes: Any, start: int, n: int, exact: Any
+    tables: Any, first: int, rounded: Any, maxima: Any, least: Any, codes: Any, start: int, n: int, exact: Any
 ) -> None:
     """Writes exact[l], the largest float product of query vector first + l among the codes that may reach it."""
     exact[:] = -np.inf
-    # Counting the lanes within the bound has no branch and is vectorised; most codes have none and are left at once.
+    # Counting the lanes within the bound has no branch and is vectorised; most tiles have none and are left at once.
     lanes = min(LANES, len(tables) - first)
-    for t in range(n):
+    for tile in range((n + CODES - 1) // CODES):
         near = 0
         for lane in range(LANES):
-            near += rounded[t, lane] >= least[lane]
+            near += maxima[tile, lane] >= least[lane]
         if near:
-            for lane in range(lanes):
-                if rounded[t, lane] >= least[lane]:
-                    exact[lane] = max(exact[lane], _lookup_product(tables[first + lane], codes[start + t]))
+            for t in range(tile * CODES, min(n, (tile + 1) * CODES)):
+                for lane in range(lanes):
+                    if rounded[t, lane] >= least[lane]:
+                        exact[lane] = max(exact[lane], _lookup_product(tables[first + lane], codes[start + t]))
 
 
 @compiled
@@ -200,7 +205,9 @@ def _maxsim_lanes(
     lanes: Any, tables: Any, slack: Any, weights: Any, words: Any, codes: Any, starts: Any, ends: Any, out: Any
 ) -> None:
     """Computes what `_maxsim_planes` computes, by VNNI; lanes: the query as `vnni.query_lanes` lays it out."""
-    rounded = np.empty((_longest_document(starts, ends) + CODES, LANES), np.int32)
+    longest = _longest_document(starts, ends)
+    rounded = np.empty((longest + CODES, LANES), np.int32)
+    maxima = np.empty((longest // CODES + 1, LANES), np.int32)
     unfolded = np.zeros((CODES, 64 * words.shape[1]), np.uint8)
     best, exact = np.empty(LANES, np.int32), np.empty(LANES, np.float32)
     least = np.empty(LANES, np.int32)
@@ -215,16 +222,28 @@ def _maxsim_lanes(
         # with popcounts.
         for group in range(len(lanes)):
             first = group * LANES
-            _multiply_lanes(lanes[group], words, start, end, unfolded, rounded, best)
+            _multiply_lanes(lanes[group], words, start, end, unfolded, rounded, maxima, best)
             for lane in range(LANES):
                 known = first + lane < len(tables)
                 least[lane] = best[lane] - slack[first + lane] if known else np.iinfo(np.int32).max
-            _rescore_group(tables, first, rounded, least, codes, start, end - start, exact)
+            _rescore_group(tables, first, rounded, maxima, least, codes, start, end - start, exact)
             for lane in range(min(LANES, len(tables) - first)):
                 out[i] += weights[first + lane] * exact[lane]
 
 
-def _as_words(codes: Array) -> Array:
+def round_vectors(vectors: Floats) -> tuple[Floats, Floats, IntArray]:
+    """Rounds query vectors (m, dim) to multiples of a step each.
+
+    Returns the multiples, within -127..127; the steps (m,); and by how many steps at most the rounded products of a
+    vector with two codes are off from one another (m,).
+    """
+    steps = np.maximum(np.abs(vectors).max(axis=1, initial=0), 1e-12)[:, None] / np.float32(127)
+    rounded = np.rint(vectors / steps)
+    slack = np.ceil(np.abs(vectors / steps - rounded).sum(axis=1)).astype(np.int64) + 1
+    return rounded, steps[:, 0], slack
+
+
+def as_words(codes: Array) -> Array:
     """Views codes (m, bytes) as (m, words) uint64, padded with zeros to whole words."""
     missing = -codes.shape[1] % 8
     return (np.pad(codes, ((0, 0), (0, missing))) if missing else codes).view(np.uint64)
@@ -238,12 +257,10 @@ class BitQuery:
 
     def __init__(self, vectors: Floats, vnni: bool | None = None) -> None:
         dim = vectors.shape[1]
-        step = np.maximum(np.abs(vectors).max(axis=1, initial=0), 1e-12)[:, None] / np.float32(127)
-        rounded = np.rint(vectors / step)
-        self.slack = np.ceil(np.abs(vectors / step - rounded).sum(axis=1)).astype(np.int64) + 1
+        rounded, _, self.slack = round_vectors(vectors)
         self.tables = _build_byte_tables(vectors / np.float32(np.sqrt(dim)))
         self.vnni = has_vnni() if vnni is None else vnni
-        self.query = query_lanes(rounded.astype(np.int8)) if self.vnni else _split_planes(rounded)
+        self.query = query_lanes(rounded.astype(np.int8)) if self.vnni else split_planes(rounded)
 
     def scores(self, codes: Array, starts: IntArray, ends: IntArray, weights: Floats) -> Floats:
         """Sums over query vectors the weight times the best product in each document: float32 (documents,).
@@ -253,7 +270,7 @@ class BitQuery:
         out = np.empty(len(starts), np.float32)
         codes = np.ascontiguousarray(codes)
         kernel = _maxsim_lanes if self.vnni else _maxsim_planes
-        kernel(self.query, self.tables, self.slack, weights, _as_words(codes), codes, starts, ends, out)
+        kernel(self.query, self.tables, self.slack, weights, as_words(codes), codes, starts, ends, out)
         return out
 
 
@@ -272,12 +289,12 @@ class SignQuery:
         """Scores as `BitQuery.scores`, with each query vector replaced by its signs times its mean absolute value."""
         out = np.empty(len(starts), np.float32)
         _sign_maxsim(
-            self.query, self.factors * weights, self.dim, _as_words(np.ascontiguousarray(codes)), starts, ends, out
+            self.query, self.factors * weights, self.dim, as_words(np.ascontiguousarray(codes)), starts, ends, out
         )
         return out
 
 
-def _split_planes(rounded: Floats) -> Array:
+def split_planes(rounded: Floats) -> Array:
     """Splits rounded query vectors plus 128 into bit planes, uint64 (m + 1, words, 8); the last row is all 128."""
     m, dim = rounded.shape
     raised = np.full((m + 1, -(-dim // 64) * 64), 128, np.uint8)

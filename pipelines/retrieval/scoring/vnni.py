@@ -61,9 +61,8 @@ def unfold(_context: Any, codes: Any, t: Any, target: Any, row: Any) -> Any:
 
 
 def _build_products(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    query, unfolded, out = (
-        context.make_array(kind)(context, builder, value)
-        for kind, value in zip(signature.args[:3], arguments[:3], strict=True)
+    query, unfolded, out, maxima = (
+        context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 1, 2, 4)
     )
     # Registers: CODES accumulators of 16 int32, lane l the sum for query vector l. They are stack slots here, which
     # LLVM promotes to zmm registers because nothing takes their address.
@@ -81,21 +80,81 @@ def _build_products(context: Any, builder: Any, signature: Any, arguments: Any) 
             at = builder.add(builder.mul(steps, i64(code)), loop.index)
             four = splat(builder, builder.load(builder.gep(fours, [at]), align=1), LANES)
             builder.store(call(builder, MULTIPLY, _SUMS, builder.load(total), four, values), total)
-    # Only now do the sums leave the registers: one 64-byte store per code, out[row + c, 0..15].
+    # Only now do the sums leave the registers: one 64-byte store per code, out[row + c, 0..15], and their maximum.
     target = builder.bitcast(out.data, _SUMS.as_pointer())
+    largest = builder.load(sums[0])
     for code, total in enumerate(sums):
-        at = builder.add(arguments[3], i64(code))
-        builder.store(builder.load(total), builder.gep(target, [at]), align=1)
+        new = builder.load(total)
+        builder.store(new, builder.gep(target, [builder.add(arguments[3], i64(code))]), align=1)
+        largest = builder.select(builder.icmp_signed(">", new, largest), new, largest)
+    builder.store(largest, builder.gep(builder.bitcast(maxima.data, _SUMS.as_pointer()), [arguments[5]]), align=1)
     return context.get_dummy_value()
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def products(_context: Any, query: Any, unfolded: Any, out: Any, row: Any) -> Any:
+def products(_context: Any, query: Any, unfolded: Any, out: Any, row: Any, maxima: Any, tile: Any) -> Any:
     """Multiplies CODES expanded codes with 16 query vectors: out[row + c, l] = sum over d of query * unfolded[c].
 
-    C arrays: query (steps, 16, 4) int8, unfolded (CODES, steps * 4) uint8, out (rows, 16) int32.
+    maxima[tile, l] is the largest of them. C arrays: query (steps, 16, 4) int8, unfolded (CODES, steps * 4) uint8, out
+    (rows, 16) int32, maxima (tiles, 16) int32.
     """
-    return types.void(query, unfolded, out, types.int64), _build_products
+    return types.void(query, unfolded, out, types.int64, maxima, types.int64), _build_products
+
+
+def _make_keep_largest(groups: int) -> Any:
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        lanes, unfolded, best = (
+            context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 2, 3)
+        )
+        steps = cgutils.unpack_tuple(builder, lanes.shape)[1]
+        first = builder.mul(arguments[1], steps)
+        vectors = builder.bitcast(lanes.data, _SUMS.as_pointer())
+        fours = builder.bitcast(unfolded.data, I32.as_pointer())
+        # Registers: `groups` x CODES accumulators of 16 int32, at most 16 zmm. One iteration per four dimensions: the
+        # broadcast four bytes of a code are used for all groups, so that two groups need 10 loads for 16 products, and
+        # one needs 9 for 8.
+        zero = ir.Constant(_SUMS, [0] * LANES)
+        sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(CODES)] for _ in range(groups)]
+        with cgutils.for_range(builder, steps) as loop:
+            values = [
+                builder.load(
+                    builder.gep(vectors, [builder.add(builder.add(first, builder.mul(steps, i64(g))), loop.index)]),
+                    align=1,
+                )
+                for g in range(groups)
+            ]
+            for code in range(CODES):
+                at = builder.add(builder.mul(steps, i64(code)), loop.index)
+                four = splat(builder, builder.load(builder.gep(fours, [at]), align=1), LANES)
+                for g in range(groups):
+                    total = builder.load(sums[g][code])
+                    builder.store(call(builder, MULTIPLY, _SUMS, total, four, values[g]), sums[g][code])
+        target = builder.bitcast(best.data, _SUMS.as_pointer())
+        for g in range(groups):
+            place = builder.gep(target, [builder.add(arguments[1], i64(g))])
+            largest = builder.load(place, align=4)
+            for slot in sums[g]:
+                new = builder.load(slot)
+                largest = builder.select(builder.icmp_signed(">", new, largest), new, largest)
+            builder.store(largest, place, align=4)
+        return context.get_dummy_value()
+
+    return build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def keep_largest(_context: Any, lanes: Any, group: Any, unfolded: Any, best: Any) -> Any:
+    """Raises best[group, l] to the largest product of CODES expanded codes with query vector l of the group.
+
+    C arrays: lanes (groups, steps, 16, 4) int8, unfolded (CODES, steps * 4) uint8, best (groups, 16) int32.
+    """
+    return types.void(lanes, types.int64, unfolded, best), _make_keep_largest(1)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def keep_largest_of_two(_context: Any, lanes: Any, group: Any, unfolded: Any, best: Any) -> Any:
+    """Computes what `keep_largest` computes, for this group and the next."""
+    return types.void(lanes, types.int64, unfolded, best), _make_keep_largest(2)
 
 
 def query_lanes(rounded: npt.NDArray[np.int8]) -> Array:

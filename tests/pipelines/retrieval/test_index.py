@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import lance
 import numpy as np
@@ -123,6 +124,27 @@ def test_a_filter_holds_in_every_channel_before_the_cut(
     assert {(h.metadata["year"], h.metadata["kind"]) for h in hits} == {(2003, "k1")}
     if mode == "dense":
         assert len(hits) == sum(i % 20 == 3 and i % 3 == 1 for i in range(400))
+
+
+@pytest.mark.parametrize("rescored", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"fusion": "zscore", "offset": 3}, {"mode": "colbert"}, {"group_by": "kind"}, {"mode": "bm25"}],
+    ids=str,
+)
+def test_a_list_of_queries_gives_what_each_gives_alone(
+    uri: str, options: dict[str, Any], rescored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(colbert, "COLBERT_SCAN_BYTES", 0 if rescored else 2**26)
+    index = open_index(uri, embedder=WordEmbedder())
+    queries = [QUERY, "timer releases a socket", "nothing of all that", "case 7 of batch7"]
+    for query, together in zip(queries, index.search(queries, **options), strict=True):
+        alone = index.search(query, **options)
+        assert [hit.chunk_id for hit in together] == [hit.chunk_id for hit in alone]
+        for one, other in zip(together, alone, strict=True):
+            assert one.score == pytest.approx(other.score, abs=1e-6)
+            assert one.scores == pytest.approx(other.scores, abs=1e-6)
+            assert one.passage == other.passage
 
 
 def test_a_filter_that_nothing_meets_gives_no_hits(index: Index) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -59,6 +61,30 @@ def test_answers_are_those_of_the_index(client: TestClient, index: Index, option
             }
         assert result["weights"] == pytest.approx(expected["weights"])
         assert (result["mode"], result["fusion"]) == (expected["mode"], expected["fusion"])
+
+
+def test_requests_that_arrive_together_are_searched_together_and_answered_each(
+    client: TestClient, index: Index
+) -> None:
+    queries = [f"case {i} writes dirty pages" for i in range(24)]
+    plain, filtered = {"k": 4}, {"k": 4, "where": "tenant = 'a'"}
+    bodies = [{"query": query, **(filtered if i % 3 == 0 else plain)} for i, query in enumerate(queries)]
+    before = batches_of(client)
+    with ThreadPoolExecutor(len(bodies)) as threads:
+        answers = list(threads.map(lambda body: search(client, **body), bodies))
+    for i, (query, answer) in enumerate(zip(queries, answers, strict=True)):
+        expected = index.search(query, **(filtered if i % 3 == 0 else plain)).to_dict()["hits"]
+        got = answer["results"][0]["hits"]
+        assert [hit["chunk_id"] for hit in got] == [hit["chunk_id"] for hit in expected]
+        assert [hit["score"] for hit in got] == pytest.approx([hit["score"] for hit in expected], abs=1e-6)
+        assert [hit["passage"] for hit in got] == [hit["passage"] for hit in expected]
+    assert batches_of(client) - before < len(bodies)
+
+
+def batches_of(client: TestClient) -> float:
+    """How many batches of searches the server has run."""
+    found = re.search(r'_batch_texts_count\{kind="searches"\} (\S+)', client.get("/metrics").text)
+    return float(found[1]) if found else 0.0
 
 
 def test_one_query_is_a_list_of_one(client: TestClient) -> None:
