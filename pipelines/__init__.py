@@ -14,15 +14,23 @@ if TYPE_CHECKING:
     from pipelines.config import ConfigError as ConfigError
     from pipelines.config import SearchConfig as SearchConfig
     from pipelines.config import load_config as load_config
+    from pipelines.evaluation.compare import compare_embedders as compare_embedders
     from pipelines.indexing.build import build_index as build_index
     from pipelines.retrieval import Hit as Hit
     from pipelines.retrieval import Hits as Hits
     from pipelines.retrieval import Index as Index
     from pipelines.retrieval import open_index as open_index
     from pipelines.retrieval.create import create_index as create_index
+    from pipelines.search_indexes.drop import drop_embedder as drop_embedder
+    from pipelines.store.promote import promote_embedder as promote_embedder
+    from pipelines.store.promote import roll_back_embedder as roll_back_embedder
 
 _HOMES = {
     "build_index": "pipelines.indexing.build",
+    "compare_embedders": "pipelines.evaluation.compare",
+    "drop_embedder": "pipelines.search_indexes.drop",
+    "promote_embedder": "pipelines.store.promote",
+    "roll_back_embedder": "pipelines.store.promote",
     "create_index": "pipelines.retrieval.create",
     "open_index": "pipelines.retrieval",
     "Index": "pipelines.retrieval",

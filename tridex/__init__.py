@@ -44,9 +44,13 @@ if TYPE_CHECKING:
     from pipelines import Index as Index
     from pipelines import SearchConfig as SearchConfig
     from pipelines import build_index as build_index
+    from pipelines import compare_embedders as compare_embedders
     from pipelines import create_index as create_index
+    from pipelines import drop_embedder as drop_embedder
     from pipelines import load_config as load_config
     from pipelines import open_index as open_index
+    from pipelines import promote_embedder as promote_embedder
+    from pipelines import roll_back_embedder as roll_back_embedder
     from pipelines import submit_job as submit_job
 
 __version__ = "0.1.0"

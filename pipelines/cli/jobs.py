@@ -182,6 +182,41 @@ def optimize(
 
 
 @app.command()
+def promote(
+    index: Index,
+    name: Annotated[str | None, typer.Argument(help="Embedder that searches shall take if they name none.")] = None,
+    rollback: Annotated[bool, typer.Option("--rollback", help="Promote the one that was promoted before.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Switch searches and servers of an index to another of its embedders, or back."""
+    from pipelines.store.promote import promote_embedder as run
+    from pipelines.store.promote import roll_back_embedder
+
+    if rollback and name is not None:
+        raise ConfigError("--rollback: goes back to the embedder before; leave the name out")
+    done = roll_back_embedder(index) if rollback else run(index, required(name, "NAME"))
+    print_json(done.to_dict()) if as_json else typer.echo(done.text())
+
+
+@app.command()
+def drop(
+    index: Index,
+    name: Annotated[str, typer.Argument(help="Embedder to remove.")],
+    keep_minutes: Annotated[
+        float, typer.Option(help="Keep files that a search on an older version may still read; 0: free them now.")
+    ] = 60,
+    as_json: Json = False,
+) -> None:
+    """Remove an embedder: its columns, search indexes and bytes. The promoted one is refused."""
+    from datetime import timedelta
+
+    from pipelines.search_indexes.drop import drop_embedder
+
+    done = drop_embedder(index, name, keep_versions=timedelta(minutes=keep_minutes))
+    print_json(done.to_dict()) if as_json else typer.echo(done.text())
+
+
+@app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Folder to write: a new one, or one that the demo made.")] = Path("demo"),
 ) -> None:

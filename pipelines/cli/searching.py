@@ -157,6 +157,25 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    index: Index,
+    queries: Queries,
+    b: Annotated[str, typer.Option("--b", help="Embedder to compare with it.")],
+    a: Annotated[str | None, typer.Option("--a", help="Embedder of the index; the promoted one if not given.")] = None,
+    qrels: Annotated[Path | None, typer.Option(help="Judgements: adds nDCG@10 and a paired test.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Documents of each ranking that are compared.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Compare two embedders of an index: overlap, rank correlation, nDCG@10, the queries that differ most."""
+    from pipelines.evaluation import read_qrels, read_queries
+    from pipelines.evaluation.compare import compare_embedders
+
+    judgements = None if qrels is None else read_qrels(qrels)
+    result = compare_embedders(index, a, b, read_queries(queries), judgements, k=k)
+    print_json(result.to_dict()) if as_json else typer.echo(result.text())
+
+
+@app.command()
 def tune(
     index: Index,
     queries: Queries,

@@ -25,11 +25,16 @@ if TYPE_CHECKING:
 
 def check_identity(uri: str, identity: Identity, name: str, embedder: Any) -> None:
     """Raises ConfigError, naming the first field that differs, if `embedder` did not build the columns NAME_*."""
-    described = {**identity.embedders[name], **embedder.identity()}
-    other = Identity(identity.chunk, identity.text, {**identity.embedders, name: described}, identity.format_version)
-    difference = identity.difference(other)
+    difference = describe_difference(identity, name, embedder)
     if difference is not None:
         raise ConfigError(f"{uri}: built with another model: {difference}")
+
+
+def describe_difference(identity: Identity, name: str, embedder: Any) -> str | None:
+    """Describes the first field in which `embedder` differs from the model that built the columns NAME_*."""
+    described = {**identity.embedders[name], **embedder.identity()}
+    other = Identity(identity.chunk, identity.text, {**identity.embedders, name: described}, identity.format_version)
+    return identity.difference(other)
 
 
 class QueryEncoder:

@@ -20,7 +20,7 @@ from pipelines.retrieval import fusion as fusing
 from pipelines.retrieval.candidates import CandidateGenerator, Candidates
 from pipelines.retrieval.channels import open_channels
 from pipelines.retrieval.channels.base import ChannelSearch
-from pipelines.retrieval.encoder import QueryEncoder
+from pipelines.retrieval.encoder import QueryEncoder, describe_difference
 from pipelines.retrieval.encoding import check_queries, encode_queries
 from pipelines.retrieval.explain.explain import explain_row, rows_of
 from pipelines.retrieval.explain.explanation import Explanation
@@ -33,8 +33,7 @@ from pipelines.retrieval.queries import EncodedQueries
 from pipelines.retrieval.request import Request, check_request
 from pipelines.retrieval.upsert import delete, upsert
 from pipelines.store.conditions import check_filter
-from pipelines.store.schema import Identity
-from pipelines.store.table import open_table
+from pipelines.store.table import Snapshot, open_table
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -274,14 +273,14 @@ def open_index(
 ) -> Index:
     """Opens an index at its newest version, or at `version`.
 
-    embedder: the name of one of the index's embedders where it has several; or a loaded `Embedder`, or a spec (for a
-    model that moved to another folder, or that needs remote code). None loads the model that the index names, when
-    the first query needs it. memory: bytes of stored columns to hold. local: a folder for copies of the columns that
-    scoring reads (`pipelines.retrieval.columns.local_copy`), made by the first search, at most `disk` bytes of them
-    (None: any number); the rest is read from the table. idf_weighting: whether query tokens weigh more where few rows
-    have them (`pipelines.search_indexes.document_frequencies`); query_expansion: whether lexical queries match tokens
-    near theirs, too (`pipelines.retrieval.query_expansion`). None, for both: for the packaged model and fitted heads;
-    others keep M3's scores.
+    embedder: the name of one of the index's embedders (None: the promoted one, or the only one); or a loaded
+    `Embedder`, or a spec (for a model that moved to another folder, or that needs remote code). Where none is given,
+    the model that the index names is loaded when the first query needs it. memory: bytes of stored columns to hold.
+    local: a folder for copies of the columns that scoring reads (`pipelines.retrieval.columns.local_copy`), made by
+    the first search, at most `disk` bytes of them (None: any number); the rest is read from the table. idf_weighting:
+    whether query tokens weigh more where few rows have them (`pipelines.search_indexes.document_frequencies`);
+    query_expansion: whether lexical queries match tokens near theirs, too (`pipelines.retrieval.query_expansion`).
+    None, for both: for the packaged model and fitted heads; others keep M3's scores.
 
     Raises ConfigError for a missing index, a table that is no index, and a model that did not build it (naming the
     field that differs).
@@ -291,19 +290,23 @@ def open_index(
     ['bm25', 'colbert', 'dense', 'sparse']
     """
     snapshot = open_table(uri, table, storage_options, version)
-    name = _embedder_name(snapshot.identity, embedder if isinstance(embedder, str) else None)
+    name = _embedder_name(snapshot, embedder)
     encoder = QueryEncoder(snapshot.uri, snapshot.identity, name, None if isinstance(embedder, str) else embedder)
     return Index(
         snapshot, encoder, memory, None if local is None else Path(local), disk, idf_weighting, query_expansion
     )
 
 
-def _embedder_name(identity: Identity, wanted: str | None) -> str:
-    names = list(identity.embedders)
-    if wanted is None and len(names) == 1:
-        return names[0]
-    if wanted is None:
-        raise ConfigError(f"embedder: the index has several, name one of {', '.join(names)}")
-    if wanted not in names:
-        raise ConfigError(f"embedder: the index has no {wanted!r}; it has {', '.join(names)}")
-    return wanted
+def _embedder_name(snapshot: Snapshot, embedder: str | Embedder | EmbedderSpec | None) -> str:
+    """Returns the embedder that is named, the one that a loaded model built, or the promoted one."""
+    identity, names = snapshot.identity, ", ".join(snapshot.identity.embedders)
+    if isinstance(embedder, str) or embedder is None or isinstance(embedder, EmbedderSpec):
+        name = embedder if isinstance(embedder, str) else snapshot.promoted
+    else:
+        built = [name for name in identity.embedders if describe_difference(identity, name, embedder) is None]
+        name = built[0] if len(built) == 1 else snapshot.promoted
+    if name is None:
+        raise ConfigError(f"embedder: the index has several, name one of {names}, or `tridex promote` one")
+    if name not in identity.embedders:
+        raise ConfigError(f"embedder: the index has no {name!r}; it has {names}")
+    return name

@@ -22,7 +22,7 @@ from actors.outputs import Array, EmbeddingBatch, IntArray, SparseVectors
 from actors.spec import EmbedderSpec
 from pipelines.search_indexes.content_sample import sample_by_content
 from pipelines.store.datasets import open_dataset
-from pipelines.store.schema import table_uri
+from pipelines.store.schema import generation, table_uri
 from pipelines.store.table import Snapshot, open_table
 
 SAMPLE_ROWS = 50_000
@@ -30,6 +30,8 @@ STALE_SHARE = 0.05
 ROWS_KEY = b"tridex.rows"
 FRAGMENT_KEY = b"tridex.fragment"
 """Schema metadata: rows that were counted, and the newest fragment that the table had then."""
+GENERATION_KEY = b"tridex.generation"
+"""Schema metadata: of the embedder's name (`store.schema.generation`); absent: 0."""
 Floats = npt.NDArray[np.float32]
 
 
@@ -118,7 +120,11 @@ def write_document_frequencies(snapshot: Snapshot, name: str, statistics: Docume
     newest = max((f.fragment_id for f in snapshot.dataset.get_fragments()), default=-1)
     schema = pa.schema(
         [pa.field("token", pa.uint32()), pa.field("rows", pa.uint32())],
-        metadata={ROWS_KEY: str(statistics.rows).encode(), FRAGMENT_KEY: str(newest).encode()},
+        metadata={
+            ROWS_KEY: str(statistics.rows).encode(),
+            FRAGMENT_KEY: str(newest).encode(),
+            GENERATION_KEY: str(generation(snapshot.schema.metadata, name)).encode(),
+        },
     )
     columns = [pa.array(seen, pa.uint32()), pa.array(statistics.counts[seen], pa.uint32())]
     lance.write_dataset(
@@ -130,7 +136,10 @@ def write_document_frequencies(snapshot: Snapshot, name: str, statistics: Docume
 
 
 def _open_counts(snapshot: Snapshot, name: str) -> lance.LanceDataset | None:
-    return open_dataset(table_uri(snapshot.uri, document_frequencies_table(name)), snapshot.storage_options)
+    """Opens the counts of this embedder; None if there are none, or they were of one that was dropped."""
+    dataset = open_dataset(table_uri(snapshot.uri, document_frequencies_table(name)), snapshot.storage_options)
+    counted = None if dataset is None else int((dataset.schema.metadata or {}).get(GENERATION_KEY, 0))
+    return dataset if counted == generation(snapshot.schema.metadata, name) else None
 
 
 def read_document_frequencies(snapshot: Snapshot, name: str) -> DocumentFrequencies | None:

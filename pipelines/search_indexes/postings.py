@@ -22,9 +22,10 @@ import pyarrow as pa
 
 from actors.outputs import IntArray, SparseVectors, offsets_of
 from pipelines.search_indexes.posting_blocks import BLOCK_SCHEMA, Blocks
-from pipelines.store.schema import table_uri
+from pipelines.store.schema import generation, table_uri
 from pipelines.store.table import Snapshot, open_table
 
+PREFIX = "postings_"
 SEGMENT_KEY = b"tridex.segment"
 SEGMENT_ROWS = 2**20
 """Rows of one segment: building one takes some 40 bytes a posting of memory, 5 GB at 128 tokens a row."""
@@ -42,6 +43,8 @@ class SegmentInfo:
     fragments: tuple[tuple[int, int], ...]
     postings: int
     created: str
+    generation: int = 0
+    """Of the embedder's name (`store.schema.generation`): postings of a dropped embedder never serve another."""
 
     @property
     def rows(self) -> int:
@@ -49,7 +52,7 @@ class SegmentInfo:
 
     def to_metadata(self) -> dict[bytes, bytes]:
         tree = {"name": self.name, "fragments": self.fragments, "postings": self.postings, "created": self.created}
-        return {SEGMENT_KEY: json.dumps(tree).encode()}
+        return {SEGMENT_KEY: json.dumps(tree | {"generation": self.generation}).encode()}
 
     @classmethod
     def from_metadata(cls, table: str, metadata: Mapping[bytes, bytes] | None) -> SegmentInfo | None:
@@ -57,15 +60,18 @@ class SegmentInfo:
         if text is None:
             return None
         tree = json.loads(text)
-        return cls(table, tree["name"], tuple((f, n) for f, n in tree["fragments"]), tree["postings"], tree["created"])
+        fragments = tuple((f, n) for f, n in tree["fragments"])
+        return cls(table, tree["name"], fragments, tree["postings"], tree["created"], tree.get("generation", 0))
 
     def is_valid(self, snapshot: Snapshot) -> bool:
+        if self.generation != generation(snapshot.schema.metadata, self.name):
+            return False
         present = {f.fragment_id: f.physical_rows for f in snapshot.dataset.get_fragments()}
         return all(present.get(fragment) == rows for fragment, rows in self.fragments)
 
 
 def prefix(name: str) -> str:
-    return f"postings_{name}_"
+    return f"{PREFIX}{name}_"
 
 
 def _options(snapshot: Snapshot) -> dict[str, str] | None:
@@ -75,7 +81,7 @@ def _options(snapshot: Snapshot) -> dict[str, str] | None:
 def find_segments(snapshot: Snapshot, name: str) -> list[tuple[SegmentInfo, Any]]:
     """Lists all segments of an embedder, void ones included, with their datasets."""
     found = []
-    for table in _table_names(snapshot):
+    for table in table_names(snapshot):
         if table.startswith(prefix(name)):
             dataset = lance.dataset(table_uri(snapshot.uri, table), storage_options=_options(snapshot))
             info = SegmentInfo.from_metadata(table, dataset.schema.metadata)
@@ -84,7 +90,7 @@ def find_segments(snapshot: Snapshot, name: str) -> list[tuple[SegmentInfo, Any]
     return found
 
 
-def _table_names(snapshot: Snapshot) -> Iterator[str]:
+def table_names(snapshot: Snapshot) -> Iterator[str]:
     """Lists the tables of the database; a local one by its folders, since importing LanceDB takes a second."""
     if "://" not in snapshot.uri:
         yield from (folder.stem for folder in Path(snapshot.uri).glob("*.lance"))
@@ -170,6 +176,7 @@ def _write_segment(snapshot: Snapshot, name: str, fragments: Sequence[Any]) -> S
         tuple((f.fragment_id, f.physical_rows) for f in fragments),
         len(blocks.weights),
         datetime.now(timezone.utc).isoformat(),
+        generation(snapshot.schema.metadata, name),
     )
     schema = BLOCK_SCHEMA.with_metadata(info.to_metadata())
     reader = pa.RecordBatchReader.from_batches(

@@ -11,9 +11,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines.search_indexes.document_frequencies import update_document_frequencies
+from pipelines.search_indexes.drop import remove_dropped_tables
 from pipelines.search_indexes.postings import PostingsUpdate, update_postings
 from pipelines.search_indexes.scalar_indexes import update_scalar_indexes
 from pipelines.search_indexes.vectors import CreateIndex, Kind, create_here, update_vector_indexes
+from pipelines.store.table import open_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ def update_indexes(
 
     create: who builds a vector index; `pipelines.indexing.distributed_vectors.create_on_ray` has a cluster do it.
     """
+    remove_dropped_tables(open_table(uri, table, storage_options))
     return IndexesUpdate(
         update_vector_indexes(uri, table, storage_options, kind=vectors, partitions=partitions, create=create),
         update_postings(uri, table, storage_options),

@@ -77,6 +77,12 @@ class ServedIndex:
         return Index(snapshot, encoder, self.config.memory, self.config.local)
 
     @property
+    def default(self) -> View:
+        """Returns the view of the promoted embedder, or the first one."""
+        first = next(iter(self.views.values()))
+        return self.views.get(first.index.snapshot.promoted or first.index.name, first)
+
+    @property
     def version(self) -> int:
         return next(iter(self.views.values())).index.version
 
@@ -115,8 +121,10 @@ class Catalog:
         """Returns the view with a name, or the first view for None; 404 for an unknown name."""
         views = list(self.views())
         if name is None:
-            name = "default" if "default" in self.aliases else views[0].name
+            name = "default" if "default" in self.aliases else self.indexes[0].name
         target = self.aliases.get(name, name)
+        if promoted := next((served.default for served in self.indexes if served.name == target), None):
+            return promoted
         found = [v for v in views if target in (v.name, v.index.name, v.model, f"{v.name}/{v.index.name}")]
         exact = [v for v in found if v.name == target]
         if len(exact or found) == 1:

@@ -22,8 +22,9 @@ from lance.fragment import FragmentMetadata, write_fragments
 
 from pipelines.config import ConfigError
 from pipelines.store.commit import CommitState, Totals, commit_once
+from pipelines.store.lance_schema import iterate_field_ids
 from pipelines.store.lease import Lease
-from pipelines.store.schema import FILLING_KEY, Identity, Target, output_field
+from pipelines.store.schema import FILLING_KEY, PROMOTED_KEY, Identity, Target, only_embedder, output_field
 from pipelines.store.writer import conform_to_schema, quarantine_record
 
 PART_SCHEMA = pa.schema(
@@ -65,14 +66,9 @@ def add_null_columns(target: Target) -> tuple[lance.LanceDataset, list[pa.Field]
 def unfilled_fragments(dataset: lance.LanceDataset, fields: Sequence[pa.Field]) -> list[int]:
     """Lists the fragments that have no data file for one of the columns."""
     wanted = {f.name for f in fields}
-    families = [_field_ids(f) for f in dataset.lance_schema.fields() if f.name() in wanted]
+    families = [set(iterate_field_ids(f)) for f in dataset.lance_schema.fields() if f.name() in wanted]
     stored = {f.fragment_id: {i for file in f.metadata.files for i in file.fields} for f in dataset.get_fragments()}
     return [number for number, ids in stored.items() if any(ids.isdisjoint(family) for family in families)]
-
-
-def _field_ids(column: Any) -> set[int]:
-    """Lists the ids of a Lance field and all fields below it; a data file names the leaves only."""
-    return {column.id()}.union(*(_field_ids(child) for child in column.children()))
 
 
 def read_fragments(dataset: lance.LanceDataset, ids: Sequence[int], batch_rows: int) -> Iterator[pa.Table]:
@@ -116,11 +112,11 @@ def _count_tokens(table: pa.Table, rows: np.ndarray[Any, Any]) -> int:
 
 
 def _write_part(rows: pa.Table, fragment: int, offsets: np.ndarray[Any, Any], target: Target) -> dict[str, Any]:
-    file = _write(rows.to_reader(), rows.num_rows, target)
+    file = write_file(rows.to_reader(), rows.num_rows, target)
     return {"kind": "columns", "fragment": file, "rows": rows.num_rows, "id": fragment, "offsets": offsets}
 
 
-def _write(rows: pa.RecordBatchReader, count: int, target: Target) -> str:
+def write_file(rows: pa.RecordBatchReader, count: int, target: Target) -> str:
     """Writes one data file with these columns and nothing else; returns the JSON of the fragment with it."""
     options = dict(target.storage_options)
     dataset = lance.dataset(target.documents_uri, storage_options=options)
@@ -166,7 +162,7 @@ def join_parts(
     schema = pa.schema(list(fields))
     in_turn = all(a["offsets"][-1] < b["offsets"][0] for a, b in itertools.pairwise(parts))
     batches = (_expand_in_order if in_turn else _expand_interleaved)(parts, physical_rows, target, schema)
-    return _write(pa.RecordBatchReader.from_batches(schema, batches), physical_rows, target)
+    return write_file(pa.RecordBatchReader.from_batches(schema, batches), physical_rows, target)
 
 
 def _expand_interleaved(
@@ -254,7 +250,10 @@ class ColumnCommitter:
 
 
 def record_identity(target: Target, fields: Sequence[pa.Field]) -> None:
-    """Writes the index's new identity; RuntimeError while a fragment is not filled."""
+    """Writes the index's new identity; RuntimeError while a fragment is not filled.
+
+    The only embedder of an index is promoted when a second one joins it, so that searches that name none go on.
+    """
     dataset = lance.dataset(target.documents_uri, storage_options=dict(target.storage_options))
     left = unfilled_fragments(dataset, fields)
     if left:
@@ -262,4 +261,8 @@ def record_identity(target: Target, fields: Sequence[pa.Field]) -> None:
             f"{target.documents_uri}: {len(left)} fragments have no data for the new columns: {left[:5]}"
         )
     metadata = {key.decode(): value.decode() for key, value in target.schema.metadata.items()}
+    have = Identity.from_metadata(dataset.schema.metadata)
+    only = None if have is None else only_embedder(have)
+    if only is not None and PROMOTED_KEY not in dataset.schema.metadata:
+        metadata[PROMOTED_KEY.decode()] = json.dumps([only])
     dataset.update_schema_metadata({**metadata, FILLING_KEY.decode(): None})

@@ -18,14 +18,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.store import lease
+from pipelines.store.commit import commit_fence
 from pipelines.store.datasets import open_dataset
+from pipelines.store.documents import target_of
+from pipelines.store.drop import reclaim_dropped_columns
 from pipelines.store.schema import LEASES, QUARANTINE, table_uri
 from pipelines.store.table import open_table
 
 FRAGMENT_BYTES = 2**30
 """Aim of a compaction: large enough that 100 million documents are some hundred files, small enough to rewrite one."""
 KEEP_VERSIONS = timedelta(hours=1)
-"""Searches that run while an index is optimised read the version that they opened."""
+"""A version is kept so long after a newer one replaced it: an open index reads the version that it opened."""
 ORPHAN_AGE = timedelta(hours=1)
 
 
@@ -39,6 +42,10 @@ class Optimized:
     versions_removed: int
     orphans_removed: int
     orphans_kept: int
+    bytes_kept: int = 0
+    """Bytes of files that only old versions need, which an open index may still read."""
+    fragments_rewritten: int = 0
+    """Fragments whose files held dropped columns."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -49,7 +56,8 @@ class Optimized:
             f"versions and {self.orphans_removed:,} orphaned files removed, {self.bytes_freed / 1e6:,.1f} MB in all"
         )
         young = f"; {self.orphans_kept:,} unreferenced files are too young to remove" if self.orphans_kept else ""
-        return text + young
+        kept = f"; {self.bytes_kept / 1e6:,.1f} MB are kept for searches on older versions" if self.bytes_kept else ""
+        return text + young + kept
 
 
 def find_orphans(dataset: lance.LanceDataset) -> pa.Table:
@@ -60,7 +68,7 @@ def find_orphans(dataset: lance.LanceDataset) -> pa.Table:
     return present.filter(pc.and_(ours, pc.invert(pc.is_in(present.column("path"), value_set=known.combine_chunks()))))
 
 
-def _now_of_the_store(uri: str, options: Mapping[str, str]) -> datetime:
+def now_of_the_store(uri: str, options: Mapping[str, str]) -> datetime:
     """Returns the store's own clock, the write time of the lease just acquired: all ages use this one clock."""
     files = lance.dataset(table_uri(uri, LEASES), storage_options=dict(options)).all_files().read_all()
     newest: datetime = pc.max(files.column("last_modified")).as_py()
@@ -86,28 +94,56 @@ def optimize(
 ) -> Optimized:
     """Compacts the table and removes old files. LeaseHeld (a ConfigError) while a job writes to the index."""
     options = dict(storage_options or {})
-    open_table(uri, table, options)
-    with lease.acquire(uri, table, "optimize", lease_seconds=lease_seconds, storage_options=options):
+    snapshot = open_table(uri, table, options)
+    with lease.acquire(uri, table, "optimize", lease_seconds=lease_seconds, storage_options=options) as held:
+        target = target_of(snapshot, "optimize")
+        if held.took_over:
+            commit_fence(target, held)
+        rewritten = reclaim_dropped_columns(target, held)
         dataset = lance.dataset(table_uri(uri, table), storage_options=options)
         before = len(dataset.get_fragments())
         dataset.optimize.compact_files(target_rows_per_fragment=target_rows(dataset))
         dataset.optimize.optimize_indices()
-        now = _now_of_the_store(uri, options)
-        removed = _remove_old_files(dataset, keep_versions, orphan_age, now)
+        now = now_of_the_store(uri, options)
+        removed = remove_old_files(dataset, keep_versions, orphan_age, now)
         quarantine = open_dataset(table_uri(uri, QUARANTINE), options)
         if quarantine is not None:
             quarantine.optimize.compact_files()
-            _remove_old_files(quarantine, keep_versions, orphan_age, now)
-        return Optimized(before, len(dataset.get_fragments()), **removed)
+            remove_old_files(quarantine, keep_versions, orphan_age, now)
+        kept = count_old_bytes(dataset)
+        fragments = len(dataset.get_fragments())
+        return Optimized(before, fragments, **removed, bytes_kept=kept, fragments_rewritten=rewritten)
 
 
-def _remove_old_files(
+def count_old_bytes(dataset: lance.LanceDataset) -> int:
+    """Sums the bytes of data files that some older version refers to and the newest does not."""
+    files = dataset.all_files().read_all()
+    used = {f"data/{f.path}" for fragment in dataset.get_fragments() for f in fragment.metadata.files}
+    known = set(dataset.tracked_files().read_all().column("path").to_pylist())
+    named = zip(files.column("path").to_pylist(), files.column("size_bytes").to_pylist(), strict=True)
+    return sum(size or 0 for path, size in named if path.startswith("data/") and path in known and path not in used)
+
+
+def count_versions_in_use(dataset: lance.LanceDataset, keep: timedelta) -> int:
+    """Counts the newest versions that an index opened within `keep` may have: those replaced no longer ago, and one."""
+    limit = datetime.now() - keep  # naive local time, as Lance reports a version's
+    replaced = [version["timestamp"] for version in dataset.versions()][1:]
+    return 1 + sum(1 for moment in replaced if moment > limit)
+
+
+def remove_old_files(
     dataset: lance.LanceDataset, keep: timedelta, orphan_age: timedelta, now: datetime
 ) -> dict[str, int]:
+    """Removes versions that were replaced more than `keep` ago, and unreferenced files if all are old enough."""
     found = find_orphans(dataset)
     ages = [now - modified for modified in found.column("last_modified").to_pylist()]
     removable = all(age >= orphan_age for age in ages)
-    stats = dataset.cleanup_old_versions(keep, delete_unverified=removable, error_if_tagged_old_versions=False)
+    stats = dataset.cleanup_old_versions(
+        timedelta(0),
+        count_versions_in_use(dataset, keep),
+        delete_unverified=removable,
+        error_if_tagged_old_versions=False,
+    )
     return {
         "bytes_freed": stats.bytes_removed,
         "versions_removed": stats.old_versions,

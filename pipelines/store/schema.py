@@ -23,6 +23,10 @@ FORMAT_VERSION = 2
 IDENTITY_KEY = b"tridex.identity"
 FILLING_KEY = b"tridex.filling"
 """Schema metadata: JSON list of columns that a job is adding and has not filled yet."""
+PROMOTED_KEY = b"tridex.promoted"
+"""Schema metadata: JSON list of embedder names; searches that name none take the first, the rest is for a rollback."""
+DROPPED_KEY = b"tridex.dropped"
+"""Schema metadata: JSON, how often an embedder of each name was dropped: its side tables name this generation."""
 QUARANTINE = "quarantine"
 LEASES = "leases"
 SKIPPED = "skipped"
@@ -193,6 +197,24 @@ def metadata_columns(schema: pa.Schema) -> tuple[str, ...]:
     unfinished = json.loads((schema.metadata or {}).get(FILLING_KEY, b"[]"))
     made = {*SYSTEM_COLUMNS, *(f.name for f in output_fields(identity)), *unfinished}
     return tuple(name for name in schema.names if name not in made)
+
+
+def promotions(metadata: Mapping[bytes, bytes] | None) -> tuple[str, ...]:
+    """Lists the promoted embedder and those that were promoted before it, without those that were dropped."""
+    identity = Identity.from_metadata(metadata)
+    names = json.loads((metadata or {}).get(PROMOTED_KEY, b"[]"))
+    return tuple(name for name in names if identity is not None and name in identity.embedders)
+
+
+def only_embedder(identity: Identity) -> str | None:
+    """Returns the name of the embedder of an index that has one; None if it has several."""
+    names = tuple(identity.embedders)
+    return names[0] if len(names) == 1 else None
+
+
+def generation(metadata: Mapping[bytes, bytes] | None, name: str) -> int:
+    """Returns how often an embedder of this name was dropped: what was made of an earlier one is void."""
+    return int(json.loads((metadata or {}).get(DROPPED_KEY, b"{}")).get(name, 0))
 
 
 def documents_schema(

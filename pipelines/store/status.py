@@ -43,6 +43,8 @@ class Status:
     last_commit: str
     last_job: str | None
     embedders: dict[str, dict[str, Any]]
+    promoted: str | None
+    """The embedder that a search takes if it names none."""
     chunk: dict[str, Any]
     indexes: tuple[Coverage, ...]
     quarantine: int
@@ -60,6 +62,7 @@ class Status:
             f"index       {self.uri}: {self.documents:,} documents in {self.rows:,} rows, {self.bytes / 1e6:,.1f} MB",
             *(
                 f"embedder    {name}: {e['model']} ({', '.join(e['outputs'])}; colbert {e['colbert']})"
+                + (", promoted" if len(self.embedders) > 1 and name == self.promoted else "")
                 for name, e in self.embedders.items()
             ),
             f"fragments   {self.fragments:,}, with {self.deleted_rows:,} deleted rows",
@@ -101,6 +104,7 @@ def read_status(uri: str, table: str = "documents", storage_options: Mapping[str
         last_commit=dataset.versions()[-1]["timestamp"].isoformat(timespec="seconds"),
         last_job=_last_job(dataset) or (held.job if held else None),
         embedders={name: dict(e) for name, e in snapshot.identity.embedders.items()},
+        promoted=snapshot.promoted,
         chunk=dict(snapshot.identity.chunk),
         indexes=tuple(_read_coverage(snapshot)),
         quarantine=_count_rows(table_uri(uri, QUARANTINE), options),

@@ -26,7 +26,15 @@ from actors.suggest import did_you_mean
 from pipelines.config import BuildConfig, ConfigError, InvalidRequest, absolute_uri, plain_options
 from pipelines.store.conditions import evaluate_condition, parse_text_list
 from pipelines.store.datasets import open_dataset
-from pipelines.store.schema import FORMAT_VERSION, SYSTEM_COLUMNS, Identity, metadata_columns, table_uri
+from pipelines.store.schema import (
+    FORMAT_VERSION,
+    SYSTEM_COLUMNS,
+    Identity,
+    metadata_columns,
+    only_embedder,
+    promotions,
+    table_uri,
+)
 
 Addresses = npt.NDArray[np.uint64]
 
@@ -162,6 +170,12 @@ class Snapshot:
     @property
     def schema(self) -> pa.Schema:
         return self.dataset.schema
+
+    @property
+    def promoted(self) -> str | None:
+        """Returns the embedder that a search takes if it names none: the promoted one, or the only one."""
+        chosen = promotions(self.schema.metadata)
+        return chosen[0] if chosen else only_embedder(self.identity)
 
     @cached_property
     def rows(self) -> Rows:

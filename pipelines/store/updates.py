@@ -69,10 +69,11 @@ def rewrite_columns(dataset: lance.LanceDataset, fragment: int, values: pa.Table
     """Writes the columns of `values` for the rows at its `_rowaddr`; the other rows keep their values."""
     before = dataset.get_fragment(fragment)
     after, fields = before.update_columns(values, left_on=ADDRESS, right_on=ADDRESS)
-    return FragmentUpdate(fragment, _as_json(before.metadata), _as_json(after), tuple(fields), values.num_rows)
+    return FragmentUpdate(fragment, as_json(before.metadata), as_json(after), tuple(fields), values.num_rows)
 
 
-def _as_json(metadata: FragmentMetadata) -> str:
+def as_json(metadata: FragmentMetadata) -> str:
+    """Returns a fragment's metadata as JSON, equal for equal fragments."""
     return json.dumps(metadata.to_json())
 
 
@@ -85,7 +86,7 @@ def commit_updates(target: Target, lease: Lease, updates: Sequence[FragmentUpdat
     def operation(dataset: lance.LanceDataset) -> Any:
         for update in updates:
             fragment = dataset.get_fragment(update.fragment)
-            if fragment is None or _as_json(fragment.metadata) != update.before:
+            if fragment is None or as_json(fragment.metadata) != update.before:
                 raise CommitError(
                     f"{dataset.uri}: fragment {update.fragment} has changed: the table was compacted or edited by "
                     "another program while the job ran; start the job again"

@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.outputs import Array, IntArray, MultiVectors, SparseVectors
+from pipelines.store.schema import generation
 from pipelines.store.table import Snapshot
 
 Data = Array | SparseVectors | MultiVectors
@@ -46,6 +47,12 @@ class LocalColumn:
         return positions + self.shifts[np.searchsorted(self.starts, positions, side="right") - 1]
 
 
+def _generation_suffix(snapshot: Snapshot, column: str) -> str:
+    """Tells the column from one of the same name that was dropped before; empty if there was none."""
+    number = generation(snapshot.schema.metadata, column.rpartition("_")[0])
+    return f"\n{number}" if number else ""
+
+
 def open_local(
     folder: Path, snapshot: Snapshot, column: str, read: Callable[[pa.Array], Data], room: int | None
 ) -> LocalColumn | None:
@@ -53,7 +60,8 @@ def open_local(
 
     read: turns an Arrow array of the column into data. A copy that cannot be written (a full disk) is a warning.
     """
-    place = folder / blake2b(f"{snapshot.dataset.uri}\n{column}".encode(), digest_size=12).hexdigest()
+    name = f"{snapshot.dataset.uri}\n{column}{_generation_suffix(snapshot, column)}"
+    place = folder / blake2b(name.encode(), digest_size=12).hexdigest()
     try:
         with _lock_folder(place):
             return _update_copy(place, snapshot, column, read, room)

@@ -38,7 +38,9 @@ def _word_model() -> Iterator[None]:
 
     def load(self: QueryEncoder) -> Any:
         described = self.identity.embedders[self.name]
-        return WordEmbedder(outputs=described["outputs"]) if described["model"] == "words" else real(self)
+        if described["model"] not in ("words", "others"):
+            return real(self)
+        return WordEmbedder(described["model"], described["outputs"])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(QueryEncoder, "_load", load)

@@ -105,3 +105,30 @@ def test_prewarm_is_ready_when_the_first_query_would_be_fast(started: Client, wo
         time.sleep(0.02)
     (view,) = client.app.state.service.catalog.views()  # type: ignore[attr-defined]
     assert view.index.encoder.loaded is not None
+
+
+def test_a_server_follows_the_promoted_embedder(started: Client, tmp_path: Path) -> None:
+    """The index's own name stays an answer while a second model joins, is promoted, and the first one is dropped."""
+    from pipelines.search_indexes.drop import drop_embedder
+    from pipelines.store.promote import promote_embedder
+    from tests.pipelines.test_model_switch import OtherEmbedder, add_embedder
+
+    uri = make_index(tmp_path, corpus(50))
+    client = started(f"w={uri}", refresh_seconds=3600)
+
+    def answering() -> str:
+        client.app.state.service.catalog.refresh()  # type: ignore[attr-defined]
+        answers = [search(client, "kernel", mode="bm25", **named) for named in ({}, {"index": "w"})]
+        assert [answer.status_code for answer in answers] == [200, 200], answers[0].text
+        (name,) = {answer.json()["index"] for answer in answers}
+        return str(name)
+
+    seen = [answering()]
+    for step in (
+        lambda: add_embedder(uri, OtherEmbedder()),
+        lambda: promote_embedder(uri, "others"),
+        lambda: drop_embedder(uri, "words"),
+    ):
+        step()
+        seen.append(answering())
+    assert seen == ["w", "w/words", "w/others", "w"]
