@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.outputs import matrix_to_arrow
+from pipelines.search_indexes.document_ids import COLUMN, NAME
 from pipelines.store.commit import Committer, create_or_open
 from pipelines.store.documents import hold_lease, replace_documents
 from pipelines.store.hashes import hash_content, hash_metadata
@@ -77,12 +78,14 @@ def median(act: Callable[[int], None]) -> float:
     return statistics.median(took)
 
 
-def measure(fragments: int) -> list[float]:
-    """Milliseconds of opening, appending, replacing and new metadata."""
+def measure(fragments: int, indexed: bool) -> list[float]:
+    """Milliseconds of opening, appending, replacing and new metadata; `indexed`: with the BTREE index on ids."""
     with tempfile.TemporaryDirectory() as folder:
         target = target_at(f"{folder}/index")
         with hold_lease(target) as lease:
             fill(target, lease, fragments)
+            if indexed:
+                lance.dataset(target.documents_uri).create_scalar_index(COLUMN, "BTREE", name=NAME)
 
             def append(i: int) -> None:
                 committer = Committer(replace(target, run=f"append {i}"), lease)
@@ -121,10 +124,14 @@ def print_row(cells: list[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fragments", type=int, nargs="+", default=[10, 100, 1000, 10_000])
-    print_row(["fragments", "open, ms", "append, ms", "replace a document, ms", "new metadata of a row, ms"])
-    print_row(["---"] * 5)
+    print_row(
+        ["fragments", "index on ids", "open, ms", "append, ms", "replace a document, ms", "new metadata of a row, ms"]
+    )
+    print_row(["---"] * 6)
     for fragments in parser.parse_args().fragments:
-        print_row([f"{fragments:,}", *(f"{ms:,.0f}" for ms in measure(fragments))])
+        for indexed in (False, True):
+            times = [f"{ms:,.0f}" for ms in measure(fragments, indexed)]
+            print_row([f"{fragments:,}", "yes" if indexed else "no", *times])
 
 
 if __name__ == "__main__":

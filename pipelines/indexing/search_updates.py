@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from pipelines.config import IndexConfig
 from pipelines.indexing.session import RaySession
+from pipelines.search_indexes.document_ids import update_document_id_index
 from pipelines.search_indexes.scalar_indexes import update_scalar_indexes
 from pipelines.store.schema import Target
 from pipelines.store.table import open_table
@@ -14,7 +15,8 @@ TEXT = "text"
 
 
 def update_search_indexes(target: Target, index: IndexConfig, session: RaySession) -> None:
-    """Updates the full-text index, if the config has one, filter indexes, and the document frequencies of tokens."""
+    """Updates the full-text index, if the config has one, indexes on ids and filters, and document frequencies."""
+    update_document_id_index(target.uri, target.table, target.storage_options)
     if index.full_text and not covers_text(target):
         from pipelines.search_indexes.full_text import update_full_text  # here: half of a driver's start
 

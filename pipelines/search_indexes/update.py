@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines.search_indexes.document_frequencies import update_document_frequencies
+from pipelines.search_indexes.document_ids import update_document_id_index
 from pipelines.search_indexes.drop import remove_dropped_tables
 from pipelines.search_indexes.postings import PostingsUpdate, update_postings
 from pipelines.search_indexes.scalar_indexes import update_scalar_indexes
@@ -52,6 +53,7 @@ def update_indexes(
 
     create: who builds a vector index; `pipelines.indexing.distributed_vectors.create_on_ray` has a cluster do it.
     """
+    update_document_id_index(uri, table, storage_options, stale=0)
     remove_dropped_tables(open_table(uri, table, storage_options))
     return IndexesUpdate(
         update_vector_indexes(uri, table, storage_options, kind=vectors, partitions=partitions, create=create),
