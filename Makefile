@@ -53,9 +53,10 @@ $(DOCS)/.ready: requirements-docs.lock $(READY)
 docs: $(DOCS)/.ready  ## the documentation into site/; a warning is an error
 	$(DOCS)/bin/mkdocs build --strict --quiet
 
-test-adapters: $(ADAPTERS)/.ready  ## the adapters by the test suites of their frameworks
-	$(ADAPTERS)/bin/python -m pytest tests/pipelines/integrations tests/docs/test_frameworks.py -p no:cacheprovider \
-		-o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function
+test-adapters: $(ADAPTERS)/.ready  ## the adapters by the test suites of their frameworks; wrappers of FlagEmbedding
+	$(ADAPTERS)/bin/python -m pytest tests/pipelines/integrations tests/docs/test_frameworks.py \
+		tests/parity/test_wrappers.py tests/parity/test_signatures.py -p no:cacheprovider -o asyncio_mode=auto \
+		-o asyncio_default_fixture_loop_scope=function
 
 test-portable: $(READY)  ## kernels and what uses them, with all code for single kinds of processors switched off
 	TRIDEX_PORTABLE=1 $(BIN)/python -m pytest -m "not ray and not slow" tests/actors/kernels tests/actors/codecs \

@@ -37,6 +37,7 @@ class FlagAutoModel:
         pooling_method: str | None = None,
         trust_remote_code: bool | None = None,
         query_instruction_format: str | None = None,
+        truncate_dim: int | None = None,
         **options: Any,
     ) -> FlagEmbeddingCompat[Any]:
         """Returns the model under the class, pooling and template of its name, or of its own files
@@ -60,20 +61,23 @@ class FlagAutoModel:
         )
         known = complete(asked, resolve_folder(asked.model, asked.revision, asked.cache_dir, asked.trust_remote_code))
         assert known.model_class is not None, "the spec is complete"
-        return COMPAT_CLASSES[known.model_class](
+        compat: Any = COMPAT_CLASSES[known.model_class]
+        made: FlagEmbeddingCompat[Any] = compat(
             asked.model,
             bool(known.normalize),
             use_fp16,
             use_bf16,
             query_instruction_for_retrieval,
             known.query_instruction_format or "",
-            devices,
-            known.pooling or "",
-            asked.trust_remote_code,
+            devices=devices,
+            pooling_method=known.pooling or "",
+            trust_remote_code=asked.trust_remote_code,
+            truncate_dim=truncate_dim,
             query_max_length=known.query_max_length,
             passage_max_length=known.passage_max_length,
             **options,
         )
+        return made
 
 
 def _model_class(name: str | None) -> ModelClass | None:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from actors.embedders.device_pool import Devices
 from actors.embedders.flag_embedding import FlagEmbeddingCompat, TextOrTexts
 from actors.outputs import EmbeddingBatch
 from actors.spec import ModelClass, Output
@@ -96,6 +97,16 @@ class DenseCompat(FlagEmbeddingCompat[Floats | Tensor]):
 class FlagModel(DenseCompat):
     """Embeds by BERT-like models: bge-*-en, bge-*-zh, e5, gte. pooling_method: cls, mean or last_token."""
 
+    devices: Devices = None
+    pooling_method: str | None = None
+    trust_remote_code: bool = False
+    cache_dir: str | None = None
+    batch_size: int = 256
+    query_max_length: int | None = None
+    passage_max_length: int | None = None
+    convert_to_numpy: bool = True
+    truncate_dim: int | None = None
+
     model_class: ClassVar[ModelClass] = "encoder-only-base"
 
 
@@ -104,6 +115,15 @@ class FlagLLMModel(DenseCompat):
     """Embeds by decoders (e5-mistral, bge-multilingual-gemma2, Qwen3-Embedding): the state of the last token."""
 
     query_instruction_format: str = INSTRUCT
+    devices: Devices = None
+    trust_remote_code: bool = False
+    cache_dir: str | None = None
+    batch_size: int = 256
+    query_max_length: int | None = None
+    passage_max_length: int | None = None
+    convert_to_numpy: bool = True
+    truncate_dim: int | None = None
+    _: KW_ONLY
     pooling_method: str | None = "last_token"
 
     model_class: ClassVar[ModelClass] = "decoder-only-base"
@@ -118,7 +138,6 @@ class FlagPseudoMoEModel(FlagLLMModel):
 
     use_fp16: bool = False
     use_bf16: bool = True
-    _: KW_ONLY
     domain_for_pseudo_moe: str | None = None
 
     model_class: ClassVar[ModelClass] = "decoder-only-pseudo_moe"

@@ -1,8 +1,9 @@
 """Holds what FlagEmbedding's five embedder classes share: their arguments, and encode, encode_queries, encode_corpus.
 
-A class lists its arguments once, as dataclass fields in upstream's order with upstream's defaults. They stay attributes
-and are read at every call, as upstream, so `model.query_max_length = 64` works. A class says how queries are tokenised
-and what a result looks like; the rest is here and in the engine.
+Arguments are dataclass fields in upstream's order with upstream's defaults: here the six that every class begins with,
+in each class the others, whose order differs between upstream's classes. They stay attributes and are read at every
+call, as upstream, so `model.query_max_length = 64` works. A class says how queries are tokenised and what a result
+looks like; the rest is here and in the engine.
 """
 
 from __future__ import annotations
@@ -47,8 +48,25 @@ READ_AT_EVERY_CALL = frozenset({"query_instruction_format", "passage_instruction
 """Attributes that may be changed after loading, as upstream: encode reads them, the spec does not hold them."""
 
 
+class ArgumentsOfEachClass(UpstreamModel):
+    """Declares the arguments that each class lists as fields of its own, in its own order."""
+
+    devices: Devices
+    """One device, or several that share every list of texts; None: all accelerators, else the CPU."""
+    pooling_method: str | None
+    """cls, mean or last_token. None: the catalogue's for this model name, else cls."""
+    cache_dir: str | None
+    batch_size: int
+    """An upper bound of batch_size x max_length tokens: batches are cut by tokens, see `actors.compute.batching`."""
+    query_max_length: int | None
+    """None: 512, or the model's positions where it has fewer."""
+    passage_max_length: int | None
+    convert_to_numpy: bool
+    truncate_dim: int | None
+
+
 @dataclass(eq=False)
-class FlagEmbeddingCompat(UpstreamModel, ABC, Generic[Result]):
+class FlagEmbeddingCompat(ArgumentsOfEachClass, ABC, Generic[Result]):
     """Wraps an embedder in FlagEmbedding's interface. Errors: see `load_embedder`, `Preparation.tokenise`."""
 
     model_name_or_path: str
@@ -60,19 +78,6 @@ class FlagEmbeddingCompat(UpstreamModel, ABC, Generic[Result]):
     A class whose own default it is (FlagPseudoMoEModel) keeps upstream's numbers; see `compute`."""
     query_instruction_for_retrieval: str | None = None
     query_instruction_format: str = PLAIN
-    devices: Devices = None
-    """One device, or several that share every list of texts; None: all accelerators, else the CPU."""
-    pooling_method: str | None = None
-    """cls, mean or last_token. None: the catalogue's for this model name, else cls."""
-    trust_remote_code: bool = False
-    cache_dir: str | None = None
-    batch_size: int = 256
-    """An upper bound of batch_size x max_length tokens: batches are cut by tokens, see `actors.compute.batching`."""
-    query_max_length: int | None = None
-    """Default: 512, or the model's positions where it has fewer."""
-    passage_max_length: int | None = None
-    convert_to_numpy: bool = True
-    truncate_dim: int | None = None
     _: KW_ONLY
     passage_instruction_for_retrieval: str | None = None
     passage_instruction_format: str = PLAIN

@@ -7,6 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
 from actors.embedders.dense import DenseCompat
+from actors.embedders.device_pool import Devices
 from actors.outputs import TokenBatch
 from actors.spec import ModelClass
 from actors.text.prompts import TAGGED, InContext, examples_prefix
@@ -19,11 +20,19 @@ class FlagICLModel(DenseCompat):
     """Embeds by bge-en-icl with examples `{"instruct", "query", "response"}`; instruct defaults to the query's."""
 
     query_instruction_format: str = TAGGED
-    pooling_method: str | None = "last_token"
-    _: KW_ONLY
     suffix: str = "\n<response>"
+    devices: Devices = None
     examples_for_task: Examples | None = None
     examples_instruction_format: str = "<instruct>{}\n<query>{}\n<response>{}"
+    trust_remote_code: bool = False
+    cache_dir: str | None = None
+    batch_size: int = 256
+    query_max_length: int | None = None
+    passage_max_length: int | None = None
+    convert_to_numpy: bool = True
+    truncate_dim: int | None = None
+    _: KW_ONLY
+    pooling_method: str | None = "last_token"
 
     model_class: ClassVar[ModelClass] = "decoder-only-icl"
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from actors.embedders.dense import Floats
+from actors.embedders.device_pool import Devices
 from actors.embedders.flag_embedding import FlagEmbeddingCompat, TextOrTexts
 from actors.embedders.pair_scores import lexical_score, pair_scores
 from actors.models.identity import head_folder
@@ -64,12 +65,21 @@ class BGEM3FlagModel(FlagEmbeddingCompat[dict[str, Any]]):
     ((1, 384), 1)
     """
 
-    _: KW_ONLY
+    devices: Devices = None
+    pooling_method: str | None = None
+    trust_remote_code: bool = False
+    cache_dir: str | None = None
     colbert_dim: int = -1
     """Checked against the head where positive."""
+    batch_size: int = 256
+    query_max_length: int | None = None
+    passage_max_length: int | None = None
     return_dense: bool = True
     return_sparse: bool = False
     return_colbert_vecs: bool = False
+    truncate_dim: int | None = None
+    _: KW_ONLY
+    convert_to_numpy: bool = True
 
     model_class: ClassVar[ModelClass] = "encoder-only-m3"
     call_options: ClassVar[tuple[str, ...]] = (*RETURNS, "convert_to_numpy")
