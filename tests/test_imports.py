@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS: dict[str, int] = {
     # actors: runs models
     "actors.spec": 0,
+    "actors.extras": 0,
     "actors.outputs": 0,
     "actors.output_paths": 0,
     "actors.suggest": 0,

@@ -19,10 +19,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from actors.extras import require_extra
+
 try:
     from PIL import Image, ImageOps
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("pictures need Pillow: pip install 'tridex[vision]'") from error
+except ModuleNotFoundError:
+    require_extra("vision", "reading pictures")
+    raise
 
 Picture = bytes | str | Path | Image.Image
 """An encoded picture, the path of one, or a decoded one."""

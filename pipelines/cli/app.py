@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from actors.extras import MissingExtraError
 from actors.output_paths import OutputExists
 from pipelines.cli.failures import describe_failure, is_closed_pipe
 from pipelines.config import BuildConfig, ConfigError, WorkFailed, load_config
@@ -55,7 +56,7 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (ConfigError, OutputExists) as error:
+        except (ConfigError, MissingExtraError, OutputExists) as error:
             typer.echo(f"tridex: {error}", err=True)
             raise typer.Exit(2) from error
         except WorkFailed as error:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from actors.extras import require_extra
 from actors.output_paths import refuse_folder
 from pipelines.cli.app import ConfigFile, Index, IndexUri, Input, Json, Set, app, build_config, print_json, required
 from pipelines.config import ConfigError, RayConfig
@@ -163,6 +164,8 @@ def optimize(
     as_json: Json = False,
 ) -> None:
     """Compact an index, update its search indexes, free disk space."""
+    if address is not None:
+        require_extra("distributed", "building a vector index on Ray")
     from pipelines.search_indexes.update import update_indexes
     from pipelines.store.maintain import optimize as run
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from actors.extras import require_extra
 from pipelines.cli.app import Index, Json, app, print_json
 from pipelines.config import ConfigError, apply_override, parse_override, validated
 
@@ -53,7 +53,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve indexes over HTTP: search, embeddings, reranking. MCP is at /mcp, a search page at /."""
-    _need_extra()
+    require_extra("serve", "serving")
     config = serve_config(
         indexes, overrides, keys=keys, any_host=any_host, open_writes=open_writes,
         aliases=pairs(alias or [], "--alias"), aliases_file=aliases, rerankers=reranker or (), prewarm=prewarm,
@@ -72,7 +72,7 @@ def serve(
 @app.command()
 def mcp(index: Index, overrides: ServeSet = None) -> None:
     """Serve an index to an agent over MCP. Reads standard input, writes standard output; read-only."""
-    _need_extra()
+    require_extra("serve", "serving")
     from pipelines.serving.run import serve_mcp
 
     serve_mcp(serve_config([index], overrides))
@@ -127,10 +127,3 @@ def pairs(given: list[str], option: str) -> dict[str, str]:
             raise ConfigError(f"{option} {text!r}: expected NAME=VALUE")
         found[name] = value
     return found
-
-
-def _need_extra() -> None:
-    """Raises ConfigError with the install command if the extra `serve` is missing."""
-    missing = [name for name in ("fastapi", "uvicorn", "mcp", "prometheus_client") if find_spec(name) is None]
-    if missing:
-        raise ConfigError(f"serving needs {', '.join(missing)}: pip install 'tridex[serve]'")

@@ -21,13 +21,15 @@ from urllib.parse import urlsplit
 
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from actors.extras import require_extra
 from pipelines.cluster.package import CONFIG, write_package
 from pipelines.config import BuildConfig, ConfigError
 
 try:
     import aiohttp
-except ModuleNotFoundError as error:
-    raise ConfigError(f"submitting a job needs {error.name}: pip install 'tridex[submit]'") from error
+except ModuleNotFoundError:
+    require_extra("submit", "submitting a job")
+    raise
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 STOP_SECONDS = 120

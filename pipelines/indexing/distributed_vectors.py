@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from pipelines.config import ConfigError
+from actors.extras import require_extra
 from pipelines.search_indexes.vectors import METRIC, index_name
 from pipelines.store.table import Snapshot
 
@@ -22,12 +22,9 @@ RABITQ_BITS = 5
 
 def create_on_ray(snapshot: Snapshot, column: str, kind: str, chosen: Mapping[str, Any]) -> None:
     """Builds as `store.vectors.create_here`, on the Ray that this process is connected to: one worker per CPU."""
-    try:
-        from lance_ray import create_index
-    except ImportError as error:
-        raise ConfigError(
-            "building a vector index on Ray needs lance-ray: pip install 'tridex[distributed]'"
-        ) from error
+    require_extra("distributed", "building a vector index on Ray")
+    from lance_ray import create_index
+
     bits = {"num_bits": RABITQ_BITS} if kind == "IVF_RQ" else {}
     create_index(
         snapshot.dataset.uri,

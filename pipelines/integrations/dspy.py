@@ -10,16 +10,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from actors.extras import require_extra
 from pipelines.integrations.documents import DocumentIndex
-from pipelines.integrations.extras import missing_extra
 from pipelines.integrations.metadata import of_hit
 from pipelines.retrieval.hits import Hits
 
 try:
     import dspy
     from dspy.dsp.utils import dotdict
-except ModuleNotFoundError as error:
-    raise missing_extra("dspy", error) from error
+except ModuleNotFoundError:
+    require_extra("dspy", __name__)
+    raise
 
 
 class _Searches:

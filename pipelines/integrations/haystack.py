@@ -17,12 +17,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from actors.extras import require_extra
 from actors.outputs import EmbeddingBatch
 from pipelines.config import DEFAULT_MODEL, ConfigError
 from pipelines.integrations import filters as sql
 from pipelines.integrations import models
 from pipelines.integrations.documents import DocumentIndex, StoredDocument
-from pipelines.integrations.extras import missing_extra
 from pipelines.integrations.metadata import column_of, of_hit
 from pipelines.retrieval.hits import Hit
 
@@ -32,8 +32,9 @@ try:
     from haystack.document_stores.errors import DuplicateDocumentError
     from haystack.document_stores.types import DuplicatePolicy, FilterPolicy, apply_filter_policy
     from haystack.errors import FilterError
-except ModuleNotFoundError as error:
-    raise missing_extra("haystack", error) from error
+except ModuleNotFoundError:
+    require_extra("haystack", __name__)
+    raise
 
 Filters = dict[str, Any]
 COMPARISONS = ("==", "!=", *sql.ORDERED, "in", "not in")

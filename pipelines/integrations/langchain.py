@@ -19,12 +19,12 @@ import numpy as np
 import pyarrow as pa
 from pydantic import ConfigDict, Field
 
+from actors.extras import require_extra
 from actors.spec import EmbedderSpec
 from pipelines.config import DEFAULT_MODEL, ConfigError
 from pipelines.integrations import filters as sql
 from pipelines.integrations import models
 from pipelines.integrations.documents import DocumentIndex, StoredDocument
-from pipelines.integrations.extras import missing_extra
 from pipelines.integrations.metadata import column_of, from_columns, of_hit
 from pipelines.retrieval.hits import Hit, Hits
 
@@ -35,8 +35,9 @@ try:
     from langchain_core.retrievers import BaseRetriever
     from langchain_core.vectorstores import VectorStore
     from langchain_core.vectorstores.utils import maximal_marginal_relevance
-except ModuleNotFoundError as error:
-    raise missing_extra("langchain", error) from error
+except ModuleNotFoundError:
+    require_extra("langchain", __name__)
+    raise
 
 Filter = str | Mapping[str, Any]
 """A SQL condition over the index's columns, or a mapping such as `{"year": {"$gte": 2019}, "lang": "en"}`."""

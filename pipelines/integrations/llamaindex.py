@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from actors.extras import require_extra
 from pipelines.config import DEFAULT_MODEL, ConfigError
 from pipelines.integrations import filters as sql
 from pipelines.integrations import models
 from pipelines.integrations.documents import DocumentIndex, StoredDocument
-from pipelines.integrations.extras import missing_extra
 from pipelines.integrations.metadata import column_of, from_columns
 from pipelines.retrieval.hits import Hit, Hits
 
@@ -44,8 +44,9 @@ try:
         VectorStoreQueryResult,
     )
     from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
-except ModuleNotFoundError as error:
-    raise missing_extra("llamaindex", error) from error
+except ModuleNotFoundError:
+    require_extra("llamaindex", __name__)
+    raise
 
 SOURCE_DOCUMENT = "ref_doc_id"
 """Metadata key under which LlamaIndex names the document that a node is a part of."""

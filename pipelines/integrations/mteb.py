@@ -15,18 +15,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from actors.extras import require_extra
 from actors.spec import EmbedderSpec
 from pipelines.config import DEFAULT_MODEL
 from pipelines.integrations import models
 from pipelines.integrations.documents import DocumentIndex, StoredDocument
-from pipelines.integrations.extras import missing_extra
 
 try:
     from mteb.models.abs_encoder import AbsEncoder
     from mteb.models.model_meta import ModelMeta, ScoringFunction
     from mteb.types import PromptType
-except ModuleNotFoundError as error:
-    raise missing_extra("mteb", error) from error
+except ModuleNotFoundError:
+    require_extra("mteb", __name__)
+    raise
 
 QUERIES_TOGETHER = 256
 

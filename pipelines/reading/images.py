@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -16,6 +15,7 @@ import pyarrow.compute as pc
 import ray.data
 
 from actors.arrow.blocks import set_row_errors
+from actors.extras import require_extra
 from pipelines.config import ConfigError, InputConfig, PictureConfig
 from pipelines.reading.files import READ_ERRORS, filesystem, redact
 from pipelines.store.schema import Identity
@@ -31,9 +31,9 @@ DECODING: dict[str, Any] = {"num_cpus": 0.5, "batch_format": "pyarrow", "batch_s
 
 
 def check_pillow(config: InputConfig) -> None:
-    """Raises ConfigError in one line if pictures are configured and Pillow is not installed."""
-    if config.pictures is not None and find_spec("PIL") is None:
-        raise ConfigError("input.pictures: reading pictures needs Pillow: pip install 'tridex[vision]'")
+    """Raises MissingExtraError if pictures are configured and Pillow is not installed."""
+    if config.pictures is not None:
+        require_extra("vision", "input.pictures: reading pictures")
 
 
 def stored_fields(config: InputConfig, fields: Sequence[pa.Field]) -> list[pa.Field]:

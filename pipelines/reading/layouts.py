@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from actors.extras import describe_missing
 from pipelines.config import ConfigError, InputConfig
 from pipelines.reading.compression import codec_of
 from pipelines.reading.files import File
@@ -45,8 +46,8 @@ def choose_formats(
 
 def _select_format(format_: str, where: str, listing: Listing) -> tuple[list[tuple[File, str]], list[SkippedFile]]:
     """Selects files whose names have the configured format's suffix; all files if none has."""
-    if (extra := READERS[format_].missing_extra) is not None:
-        raise ConfigError(f"{where}: {_needs(format_, extra)}")
+    if (missing := describe_missing_reader(format_)) is not None:
+        raise ConfigError(f"{where}: {missing}")
     named = [file for file in listing.files if format_of(file.name) == format_] or list(listing.files)
     rest = {file.uri for file in listing.files} - {file.uri for file in named}
     return [(file, format_) for file in named], [SkippedFile(uri, OTHER_FORMAT) for uri in sorted(rest)]
@@ -54,14 +55,16 @@ def _select_format(format_: str, where: str, listing: Listing) -> tuple[list[tup
 
 def _split_by_installed(files: Sequence[tuple[File, str]]) -> tuple[list[tuple[File, str]], list[SkippedFile]]:
     """Separates files whose readers are installed from the others."""
-    missing = {format_: READERS[format_].missing_extra for format_ in {format_ for _, format_ in files}}
+    missing = {format_: describe_missing_reader(format_) for format_ in {format_ for _, format_ in files}}
     chosen = [(file, format_) for file, format_ in files if missing[format_] is None]
-    lacking = [(file, format_, missing[format_]) for file, format_ in files if missing[format_] is not None]
-    return chosen, [SkippedFile(file.uri, _needs(format_, str(extra))) for file, format_, extra in lacking]
+    lacking = [(file, missing[format_]) for file, format_ in files]
+    return chosen, [SkippedFile(file.uri, reason) for file, reason in lacking if reason is not None]
 
 
-def _needs(format_: str, extra: str) -> str:
-    return f"reading {format_} files needs the extra {extra!r}: pip install 'tridex[{extra}]'"
+def describe_missing_reader(format_: str) -> str | None:
+    """Describes the extra that a format needs and that is not installed; None if there is none."""
+    extra = READERS[format_].extra
+    return describe_missing(extra, f"reading {format_} files") if extra else None
 
 
 BEIR = "queries or judgements beside BEIR's corpus.jsonl"

@@ -17,7 +17,7 @@ READERS: dict[str, Reader] = {
     "tsv": Reader(re.compile(rf"\.(tsv|tab){PACKED}"), csv.inspect_tsv, csv.rows_tsv, strict=True),
     "arrow": Reader(re.compile(r"\.(arrow|arrows|feather|ipc)$"), arrow.inspect, arrow.rows, strict=True),
     "orc": Reader(re.compile(r"\.orc$"), orc.inspect, orc.rows, strict=True),
-    "avro": Reader(re.compile(r"\.avro$"), avro.inspect, avro.rows, strict=False, needs="fastavro:avro"),
+    "avro": Reader(re.compile(r"\.avro$"), avro.inspect, avro.rows, strict=False, extra="avro"),
     "text": Reader(
         re.compile(rf"\.(txt|text|md|markdown|rst){PACKED}"), text.inspect, text.rows, strict=True, is_document=True
     ),
@@ -27,7 +27,7 @@ READERS: dict[str, Reader] = {
         document.rows,
         strict=True,
         is_document=True,
-        needs="markitdown:documents",
+        extra="documents",
     ),
     "lance": Reader(re.compile(r"\.lance$"), lance.inspect, lance.rows, strict=True),
 }

@@ -6,7 +6,6 @@ format treats a null text or a float id alike.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -100,14 +99,8 @@ class Reader(NamedTuple):
     """Every row has every column of the schema."""
     is_document: bool = False
     """A file is one document, and its path is its id."""
-    needs: str = ""
-    """Module that the format needs and the extra that installs it, `MODULE:EXTRA`; empty: none."""
-
-    @property
-    def missing_extra(self) -> str | None:
-        """Returns the extra to install if the format's module is missing."""
-        module, _, extra = self.needs.partition(":")
-        return extra if module and importlib.util.find_spec(module) is None else None
+    extra: str | None = None
+    """Extra that the format needs (`actors.extras`)."""
 
 
 def single_part(file: File) -> Inspection:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors.extras import DISTRIBUTIONS, EXTRAS
 from pipelines.config import ConfigError
 from pipelines.integrations import filters as sql
 from pipelines.integrations.documents import DocumentIndex, StoredDocument, join_chunks
@@ -114,9 +115,9 @@ def test_an_index_is_made_only_where_nothing_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("extra", ["langchain", "llamaindex", "haystack", "dspy", "mteb"])
 def test_a_missing_framework_is_named_with_its_extra(extra: str) -> None:
-    name = {"langchain": "langchain_core", "llamaindex": "llama_index"}.get(extra, extra)
+    name = EXTRAS[extra][0]
     code = f"import sys; sys.modules[{name!r}] = None\nimport pipelines.integrations.{extra}"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     last = ended.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"ImportError: pipelines.integrations.{extra} needs {name}")
-    assert last.endswith(f"pip install 'tridex[{extra}]'")
+    needs = f"pipelines.integrations.{extra} needs {DISTRIBUTIONS.get(name, name)}: pip install 'tridex[{extra}]'"
+    assert last == f"actors.extras.MissingExtraError: {needs}"

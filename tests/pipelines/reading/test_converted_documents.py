@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import pytest
 
 from actors.spec import Window
 from pipelines.config import Columns, ConfigError, InputConfig
-from pipelines.reading import formats
 from pipelines.reading.chunk import chunk_table
 from pipelines.reading.outline import Outline
 from pipelines.reading.units import metadata_fields, plan_input, plan_units, read_unit
@@ -131,13 +131,13 @@ def test_markdown_may_have_the_columns_too(tmp_path: Path) -> None:
 
 
 def test_without_the_extra_they_are_skipped_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(formats.READERS, "document", formats.READERS["document"]._replace(needs="nowhere:documents"))
+    monkeypatch.setitem(sys.modules, "markitdown", None)
     _write(tmp_path, {"a.html": documents.HTML, "b.md": b"# Text"})
     plan = plan_input(InputConfig(paths=(str(tmp_path),)))
     assert [unit.format for unit in plan.units] == ["text"]
-    assert "needs the extra 'documents'" in plan.skipped[0].reason
+    assert "needs markitdown" in plan.skipped[0].reason
     for paths in ((str(tmp_path / "a.html"),), (str(tmp_path / "*.html"),)):
-        with pytest.raises(ConfigError, match=r"needs the extra 'documents': pip install 'tridex\[documents\]'"):
+        with pytest.raises(ConfigError, match=r"needs markitdown: pip install 'tridex\[documents\]'"):
             plan_input(InputConfig(paths=paths))
 
 
