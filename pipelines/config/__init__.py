@@ -11,7 +11,7 @@ from pipelines.config.load import (
     validate,
     validated,
 )
-from pipelines.config.paths import absolute_model, absolute_uri, printable_uri, resolve_paths, scheme_of
+from pipelines.config.paths import absolute_model, absolute_uri, is_utf8, printable_uri, resolve_paths, scheme_of
 from pipelines.config.search import Fusion, Reranker, SearchConfig, SearchKeywords, SearchOptions, search_options
 from pipelines.config.settings import (
     DEFAULT_MODEL,
@@ -72,6 +72,7 @@ __all__ = [
     "absolute_model",
     "absolute_uri",
     "apply_override",
+    "is_utf8",
     "load_config",
     "parse_override",
     "plain_options",

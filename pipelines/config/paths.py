@@ -7,12 +7,14 @@ not, and only a shell expands `~`: a spelling that is left as it came would name
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from urllib.parse import quote, unquote
 
 from pipelines.config.settings import DEFAULT_MODEL, BuildConfig, EmbedderConfig
 
 FILE_SCHEME = "file:"
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 
 
 def scheme_of(uri: str) -> str:
@@ -46,15 +48,22 @@ def _path_of_file_uri(uri: str) -> str:
 
 
 def printable_uri(path: str) -> str:
-    """Formats a local path for display and storage: invalid UTF-8 becomes a %-quoted `file://` URI.
+    """Formats a local path for display and storage on one line.
 
-    `absolute_uri` turns it back into the path.
+    A path with invalid UTF-8 or control characters becomes a %-quoted `file://` URI, which `absolute_uri` turns back.
     """
+    if is_utf8(path) and (scheme_of(path) or not _CONTROLS.search(path)):
+        return path
+    return f"file://{quote(os.fsencode(path))}"
+
+
+def is_utf8(path: str) -> bool:
+    """Tells whether a path, or any text, is valid Unicode; invalid bytes of a path are lone surrogates in Python."""
     try:
         path.encode()
     except UnicodeEncodeError:
-        return f"file://{quote(os.fsencode(path))}"
-    return path
+        return False
+    return True
 
 
 def absolute_model(model: str) -> str:

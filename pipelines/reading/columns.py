@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset as pads
 
-from pipelines.config import Columns, ConfigError
+from pipelines.config import Columns, ConfigError, is_utf8
 from pipelines.reading.files import File
 from pipelines.reading.formats.base import Inspection, RawRows
 
@@ -60,6 +60,8 @@ def check_column_names(columns: Columns) -> None:
 def _name_problem(name: str) -> str | None:
     if not name.strip():
         return "is an empty name"
+    if not is_utf8(name):
+        return "is not valid Unicode"
     if "." in name or "`" in name:
         return "has a dot or a backtick in its name, which no column of an index may have"
     if name.lower() in TAKEN_BY_LANCE:
@@ -167,14 +169,10 @@ def _partition_type(values: Sequence[str | None]) -> pa.DataType:
     return pa.int64() if values else pa.string()
 
 
-def _is_utf8(path: str) -> bool:
-    return not any("\udc80" <= character <= "\udcff" for character in path)
-
-
 def partition_values(path: str, names: Sequence[str]) -> dict[str, str | None]:
     """Returns a file's Hive partition values of these columns as text."""
     given = [name for name in names if f"/{name}=" in path]
-    if not given or not _is_utf8(path):
+    if not given or not is_utf8(path):
         return {}
     partitioning = pads.HivePartitioning(pa.schema([(name, pa.string()) for name in given]), null_fallback=NO_PARTITION)
     values: Mapping[str, Any] = pads.get_partition_keys(partitioning.parse(path))

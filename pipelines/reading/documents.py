@@ -6,6 +6,7 @@ one by one, about a microsecond each. Nothing here raises for a bad row.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import string
 from collections.abc import Mapping, Sequence
@@ -61,7 +62,7 @@ def to_documents(
     picture = None if config.pictures is None else config.pictures.column
     described = {f.name: kept[f.name] for f in fields if f.name != picture and not is_filled_by_chunks(f)}
     values += [hash_content(hashed), hash_metadata(described, n)]
-    values += [pa.array([errors.get(i) for i in range(n)], pa.string())]
+    values += [pa.array([errors.get(i) for i in range(n)], pa.string()) if errors else pa.nulls(n, pa.string())]
     values.append(pa.array([misfits.get(i) for i in range(n)], MISFIT_NAMES) if misfits else pa.nulls(n, MISFIT_NAMES))
     return pa.Table.from_arrays(values, schema=read_schema(fields))
 
@@ -73,6 +74,11 @@ def _column(raw: RawRows, name: str) -> Column:
 
 def _is_text(type_: pa.DataType) -> bool:
     return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
+
+
+def _has_types(values: list[Any], *types: type) -> bool:
+    """Tells whether every value is null or of one of these types exactly: a pass at C speed."""
+    return {*map(type, values)} <= {type(None), *types}
 
 
 def _arrow_strings(column: Column) -> pa.Array | None:
@@ -106,6 +112,9 @@ def _to_strings(column: Column, what: str, errors: Errors) -> pa.Array:
     found = _arrow_strings(column)
     if found is not None:
         return found
+    if isinstance(column, list) and _has_types(column, str):
+        with contextlib.suppress(UnicodeEncodeError):
+            return pa.array(column, pa.string())
     values: list[str | None] = []
     for i, value in enumerate(_values(column)):
         try:
@@ -121,7 +130,7 @@ def _to_titles(column: Column, errors: Errors) -> pa.Array:
     column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
     if not isinstance(column, list) and (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         return column.cast(pa.string())
-    if isinstance(column, list):
+    if isinstance(column, list) and not _has_types(column, str):
         column = [str(v) if isinstance(v, (int, float)) and not isinstance(v, bool) else v for v in column]
     return _to_strings(column, "title", errors)
 
@@ -190,6 +199,9 @@ def _ids(column: Column, errors: Errors) -> pa.Array:
     if not isinstance(column, list) and pa.types.is_integer(column.type):
         column = column.cast(pa.string())
     ids = _arrow_strings(column)
+    if ids is None and isinstance(column, list) and _has_types(column, str):
+        with contextlib.suppress(UnicodeEncodeError):
+            ids = pa.array(column, pa.string())
     if ids is None:
         ids = pa.array([_id(value, i, errors) for i, value in enumerate(_values(column))], pa.string())
     blank = _blank(ids).to_numpy(zero_copy_only=False)
@@ -230,6 +242,8 @@ def _cast_column(column: Column, field: pa.Field, misfits: dict[int, list[str]])
 def _to_castable(column: Column, field: pa.Field) -> Column:
     """Converts Python values to types that Arrow can cast; values without a storable type become JSON text."""
     if isinstance(column, list):
+        if _has_types(column, str) or (_has_types(column, int, float, bool) and not pa.types.is_string(field.type)):
+            return column
         return [_as_text(value) for value in column] if pa.types.is_string(field.type) else [*map(to_storable, column)]
     column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
     if stored_type(column.type) == pa.string() and not _is_text(column.type) and not _holds_text(column.type):

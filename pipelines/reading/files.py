@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 from pydantic import SecretStr
 
-from pipelines.config import ConfigError, absolute_uri, plain_options, scheme_of
+from pipelines.config import ConfigError, absolute_uri, is_utf8, plain_options, scheme_of
 from pipelines.reading.compression import DECOMPRESSION_ERRORS, buffered, decompress
 
 READ_ERRORS = (OSError, EOFError, pa.ArrowException, UnicodeError, *DECOMPRESSION_ERRORS)
@@ -69,24 +69,19 @@ class File:
 
     def open(self) -> pa.NativeFile:
         """Opens the file for random access, without decompression."""
-        if _is_odd(self.path):
+        if not is_utf8(self.path):  # Arrow's file systems refuse it
             return pa.OSFile(os.fsencode(self.path))
         return self.filesystem.open_input_file(self.path)
 
     def open_sequential(self) -> pa.NativeFile:
         """Opens the file for one sequential pass, without decompression: an object store then needs one request."""
-        return self.open() if _is_odd(self.path) else self.filesystem.open_input_stream(self.path, compression=None)
+        return self.filesystem.open_input_stream(self.path, compression=None) if is_utf8(self.path) else self.open()
 
     def stream_from(self, start: int) -> io.BufferedReader:
         """Opens the file at a byte offset, without decompression."""
         file = self.open()
         file.seek(start)
         return buffered(file)
-
-
-def _is_odd(path: str) -> bool:
-    """Tells whether a path contains invalid UTF-8, which Arrow's file systems refuse."""
-    return any("\udc80" <= character <= "\udcff" for character in path)
 
 
 def redact(message: str, options: Mapping[str, SecretStr]) -> str:
@@ -166,7 +161,7 @@ def version_of(size: int, mtime_ns: int | None) -> str:
 def file_at(uri: str, options: Mapping[str, SecretStr]) -> File:
     """Returns the current file at a URI; a missing one has no version."""
     client, path = filesystem(uri, options)
-    if _is_odd(path):
+    if not is_utf8(path):
         try:
             facts = os.stat(path)  # noqa: PTH116  # the path as it is
         except FileNotFoundError:

@@ -22,6 +22,7 @@ from pydantic import SecretStr
 from pipelines.config import printable_uri, scheme_of
 from pipelines.reading.compression import codec_of
 from pipelines.reading.files import File, filesystem, version_of
+from pipelines.reading.table_formats import TableFormat, find_table_above, find_tables
 from pipelines.store.skipped import Skipped
 
 MARKERS = re.compile(
@@ -36,7 +37,8 @@ SAME_FILE = "a link to a file that is read already"
 BROKEN_LINK = "a link that leads nowhere"
 NO_FILE = "not a plain file"
 NOT_LISTED = "a folder that cannot be listed"
-OWN_INDEX = "an index of tridex"
+OWN_INDEX = "an index of tridex, which is no input: name the files that it was made from"
+LEASES = "leases.lance"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,8 @@ class Listing:
     exact: bool
     """The path named one file, or one Lance table, and no folder or glob."""
     skipped: tuple[SkippedFile, ...] = ()
+    table: tuple[str, TableFormat] | None = None
+    """Folder and format of a table of Delta Lake and its like that the files are part of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +100,12 @@ def list_files(uri: str, options: Mapping[str, SecretStr]) -> Listing:
         return Listing(path.rpartition("/")[0], (_file(fs, found, prefix),), exact=True)
     if found is not None:
         if _is_lance(fs, path):
+            if _is_lance(fs, f"{path.rpartition('/')[0]}/{LEASES}"):
+                return Listing(path, (), exact=True, skipped=_printable([SkippedFile(prefix + path, OWN_INDEX)]))
             return Listing(path, (File(fs, path, prefix + path, options=options),), exact=True)
         files, skipped = _list_folder(fs, path, prefix, options)
-        return Listing(path, files, exact=False, skipped=_printable(skipped))
+        table = _find_table(fs, path, prefix, files, files, skipped)
+        return Listing(path, files, exact=False, skipped=_printable(skipped), table=table)
     if not _has_glob(path):
         return Listing(path, (), exact=True)
     return _matching(fs, path, prefix, options)
@@ -151,7 +158,7 @@ def _list_folder(
         entries = [_Entry(i.path, i.type == pafs.FileType.Directory, i.size or 0, i.mtime_ns) for i in infos]
         skipped = []
     tables = sorted(e.path.removesuffix("/_versions") for e in entries if e.path.endswith(".lance/_versions"))
-    indexes = [t.rpartition("/")[0] for t in tables if t.endswith("/leases.lance")]
+    indexes = [t.rpartition("/")[0] for t in tables if t.endswith(f"/{LEASES}")]
     skipped += [SkippedFile(prefix + path, OWN_INDEX) for path in indexes]
     files = [File(fs, t, prefix + t, options=options) for t in tables if not _is_inside(t, indexes)]
     inside = {*tables, *indexes}
@@ -265,7 +272,25 @@ def _matching(fs: pafs.FileSystem, pattern: str, prefix: str, options: Mapping[s
     wanted = glob_pattern(pattern)
     files, skipped = _list_folder(fs, root, prefix, options)
     named = tuple(s for s in skipped if wanted.fullmatch(s.uri.removeprefix(prefix)))
-    return Listing(root, tuple(f for f in files if wanted.fullmatch(f.path)), exact=False, skipped=_printable(named))
+    matching = tuple(f for f in files if wanted.fullmatch(f.path))
+    table = _find_table(fs, root, prefix, matching, files, skipped)
+    return Listing(root, matching, exact=False, skipped=_printable(named), table=table)
+
+
+def _find_table(
+    fs: pafs.FileSystem,
+    root: str,
+    prefix: str,
+    chosen: Sequence[File],
+    files: Sequence[File],
+    skipped: Sequence[SkippedFile],
+) -> tuple[str, TableFormat] | None:
+    """Returns the first table of Delta Lake and its like that a chosen file is part of."""
+    paths = [s.uri.removeprefix(prefix) for s in skipped if s.reason == HIDDEN]
+    tables = find_tables(root, [*paths, *(f.path for f in files if f.path.endswith(".json"))])
+    above = find_table_above(root) if chosen and isinstance(fs, pafs.LocalFileSystem) else None
+    inside = (folder for folder in tables if any(_is_inside(f.path, {folder}) for f in chosen))
+    return above or next(((folder, tables[folder]) for folder in inside), None)
 
 
 def _printable(skipped: Iterable[SkippedFile]) -> tuple[SkippedFile, ...]:

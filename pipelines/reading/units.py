@@ -32,6 +32,7 @@ from pipelines.reading.formats import NUMBERED_PARTS, READERS
 from pipelines.reading.formats.base import UNREADABLE, Part, ReadOptions, field_at, single_part
 from pipelines.reading.layouts import choose_formats
 from pipelines.reading.listing import SkippedFile, count_by_kind, list_files
+from pipelines.reading.table_formats import refusal_of_table
 from pipelines.store.schema import SYSTEM_COLUMNS
 
 __all__ = ["InputPlan", "Unit", "metadata_fields", "plan_input", "plan_units", "read_schema", "read_unit"]
@@ -52,6 +53,8 @@ _Listed: TypeAlias = tuple[File, str, str]
 
 REWRITTEN = "the file was rewritten while the job ran"
 """Start of the error of a file replaced while the job ran; the next run reads the new content."""
+
+NO_ROWS = "a file without rows"
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -119,8 +122,10 @@ def plan_input(config: InputConfig) -> InputPlan:
     found = _in_threads(lambda f: _inspect(*f, part_bytes, options), list(files.values()))
     found = with_partition_columns(found, config.columns)
     _check_columns(config.columns, found)
+    skipped += [SkippedFile(f.file.uri, NO_ROWS) for f in found if not f.seen.parts]
     units = _split(config.columns, found)
-    return InputPlan(_group_small_files(units, part_bytes), tuple(s for s in skipped if s.uri not in files))
+    read = {path for unit in units for path in unit.paths}
+    return InputPlan(_group_small_files(units, part_bytes), tuple(s for s in skipped if s.uri not in read))
 
 
 def _in_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
@@ -153,6 +158,8 @@ def _files_of(config: InputConfig, index: int, path: str) -> tuple[list[_Listed]
     except READ_ERRORS as error:
         message = redact(str(error), config.storage_options)
         raise ConfigError(f"{where}: cannot list {path!r}: {message}") from error
+    if listing.table is not None:
+        raise ConfigError(f"{where}: {refusal_of_table(*listing.table)}")
     if not listing.files:
         kinds = "; ".join(str(kind) for kind in count_by_kind(listing.skipped)[:5])
         raise ConfigError(f"{where}: no file matches {path!r}{f'; left out: {kinds}' if kinds else ''}")
@@ -183,7 +190,7 @@ def _check_columns(columns: Columns, found: Sequence[Found]) -> None:
             if READERS[f.format].is_document and key == "metadata":
                 present = [*names, *PLACES]
             if name is not None and name not in present:
-                has = ", ".join(names)
+                has = ", ".join(n if n.isprintable() else repr(n) for n in names)
                 raise ConfigError(f"input.columns.{key}: {f.file.uri} has no column {name!r}; it has {has}")
             if name is not None and names.count(name) > 1:
                 raise ConfigError(f"input.columns.{key}: {f.file.uri} has {names.count(name)} columns {name!r}")

@@ -24,8 +24,6 @@ def _is_file(handle: pa.NativeFile) -> bool:
 
 def inspect(file: File, part_bytes: int, options: ReadOptions) -> Inspection:
     """Reads the schema and the footer of a file."""
-    if not file.size:
-        return Inspection(())
     with file.open() as handle:
         if not _is_file(handle):
             return Inspection((Part(size=file.size),), pa.ipc.open_stream(handle).schema)

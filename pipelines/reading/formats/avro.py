@@ -35,8 +35,6 @@ def inspect(file: File, part_bytes: int, options: ReadOptions) -> Inspection:
     """Infers columns and types from the first 1,000 rows."""
     import fastavro
 
-    if not file.size:
-        return Inspection(())
     with _wrap_errors(file), file.stream() as stream:
         sample = [row for row in itertools.islice(fastavro.reader(stream), SAMPLE_ROWS) if isinstance(row, dict)]
         return Inspection((Part(size=file.size),), sample_schema(sample, options.paths))

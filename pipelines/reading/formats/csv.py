@@ -18,6 +18,7 @@ from functools import partial
 
 import pyarrow as pa
 
+from pipelines.config import is_utf8
 from pipelines.reading.compression import as_utf8
 from pipelines.reading.files import READ_ERRORS, File
 from pipelines.reading.formats.base import (
@@ -188,9 +189,7 @@ def _parse(reader: Records, names: Sequence[str] | None) -> Iterator[Row]:
 def _row(values: Sequence[str], header: Sequence[str]) -> dict[str, str | None] | str:
     if len(values) != len(header):
         return f"row has {len(values)} fields, the header has {len(header)}"
-    try:
-        "".join(values).encode()
-    except UnicodeEncodeError:
+    if not is_utf8("".join(values)):
         return "row is not valid UTF-8"
     return {name: value or None for name, value in zip(header, values, strict=True)}
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipelines.config import is_utf8
 from pipelines.reading.compression import as_utf8, codec_of, sniff_encoding
 from pipelines.reading.files import READ_ERRORS, File
 from pipelines.reading.formats.base import (
@@ -40,6 +41,7 @@ HEAD_BYTES = 2**16
 READ_CHARS = 2**18
 
 Row = tuple[int, int, "Mapping[str, Any] | str"]
+_DECODER = json.JSONDecoder()
 
 
 def inspect(file: File, part_bytes: int, options: ReadOptions) -> Inspection:
@@ -130,7 +132,7 @@ def _sample(file: File, options: ReadOptions) -> list[Mapping[str, Any]]:
 
 def sample_schema(rows: Sequence[Mapping[str, Any]], paths: Sequence[str] = ()) -> pa.Schema | None:
     """Infers columns and types from some rows; `paths` into nested objects come after the columns."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if is_utf8(name)]
     names += [path for path in paths if path not in names and any(look_up(row, path) is not None for row in rows)]
     fields = [pa.field(name, _type_of([to_storable(look_up(row, name)) for row in rows])) for name in names]
     return pa.schema(fields) if fields else None
@@ -171,8 +173,11 @@ def _parse_lines(stream: io.BufferedReader, length: int | None, longest: int) ->
             return
         if line is None:
             yield position, 0, f"line has {n_bytes:,} bytes, more than {longest:,} are not read"
-        elif not _is_blank(line, first=position == 0):
-            yield position, n_bytes, _parse_line(line, first=position == 0)
+        elif position == 0:
+            if line.removeprefix(codecs.BOM_UTF8).strip():
+                yield position, n_bytes, _parse_line(line, first=True)
+        elif not line.isspace():
+            yield position, n_bytes, _parse_line(line, first=False)
         at += n_bytes
         position += 1
 
@@ -190,13 +195,9 @@ def _read_line(stream: io.BufferedReader, longest: int) -> tuple[bytes | None, i
     return None, n_bytes
 
 
-def _is_blank(line: bytes, first: bool) -> bool:
-    return not (line.removeprefix(codecs.BOM_UTF8) if first else line).strip()
-
-
 def _parse_line(line: bytes, first: bool) -> Mapping[str, Any] | str:
     try:
-        row = json.loads(line.decode("utf-8-sig" if first else "utf-8"))
+        row = _DECODER.decode(line.decode("utf-8-sig" if first else "utf-8"))
     except UnicodeDecodeError as error:
         return f"line is not valid UTF-8: byte {error.start} of the line: {error.reason}"
     except (ValueError, RecursionError) as error:

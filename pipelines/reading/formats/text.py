@@ -5,12 +5,14 @@ A path is a better id than a hash of the content: an edited file then replaces i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
 
-from pipelines.config import printable_uri
+from pipelines.config import is_utf8
 from pipelines.reading.compression import as_utf8
 from pipelines.reading.files import File
 from pipelines.reading.formats.base import Inspection, Part, RawRows, ReadOptions
@@ -40,4 +42,4 @@ def _content(file: File, encoding: str, max_bytes: int) -> bytes:
 def path_id(file: File) -> str:
     """Returns a path relative to the input folder, such as `docs/guide/a.md` for the folder `docs`."""
     relative = f"{file.root.rpartition('/')[2]}/{file.path.removeprefix(file.root).lstrip('/')}".lstrip("/")
-    return printable_uri(relative).removeprefix("file://")
+    return relative if is_utf8(relative) else quote(os.fsencode(relative))

@@ -48,6 +48,11 @@ def test_names_that_are_not_utf8_come_back() -> None:
     assert printable_uri("/data/möwen.jsonl") == "/data/möwen.jsonl"
 
 
+def test_a_line_end_in_a_name_does_not_break_a_message() -> None:
+    assert printable_uri("/data/a\nb.jsonl") == "file:///data/a%0Ab.jsonl"
+    assert absolute_uri("file:///data/a%0Ab.jsonl") == "/data/a\nb.jsonl"
+
+
 def test_every_path_of_a_config_is_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "mine").mkdir(parents=True)

@@ -199,8 +199,9 @@ def test_arrow_files_streams_feather_and_orc(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.arrow", "a.orc", "a.feather", "a.parquet", "a.avro"])
-def test_a_damaged_file_is_one_bad_row(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"ARROW1 this is none of these")
+@pytest.mark.parametrize("content", [b"ARROW1 this is none of these", b""])
+def test_a_damaged_file_is_one_bad_row(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
     (error,) = _read(tmp_path / name)["error"].to_pylist()
     assert error.startswith("cannot be read: ")
 

@@ -11,7 +11,7 @@ from pipelines.config import ConfigError, InputConfig
 from pipelines.reading import listing
 from pipelines.reading.layouts import BEIR, BESIDE_DATA, NO_READER, OTHER_FORMAT, SAVED
 from pipelines.reading.listing import count_by_kind, is_hidden, list_files
-from pipelines.reading.units import InputPlan, plan_input
+from pipelines.reading.units import NO_ROWS, InputPlan, plan_input
 
 
 def _write(folder: Path, *names: str, text: str = '{"id": "%s", "text": "x"}\n') -> None:
@@ -129,6 +129,51 @@ def test_our_own_index_in_the_input_folder_is_not_input(tmp_path: Path) -> None:
     plan = _plan(tmp_path)
     assert _read(plan, tmp_path) == ["a.jsonl"]
     assert _skipped(plan, tmp_path) == {"idx": listing.OWN_INDEX}
+
+
+@pytest.mark.parametrize("name", ["idx", "idx/documents.lance"])
+def test_our_own_index_is_refused_as_input(tmp_path: Path, name: str) -> None:
+    _write(tmp_path, "idx/leases.lance/_versions/1.manifest", "idx/documents.lance/_versions/1.manifest")
+    with pytest.raises(ConfigError, match=r"input.paths.0: no file matches .*: an index of tridex, which is no input"):
+        _plan(tmp_path / name)
+
+
+TABLES = [
+    ("_delta_log/00000000000000000000.json", "Delta Lake", "ray.data.read_delta('{0}') or what deltalake"),
+    ("metadata/00000-6f0.metadata.json", "Iceberg", "ray.data.read_iceberg"),
+    (".hoodie/hoodie.properties", "Hudi", "ray.data.read_hudi('{0}')"),
+]
+
+
+@pytest.mark.parametrize("given", ["", "events", "events/data", "events/data/*.jsonl", "**/*.jsonl"])
+@pytest.mark.parametrize(("mark", "name", "way"), TABLES)
+def test_tables_with_a_log_are_refused_with_their_readers(
+    tmp_path: Path, mark: str, name: str, way: str, given: str
+) -> None:
+    _write(tmp_path, f"events/{mark}", "events/data/part-0.jsonl")
+    table = tmp_path / "events"
+    with pytest.raises(ConfigError) as refused:
+        _plan(tmp_path / given)
+    assert str(refused.value).startswith(
+        f"input.paths.0: '{table}' is a table of {name}, whose files hold deleted rows"
+    )
+    assert way.partition(" or ")[0].format(table) in str(refused.value)
+
+
+@pytest.mark.parametrize(("mark", "name", "way"), TABLES)
+def test_files_beside_a_table_and_files_that_are_named_are_read(tmp_path: Path, mark: str, name: str, way: str) -> None:
+    _write(tmp_path, f"events/{mark}", "events/data/part-0.jsonl", "others/a.jsonl")
+    assert _read(_plan(tmp_path / "others"), tmp_path) == ["others/a.jsonl"]
+    assert _read(_plan(tmp_path / "others/*.jsonl"), tmp_path) == ["others/a.jsonl"]
+    assert _read(_plan(tmp_path / "events/data/part-0.jsonl"), tmp_path) == ["events/data/part-0.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.tsv.gz"])
+def test_files_without_a_byte_are_named(tmp_path: Path, name: str) -> None:
+    _write(tmp_path, "b.jsonl")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    _write(tmp_path, name, text="")
+    assert _skipped(plan_input(InputConfig(paths=(str(tmp_path / name),))), tmp_path) == {name: NO_ROWS}
 
 
 def test_state_files_of_datasets(tmp_path: Path) -> None:
