@@ -4,6 +4,7 @@ from actors.codecs.names import CodecName, SparseWeighting, TokenPooling
 from pipelines.config.channels import CHANNELS, MODES, Channel, ChannelSpec, Mode
 from pipelines.config.load import (
     apply_override,
+    find_packaged,
     load_config,
     parse_override,
     read_search_config,
@@ -72,6 +73,7 @@ __all__ = [
     "absolute_model",
     "absolute_uri",
     "apply_override",
+    "find_packaged",
     "is_utf8",
     "load_config",
     "parse_override",

@@ -14,6 +14,8 @@ from pipelines.config.search import SearchOptions
 from pipelines.config.settings import BuildConfig, ConfigError, Model
 
 M = TypeVar("M", bound=Model)
+ROOT = Path(__file__).resolve().parents[2]
+"""Folder that holds the packages: site-packages, or the source tree."""
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:
@@ -73,10 +75,22 @@ def validate(tree: dict[str, Any]) -> BuildConfig:
     return validated(BuildConfig, tree)
 
 
+def find_packaged(path: str | Path) -> Path | None:
+    """Finds `configs/...` in the installed package, or in the source tree; None for other paths and absent files."""
+    parts = Path(path).parts
+    places = (ROOT / "tridex" / "configs", ROOT / "configs") if parts[:1] == ("configs",) else ()
+    return next((file for place in places if (file := place.joinpath(*parts[1:])).is_file()), None)
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Reads a YAML file as a tree; ConfigError names the file."""
+    """Reads a YAML file as a tree; ConfigError names the file.
+
+    A path `configs/...` that does not exist here is read from the package, so that examples run in every folder.
+    """
+    given = Path(path)
+    found = given if given.exists() else find_packaged(path) or given
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        tree = yaml.safe_load(found.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config file") from None
     except OSError as error:

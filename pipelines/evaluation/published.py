@@ -9,14 +9,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from actors.suggest import did_you_mean
-from pipelines.config import InvalidRequest
+from pipelines.config import InvalidRequest, find_packaged, read_yaml
 from pipelines.evaluation.metrics import interval
 from pipelines.evaluation.report import DECIDING, Evaluation
 
-FILE = "published/ndcg10.yaml"
+FILE = "configs/published/ndcg10.yaml"
 NOT_COLLECTIONS = ("source", "channel")
 
 
@@ -122,12 +120,4 @@ def _collection_of(files: Iterable[Path], known: Iterable[str]) -> str | None:
 
 @cache
 def _table() -> Any:
-    return yaml.safe_load(_table_path().read_text(encoding="utf-8"))
-
-
-def _table_path() -> Path:
-    """Returns the file in the installed package, or in the source tree."""
-    import tridex
-
-    package = Path(tridex.__file__).resolve().parent
-    return next(p for p in (package / "configs" / FILE, package.parent / "configs" / FILE) if p.exists())
+    return read_yaml(find_packaged(FILE) or FILE)

@@ -29,7 +29,7 @@ from pipelines.indexing.driver import JobFailed, commit_records, iterate_records
 from pipelines.indexing.metadata import write_metadata
 from pipelines.indexing.operators import IO_STAGE_RESOURCES, Job, add_embedder_pool, count_most_actors
 from pipelines.indexing.search_updates import update_search_indexes
-from pipelines.indexing.session import RaySession
+from pipelines.indexing.session import RaySession, find_models, uses_running_ray
 from pipelines.indexing.sizing import (
     average_chunks_per_document,
     choose_block_rows,
@@ -115,6 +115,9 @@ def _build(config: BuildConfig, only: RowFilter | None) -> Summary:
             planned = plan_input(config.input)
             units, skipped = planned.units, count_by_kind(planned.skipped)
             fields = with_places_of_index(config, units, metadata_fields(config.input, units))
+        if not uses_running_ray(config.ray):
+            with log.phase("finding the models"):
+                find_models(config.embedders)
         with RaySession(config.ray, log, start=not quick_look_pays(config, units)) as session:
             with log.phase("reading the models' settings"):
                 job = Job(config, units, fields, make_target(config, units, fields, session), only, skipped)

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import Any, TypeVar
 
 import ray
 
+from actors.checkpoints.loading import resolve_folder
 from pipelines.changes.tasks import InProcess, OnRay, Tasks
 from pipelines.cluster.connect import describe_embedders, describe_locally, run_on_worker, running
-from pipelines.config import EmbedderConfig, RayConfig
+from pipelines.config import ConfigError, EmbedderConfig, RayConfig
 from pipelines.monitor.runlog import RunLog
 
 T = TypeVar("T")
@@ -39,6 +40,24 @@ def describe_wait() -> str | None:
     return f"waiting for CPUs: other jobs have {total - free:g} of {total:g}"
 
 
+def uses_running_ray(config: RayConfig) -> bool:
+    """Tells whether the job runs on a Ray that is there already, whose machines may have other files than this one."""
+    return ray.is_initialized() or bool(config.address or os.environ.get("RAY_ADDRESS"))
+
+
+def find_models(embedders: Sequence[EmbedderConfig]) -> None:
+    """Finds the folders of all models in this process, and downloads those of the hub; loads nothing.
+
+    Raises ConfigError within seconds for a wrong name or a hub that does not answer: starting Ray takes half a minute.
+    """
+    for i, embedder in enumerate(embedders):
+        spec = embedder.spec()
+        try:
+            resolve_folder(spec.model, spec.revision, spec.cache_dir, spec.trust_remote_code)
+        except ValueError as error:
+            raise ConfigError(f"embedders.{i} ({embedder.model}): {error}") from error
+
+
 class RaySession(AbstractContextManager["RaySession"]):
     """Runs a job's steps: in this process until `connect` is called, then on Ray.
 
@@ -48,7 +67,7 @@ class RaySession(AbstractContextManager["RaySession"]):
     def __init__(self, config: RayConfig, log: RunLog, *, start: bool) -> None:
         """Creates a session; `start` connects at once instead of when Ray is first needed."""
         self._config, self._log, self._stack = config, log, ExitStack()
-        self._start = start or ray.is_initialized() or bool(config.address or os.environ.get("RAY_ADDRESS"))
+        self._start = start or uses_running_ray(config)
         self.is_connected = False
 
     def __enter__(self) -> RaySession:

@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 import yaml
 
-from pipelines.config import load_config, validate
+from pipelines.config import ConfigError, load_config, validate
 from pipelines.monitor import metrics
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -177,3 +177,19 @@ def test_configs_are_data_that_no_module_imports() -> None:
             node.module or "" for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)
         }
         assert not any(name.split(".")[0] == "configs" for name in names), path
+
+
+def test_packaged_files_are_found_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config("configs/jobs/laptop.yaml") == load_config(ROOT / "configs" / "jobs" / "laptop.yaml")
+    with pytest.raises(ConfigError, match=r"^configs/jobs/none\.yaml: no such config file$"):
+        load_config("configs/jobs/none.yaml")
+    with pytest.raises(ConfigError, match=r"^laptop\.yaml: no such config file$"):
+        load_config("laptop.yaml")
+
+
+def test_a_file_of_the_users_own_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs" / "jobs").mkdir(parents=True)
+    (tmp_path / "configs" / "jobs" / "laptop.yaml").write_text("input: {paths: [mine.jsonl]}\nindex: {uri: idx}\n")
+    assert load_config("configs/jobs/laptop.yaml").input.paths == ("mine.jsonl",)
