@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipelines.config import load_config as load_config
     from pipelines.evaluation.compare import compare_embedders as compare_embedders
     from pipelines.indexing.build import build_index as build_index
+    from pipelines.indexing.watch import watch as watch
     from pipelines.retrieval import Hit as Hit
     from pipelines.retrieval import Hits as Hits
     from pipelines.retrieval import Index as Index
@@ -37,6 +38,7 @@ _HOMES = {
     "Hits": "pipelines.retrieval",
     "Hit": "pipelines.retrieval",
     "load_config": "pipelines.config",
+    "watch": "pipelines.indexing.watch",
     "submit_job": "pipelines.cluster.submit",
     "BuildConfig": "pipelines.config",
     "SearchConfig": "pipelines.config",

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from pipelines import promote_embedder as promote_embedder
     from pipelines import roll_back_embedder as roll_back_embedder
     from pipelines import submit_job as submit_job
+    from pipelines import watch as watch
 
 __version__ = "0.1.0"
 _PACKAGES = ("actors", "pipelines")

@@ -40,6 +40,38 @@ def build(
 
 
 @app.command()
+def watch(
+    config: ConfigFile = None,
+    input_paths: Input = None,
+    index: IndexUri = None,
+    overrides: Set = None,
+    every: Annotated[str, typer.Option(help="From one look at the input to the next: 30s, 5m, 1h.")] = "60s",
+    prune: Annotated[bool, typer.Option("--prune", help="Remove documents that are gone from the input.")] = False,
+    prune_limit: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of the documents that --prune removes at most; 0.1.")
+    ] = None,
+    metrics: Annotated[Path | None, typer.Option(help="File for metrics in Prometheus' text format.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Keep an index up to date with its input until interrupted; a look with nothing to do costs a listing."""
+    extra = ["job.prune=true"] if prune else []
+    job = build_config(config, input_paths, index, [*(overrides or []), *extra])
+    from pipelines.indexing.watch import watch as run
+
+    state = run(job, every=parse_seconds(every), prune_limit=prune_limit, metrics=metrics)
+    print_json(state.to_dict()) if as_json else typer.echo(state.text(), err=True)
+
+
+def parse_seconds(text: str) -> float:
+    """Parses `30s`, `5m`, `1h` or a number of seconds; ConfigError quotes anything else."""
+    number, unit = (text[:-1], text[-1]) if text[-1:] in "smh" and text else (text, "s")
+    try:
+        return float(number) * {"s": 1, "m": 60, "h": 3600}[unit]
+    except ValueError:
+        raise ConfigError(f"--every {text!r}: expected a time such as 30s, 5m or 1h") from None
+
+
+@app.command()
 def retry(
     config: ConfigFile = None,
     input_paths: Input = None,

@@ -431,6 +431,8 @@ class JobConfig(Model):
     """The job stops when more than this share of the rows read has gone to quarantine (after the first 1,000 rows)."""
     prune: bool = False
     """Remove documents from the index that are no longer in the input."""
+    prune_limit: float = Field(1, ge=0, le=1)
+    """Refuse to remove more than this share of the documents (ten are always allowed)."""
     drop_columns: tuple[str, ...] = ()
     """Metadata columns of the index to drop; without this, a job that lacks a column of the index is refused."""
     lease_seconds: float = Field(60, gt=0)

@@ -37,6 +37,7 @@ from pipelines.indexing.sizing import (
     estimate_row_bytes,
 )
 from pipelines.indexing.stages import chunk, read_sample, select_documents, tokenise
+from pipelines.indexing.warm import WarmModels
 from pipelines.monitor.runlog import RunLog
 from pipelines.monitor.summary import Summary
 from pipelines.reading.columns import PLACES
@@ -84,13 +85,13 @@ def build_index(
     if isinstance(source, BuildConfig):
         if index is not None or columns or sections:
             raise TypeError("build_index: a config says all there is to say; give data, or change the config")
-        return _build(resolve_paths(source), only)
+        return build_resolved(resolve_paths(source), only)
     is_path = isinstance(source, (str, os.PathLike))
     config = resolve_paths(config_for_data(source if is_path else None, index, columns, sections))
     if is_path:
-        return _build(config, only)
+        return build_resolved(config, only)
     with spooled(source, config.input, config.index) as spool:
-        return _build(config.model_copy(update={"input": spool}), only)
+        return build_resolved(config.model_copy(update={"input": spool}), only)
 
 
 def config_for_data(
@@ -105,7 +106,8 @@ def config_for_data(
     return load_config(input=reading, index={"uri": os.fspath(index), **given.pop("index", {})}, **given)
 
 
-def _build(config: BuildConfig, only: RowFilter | None) -> Summary:
+def build_resolved(config: BuildConfig, only: RowFilter | None = None, warm: WarmModels | None = None) -> Summary:
+    """Builds as `build_index`, for a config with absolute paths. warm: models that stay loaded after the build."""
     check_writable(config.index.uri)
     config = with_index_boundaries(config)
     log = RunLog(config)
@@ -118,12 +120,13 @@ def _build(config: BuildConfig, only: RowFilter | None) -> Summary:
         if not uses_running_ray(config.ray):
             with log.phase("finding the models"):
                 find_models(config.embedders)
-        with RaySession(config.ray, log, start=not quick_look_pays(config, units)) as session:
+        keep, quick = (None, False) if warm is None else (warm.stack, is_small(units))
+        with RaySession(config.ray, log, start=not (quick or quick_look_pays(config, units)), keep=keep) as session:
             with log.phase("reading the models' settings"):
                 job = Job(config, units, fields, make_target(config, units, fields, session), only, skipped)
                 check_columns(job.target, config.job.drop_columns)
             with acquire_lease(job.target, config) as lease, log.reported(job.target):
-                summary = run(job, lease, log, session)
+                summary = run(job, lease, log, session, warm)
     return replace(summary, report=log.report)
 
 
@@ -136,7 +139,7 @@ def retry(config: BuildConfig) -> Summary | None:
     return build_index(config, failed) if failed else None
 
 
-def run(job: Job, lease: Lease, log: RunLog, session: RaySession) -> Summary:
+def run(job: Job, lease: Lease, log: RunLog, session: RaySession, warm: WarmModels | None = None) -> Summary:
     """Runs the steps: columns, change detection, metadata updates, embedding, deletion, search indexes."""
     config = job.config
     with log.phase("checking the table"):
@@ -157,12 +160,12 @@ def run(job: Job, lease: Lease, log: RunLog, session: RaySession) -> Summary:
             updated = write_metadata(job, changes, session.tasks, lease, version)
     if work := pending_units(job, changes):
         with log.phase("embedding"):
-            commit_records(handle_units(job, work, changes, session), committer, changes, log)
+            commit_records(handle_units(job, work, changes, session, warm), committer, changes, log)
     lease.check()  # a driver that was frozen must not drop the quarantine of the one that replaced it
     drop_old_quarantine(job.target)
-    pruned = prune_documents(committer, changes) if config.job.prune else 0
     with log.phase("updating search indexes"):
         update_search_indexes(job.target, config.index, session)
+    pruned = prune_documents(committer, changes, config.job.prune_limit) if config.job.prune else 0
     return log.finish(
         Summary(
             index=config.index.uri,
@@ -199,7 +202,12 @@ def quick_look_pays(config: BuildConfig, units: Sequence[Unit]) -> bool:
     """Returns whether to detect changes before Ray is started: there is an index, and the input is small."""
     options = plain_options(config.index.storage_options)
     there = open_dataset(table_uri(config.index.uri, config.index.table), options) is not None
-    return there and sum(unit.size for unit in units) <= QUICK_LOOK_BYTES
+    return there and is_small(units)
+
+
+def is_small(units: Sequence[Unit]) -> bool:
+    """Returns whether one process reads the input in the time that Ray takes to start."""
+    return sum(unit.size for unit in units) <= QUICK_LOOK_BYTES
 
 
 def detect(job: Job, version: int, session: RaySession) -> Changes:
@@ -209,9 +217,11 @@ def detect(job: Job, version: int, session: RaySession) -> Changes:
 
 
 def handle_units(
-    job: Job, work: list[dict[str, bytes]], changes: Changes, session: RaySession
+    job: Job, work: list[dict[str, bytes]], changes: Changes, session: RaySession, warm: WarmModels | None = None
 ) -> Generator[dict[str, Any]]:
     """Yields a record of each fragment that the pending units produce; failed rows alone need no Ray."""
+    if warm is not None and changes.to_embed and warm.takes(job.config, changes.to_embed):
+        return warm.embed(job, work)
     if changes.to_embed or session.is_connected:
         session.connect()
         return iterate_records(graph(job, work, changes.to_embed))

@@ -26,6 +26,9 @@ from pipelines.store.writer import quarantine_record
 MIN_ROWS_FOR_LIMIT = 1000
 """Rows that must have been handled before `job.quarantine_limit` applies: the share of a small sample is noise."""
 
+MIN_PRUNED = 10
+"""Documents that a job may remove whatever their share."""
+
 
 class JobFailed(WorkFailed):
     """Signals that the job stopped early; commits stay, and the same command continues from there."""
@@ -84,10 +87,20 @@ def check_quarantine(seen: Totals, config: BuildConfig, changes: Changes) -> Non
         )
 
 
-def prune_documents(committer: Committer, changes: Changes) -> int:
-    """Deletes rows whose documents are gone; refuses if a damaged file or row hides which document it is."""
+def prune_documents(committer: Committer, changes: Changes, limit: float = 1.0) -> int:
+    """Deletes rows whose documents are gone.
+
+    Refuses (JobFailed) if a damaged file or row hides which document it is, and to remove more than the share `limit`
+    of the documents, MIN_PRUNED aside: more often than not half an input that is missing is a mistake.
+    """
     if changes.unreadable:
         raise JobFailed(
             f"not pruned: {len(changes.unreadable)} files hold rows whose id cannot be read: {changes.unreadable[:5]}"
+        )
+    documents = changes.same + changes.changed + changes.metadata_only + changes.gone
+    if changes.gone > max(MIN_PRUNED, limit * documents):
+        raise JobFailed(
+            f"not pruned: {changes.gone:,} of {documents:,} documents are gone from the input, more than "
+            f"job.prune_limit ({limit:.0%}); set it to 1 if they shall go"
         )
     return committer.prune(changes.prune.tolist())

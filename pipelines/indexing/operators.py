@@ -56,17 +56,12 @@ def add_embedder_pool(
     The number of actors is fixed: Ray starts a pool that may grow with its minimum, and was seen never to add the
     second actor to a job of 16 seconds.
     """
-    described = job.target.identity.embedders[embedder.name]
-    outputs = outputs or tuple(described["outputs"])
-    fields = tuple(output_field(embedder.name, described, output) for output in outputs)
     spec = embedder.pool.spec()
     size = count_actors(job, embedder, rows, expected)
     typed = {} if spec.accelerator_type is None else {"accelerator_type": spec.accelerator_type}
-    finish = EncodeOutputs(embedder, from_metadata(job.target.schema.metadata, embedder.name))
-    arguments = (job.config.job.id, embedder.spec(), embedder.name, outputs, fields, finish, finish.on_device)
     return data.map_batches(
         actor_class_for(embedder.name),
-        fn_constructor_args=arguments,
+        fn_constructor_args=actor_arguments(job, embedder, outputs),
         batch_size=rows,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=size),
@@ -74,6 +69,15 @@ def add_embedder_pool(
         num_gpus=spec.num_gpus or None,
         **typed,
     )
+
+
+def actor_arguments(job: Job, embedder: EmbedderConfig, outputs: tuple[Output, ...] | None = None) -> tuple[Any, ...]:
+    """Returns the constructor's arguments of an embedder's actor; `outputs` None: all that the index stores."""
+    described = job.target.identity.embedders[embedder.name]
+    outputs = outputs or tuple(described["outputs"])
+    fields = tuple(output_field(embedder.name, described, output) for output in outputs)
+    finish = EncodeOutputs(embedder, from_metadata(job.target.schema.metadata, embedder.name))
+    return job.config.job.id, embedder.spec(), embedder.name, outputs, fields, finish, finish.on_device
 
 
 def count_most_actors(job: Job) -> int:

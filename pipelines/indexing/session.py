@@ -64,9 +64,13 @@ class RaySession(AbstractContextManager["RaySession"]):
     Use it as a context manager; a Ray that it started ends with it.
     """
 
-    def __init__(self, config: RayConfig, log: RunLog, *, start: bool) -> None:
-        """Creates a session; `start` connects at once instead of when Ray is first needed."""
+    def __init__(self, config: RayConfig, log: RunLog, *, start: bool, keep: ExitStack | None = None) -> None:
+        """Creates a session; `start` connects at once instead of when Ray is first needed.
+
+        keep: what holds a Ray that is started; None: it ends with the session.
+        """
         self._config, self._log, self._stack = config, log, ExitStack()
+        self._keep = self._stack if keep is None else keep
         self._start = start or uses_running_ray(config)
         self.is_connected = False
 
@@ -84,7 +88,7 @@ class RaySession(AbstractContextManager["RaySession"]):
         """Starts Ray or connects to it, unless connected."""
         if not self.is_connected:
             with self._log.phase("starting Ray"):
-                self._stack.enter_context(running(self._config))
+                self._keep.enter_context(running(self._config))
             self.is_connected = True
             self._log.status.waits_for = describe_wait
 

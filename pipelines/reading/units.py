@@ -128,6 +128,20 @@ def plan_input(config: InputConfig) -> InputPlan:
     return InputPlan(_group_small_files(units, part_bytes), tuple(s for s in skipped if s.uri not in read))
 
 
+def list_versions(config: InputConfig) -> dict[str, str]:
+    """Returns the version of every file of the input by its URI, without reading any: what a listing costs.
+
+    A version changes with a file's size and modification time, or is that of a Lance table. ConfigError if a path
+    matches no file.
+    """
+    options, versions = ReadOptions.of(config), {}
+    for i, path in enumerate(config.paths):
+        for file, format_, root in _files_of(config, i, path)[0]:
+            seen = None if file.version else _inspect(file, format_, root, UNIT_BYTES, options).seen.version
+            versions[file.uri] = file.version or str(seen)
+    return versions
+
+
 def _in_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
     if len(items) < 2:
         return [function(item) for item in items]
