@@ -22,6 +22,7 @@ from pipelines.retrieval.channels import open_channels
 from pipelines.retrieval.channels.base import ChannelSearch
 from pipelines.retrieval.encoder import QueryEncoder, describe_difference
 from pipelines.retrieval.encoding import check_queries, encode_queries
+from pipelines.retrieval.events import BATCH_EVENTS, BATCH_SECONDS, WAIT_SECONDS, Applied, Event, apply_events
 from pipelines.retrieval.explain.explain import explain_row, rows_of
 from pipelines.retrieval.explain.explanation import Explanation
 from pipelines.retrieval.filters import Filter
@@ -33,6 +34,7 @@ from pipelines.retrieval.queries import EncodedQueries
 from pipelines.retrieval.request import Request, check_request
 from pipelines.retrieval.upsert import delete, upsert
 from pipelines.store.conditions import check_filter
+from pipelines.store.event_positions import read_event_positions
 from pipelines.store.table import Snapshot, open_table
 
 if TYPE_CHECKING:
@@ -232,6 +234,23 @@ class Index(IndexHandle):
         """Deletes documents with all their chunks; returns the rows deleted."""
         self.check_process()
         return delete(self, ids)
+
+    def apply(
+        self,
+        events: Iterable[Event | None],
+        *,
+        batch: int = BATCH_EVENTS,
+        seconds: float = BATCH_SECONDS,
+        wait: float = WAIT_SECONDS,
+    ) -> Applied:
+        """Applies a feed of changes, each event exactly once by its position; see `pipelines.retrieval.events`."""
+        self.check_process()
+        return apply_events(self, events, batch=batch, seconds=seconds, wait=wait)
+
+    def applied_positions(self) -> dict[str, int]:
+        """Returns the last applied position of each partition of the feeds, as the table is now."""
+        options = self.snapshot.storage_options
+        return read_event_positions(open_table(self.snapshot.uri, self.snapshot.table, options).dataset) or {}
 
     def candidates_for(self, queries: EncodedQueries, request: Request) -> list[Candidates]:
         """Returns the candidates that a request ranks, for every query."""

@@ -47,9 +47,8 @@ def upsert(index: IndexHandle, rows: Sequence[Mapping[str, Any]], check: Check |
     called with the table as it is while the lease is held; what it raises prevents the write. ConfigError names the row
     at fault.
     """
-    if set(index.identity.embedders) != {index.name}:
-        raise ConfigError(f"upsert: this index has several embedders, {index.name!r} is open; use `tridex build`")
-    _check_rows(index, rows)
+    refuse_several_embedders(index, "upsert")
+    check_rows(index, rows)
     if not rows:
         return 0
     target = target_of(index.snapshot, UPSERTED)
@@ -66,7 +65,7 @@ def upsert(index: IndexHandle, rows: Sequence[Mapping[str, Any]], check: Check |
             write_metadata(target, held, documents, diff, dataset.version)
         if changed:
             replace_documents(
-                target, held, _build_block(index, target, documents.take(pa.array(changed)), rows, changed)
+                target, held, build_block(index, target, documents.take(pa.array(changed)), rows, changed)
             )
     return len(rows)
 
@@ -78,20 +77,26 @@ def delete(index: IndexHandle, ids: Sequence[str], check: Check | None = None) -
     return delete_documents(target_of(index.snapshot, UPSERTED), ids, check)
 
 
-def _check_rows(index: IndexHandle, rows: Sequence[Mapping[str, Any]]) -> None:
+def refuse_several_embedders(index: IndexHandle, call: str) -> None:
+    """Raises ConfigError if the index has other embedders, whose columns this one cannot fill."""
+    if set(index.identity.embedders) != {index.name}:
+        raise ConfigError(f"{call}: this index has several embedders, {index.name!r} is open; use `tridex build`")
+
+
+def check_rows(index: IndexHandle, rows: Sequence[Mapping[str, Any]], place: str | None = None) -> None:
+    """Raises ConfigError for the first row that cannot be written. place: names a single row in the message."""
     known = {"doc_id", "text", *index.snapshot.metadata_columns}
     seen: set[str] = set()
     for i, row in enumerate(rows):
+        at = place or f"upsert: row {i}"
         for key in ("doc_id", "text"):
             if not isinstance(row.get(key), str) or not row[key].strip():
-                raise ConfigError(f"upsert: row {i}: {key} must be a text that is not empty, got {row.get(key)!r}")
+                raise ConfigError(f"{at}: {key} must be a text that is not empty, got {row.get(key)!r}")
         unknown = sorted(row.keys() - known)
         if unknown:
-            raise ConfigError(
-                f"upsert: row {i}: the index has no column {unknown[0]!r}; it has {', '.join(sorted(known))}"
-            )
+            raise ConfigError(f"{at}: the index has no column {unknown[0]!r}; it has {', '.join(sorted(known))}")
         if row["doc_id"] in seen:
-            raise ConfigError(f"upsert: row {i}: doc_id {row['doc_id']!r} is there twice")
+            raise ConfigError(f"{at}: doc_id {row['doc_id']!r} is there twice")
         seen.add(row["doc_id"])
 
 
@@ -121,7 +126,7 @@ def write_metadata(target: Target, lease: Lease, documents: pa.Table, diff: Part
     commit_updates(target, lease, [update for update in updates if update is not None], "metadata")
 
 
-def _build_block(
+def build_block(
     index: IndexHandle, target: Target, documents: pa.Table, rows: Sequence[Mapping[str, Any]], chosen: Sequence[int]
 ) -> pa.Table:
     """Chunks and embeds the chosen rows, which `documents` describes, as a block for `write_block`."""

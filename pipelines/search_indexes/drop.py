@@ -17,6 +17,7 @@ from pipelines.search_indexes.document_frequencies import GENERATION_KEY, ROWS_K
 from pipelines.search_indexes.postings import PREFIX, SegmentInfo, table_names
 from pipelines.store.documents import hold_lease, target_of
 from pipelines.store.drop import drop_columns, reclaim_dropped_columns, refuse_drop
+from pipelines.store.event_positions import keep_event_positions
 from pipelines.store.maintain import KEEP_VERSIONS, ORPHAN_AGE, count_old_bytes, now_of_the_store, remove_old_files
 from pipelines.store.schema import Identity, generation, table_uri
 from pipelines.store.table import Snapshot, open_table
@@ -65,6 +66,7 @@ def drop_embedder(
         refuse_drop(snapshot, name)
         size = drop_columns(target, lease, snapshot, name)
         rewritten = reclaim_dropped_columns(target, lease)
+        keep_event_positions(target, lease)
         dataset = open_table(uri, table, options).dataset
         removed = remove_old_files(dataset, keep_versions, ORPHAN_AGE, now_of_the_store(uri, options))
         kept = count_old_bytes(dataset)

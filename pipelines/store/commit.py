@@ -107,10 +107,21 @@ def commit_fence(target: Target, lease: Lease) -> lance.LanceDataset:
 def _find(dataset: lance.LanceDataset, since: int, properties: Mapping[str, str]) -> bool:
     """Returns whether a version after `since` was made by the transaction with these properties."""
     for version in range(since + 1, dataset.latest_version + 1):
-        transaction = dataset.read_transaction(version)
-        if transaction is not None and properties.items() <= transaction.transaction_properties.items():
+        if properties.items() <= read_properties(dataset, version).items():
             return True
     return False
+
+
+def read_properties(dataset: lance.LanceDataset, version: int) -> dict[str, str]:
+    """Returns the properties of the transaction that made a version; none if it is gone, or was a compaction.
+
+    pylance 14 raises TypeError for a compaction that moved an index; no commit of ours is one.
+    """
+    try:
+        transaction = dataset.read_transaction(version)
+    except (OSError, ValueError, TypeError):
+        return {}
+    return {} if transaction is None else dict(transaction.transaction_properties)
 
 
 def commit_once(
@@ -143,7 +154,8 @@ def commit_once(
     raise CommitError(f"{uri}: {ATTEMPTS} commits failed, the last one: {failure}") from failure
 
 
-def _fragments(records: Iterable[Record]) -> list[FragmentMetadata]:
+def fragments_of(records: Iterable[Record]) -> list[FragmentMetadata]:
+    """Returns the fragments that records of `write_block` name."""
     return [FragmentMetadata.from_json(r["fragment"]) for r in records]
 
 
@@ -329,7 +341,7 @@ class Committer:
         return len(gone)
 
     def _transact(self, uri: str, records: list[Record]) -> None:
-        new = _fragments(records)
+        new = fragments_of(records)
         replaced = sorted({address for r in records for address in r["replaces"]})
         self._operate(uri, lambda dataset: build_replacement(dataset, new, replaced))
         self.totals = self.totals.plus(records)

@@ -22,6 +22,7 @@ from pipelines.store.commit import commit_fence
 from pipelines.store.datasets import open_dataset
 from pipelines.store.documents import target_of
 from pipelines.store.drop import reclaim_dropped_columns
+from pipelines.store.event_positions import keep_event_positions
 from pipelines.store.schema import LEASES, QUARANTINE, table_uri
 from pipelines.store.table import open_table
 
@@ -99,6 +100,7 @@ def optimize(
         target = target_of(snapshot, "optimize")
         if held.took_over:
             commit_fence(target, held)
+        keep_event_positions(target, held)
         rewritten = reclaim_dropped_columns(target, held)
         dataset = lance.dataset(table_uri(uri, table), storage_options=options)
         before = len(dataset.get_fragments())

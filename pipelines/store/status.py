@@ -9,6 +9,7 @@ from typing import Any
 import lance
 
 from pipelines.store import lease
+from pipelines.store.commit import read_properties
 from pipelines.store.datasets import open_dataset
 from pipelines.store.quarantine import count_reasons
 from pipelines.store.schema import QUARANTINE, table_uri
@@ -116,8 +117,8 @@ def read_status(uri: str, table: str = "documents", storage_options: Mapping[str
 
 def _last_job(dataset: lance.LanceDataset) -> str | None:
     """Returns the job of the newest commit that names one, among the last ten."""
-    found = [t.transaction_properties.get("job") for t in dataset.get_transactions(10) if t is not None]
-    return next((job for job in found if job), None)
+    versions = range(dataset.version, max(0, dataset.version - 10), -1)
+    return next((job for version in versions if (job := read_properties(dataset, version).get("job"))), None)
 
 
 def _read_coverage(snapshot: Snapshot) -> list[Coverage]:
