@@ -53,7 +53,10 @@ def watch(
     metrics: Annotated[Path | None, typer.Option(help="File for metrics in Prometheus' text format.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Keep an index up to date with its input until interrupted; a look with nothing to do costs a listing."""
+    """Keep an index up to date with its input until interrupted.
+
+    A look with nothing to do costs a listing.
+    """
     extra = ["job.prune=true"] if prune else []
     job = build_config(config, input_paths, index, [*(overrides or []), *extra])
     from pipelines.indexing.watch import watch as run
@@ -223,7 +226,7 @@ def promote(
     rollback: Annotated[bool, typer.Option("--rollback", help="Promote the one that was promoted before.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Switch searches and servers of an index to another of its embedders, or back."""
+    """Switch searches and servers to another embedder, or back."""
     from pipelines.store.promote import promote_embedder as run
     from pipelines.store.promote import roll_back_embedder
 
@@ -242,7 +245,7 @@ def drop(
     ] = 60,
     as_json: Json = False,
 ) -> None:
-    """Remove an embedder: its columns, search indexes and bytes. The promoted one is refused."""
+    """Remove an embedder that is not promoted, with its search indexes."""
     from datetime import timedelta
 
     from pipelines.search_indexes.drop import drop_embedder

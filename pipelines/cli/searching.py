@@ -166,7 +166,7 @@ def compare(
     k: Annotated[int, typer.Option("-k", min=1, help="Documents of each ranking that are compared.")] = 10,
     as_json: Json = False,
 ) -> None:
-    """Compare two embedders of an index: overlap, rank correlation, nDCG@10, the queries that differ most."""
+    """Compare two embedders of an index: overlap, ranks, nDCG@10."""
     from pipelines.evaluation import read_qrels, read_queries
     from pipelines.evaluation.compare import compare_embedders
 

@@ -8,14 +8,12 @@ vectors and records are the same. Memory is bounded by one fragment, as in a wri
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import ray
 
 from pipelines.config import BuildConfig
 from pipelines.indexing.operators import Job, actor_arguments
@@ -34,14 +32,13 @@ class WarmModels:
 
     stack: ExitStack = field(default_factory=ExitStack)
     """Of what lives as long as the models do: a local Ray, once a build needs one."""
-    on_cluster: bool = field(default_factory=ray.is_initialized)
+    on_cluster: bool = False
     """Only the cluster's machines may have the input and the models, so its pools embed every change."""
     _actors: dict[str, MeteredActor] = field(default_factory=dict)
 
     def takes(self, config: BuildConfig, documents: int) -> bool:
         """Returns whether a change is embedded here: a small one, of texts, in a process that can read the input."""
-        elsewhere = self.on_cluster or bool(config.ray.address or os.environ.get("RAY_ADDRESS"))
-        return documents <= MAX_DOCUMENTS and config.input.pictures is None and not elsewhere
+        return documents <= MAX_DOCUMENTS and config.input.pictures is None and not self.on_cluster
 
     def embed(self, job: Job, work: Sequence[Mapping[str, bytes]]) -> Generator[dict[str, Any]]:
         """Yields the records of the fragments that the pending units produce, as a job's workers return them."""

@@ -19,6 +19,7 @@ from typing import Any
 
 from pipelines.config import BuildConfig, ConfigError, WorkFailed, plain_options, resolve_paths, scheme_of
 from pipelines.indexing.build import build_resolved
+from pipelines.indexing.session import uses_running_ray
 from pipelines.indexing.warm import WarmModels
 from pipelines.monitor.summary import Summary
 from pipelines.reading.units import list_versions
@@ -148,7 +149,7 @@ class _Watch:
 
     def __init__(self, config: BuildConfig, state: WatchState, optimize_fragments: int | None) -> None:
         self.config, self.state, self.optimize_fragments = config, state, optimize_fragments
-        self.warm = WarmModels()
+        self.warm = WarmModels(on_cluster=uses_running_ray(config.ray))
         self.known: Mapping[str, str] | None = None
         self.compacted = 0
         coarse = any(scheme_of(path) not in ("", "file") for path in config.input.paths)

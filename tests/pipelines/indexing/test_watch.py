@@ -146,12 +146,14 @@ def test_a_signal_ends_it_well_and_it_resumes(corpus: Corpus, tmp_path: Path) ->
     import yaml
 
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(corpus.config.model_dump(mode="json", exclude_unset=True)))
-    command = [sys.executable, "-m", "pipelines.cli", "watch", str(tmp_path / "job.yaml"), "--every", "0.2s", "--json"]
+    metrics = tmp_path / "watch.prom"
+    command = [sys.executable, "-m", "pipelines.cli", "watch", str(tmp_path / "job.yaml"), "--every", "0.2s"]
+    command += ["--json", "--metrics", str(metrics)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     ) as process:
-        reports, end = Path(corpus.index) / "reports", time.monotonic() + 240
-        while not list(reports.glob("*.json")) and process.poll() is None and time.monotonic() < end:
+        end = time.monotonic() + 240
+        while not metrics.exists() and process.poll() is None and time.monotonic() < end:
             time.sleep(0.2)
         process.terminate()
         out, _ = process.communicate(timeout=120)
