@@ -22,7 +22,7 @@ ModelClass = Literal[
 """FlagEmbedding's five classes, and the three of sentence-transformers: dense, SPLADE and ColBERT-type checkpoints."""
 Pooling = Literal["cls", "mean", "last_token"]
 Output = Literal["dense", "sparse", "colbert"]
-DType = Literal["auto", "fp32", "bf16", "fp16"]
+DType = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 
 OUTPUTS: tuple[Output, ...] = ("dense", "sparse", "colbert")
 
@@ -35,7 +35,10 @@ class ComputeSpec:
     """
 
     dtype: DType = "auto"
-    """fp32 is exact; auto takes bf16 where the processor multiplies it in hardware, fp32 otherwise."""
+    """fp32 is exact; auto takes bf16 where the processor multiplies it in hardware, fp32 otherwise.
+
+    int8: products of BERT and XLM-RoBERTa encoders on a CPU in 8 bits, everything else in fp32.
+    """
     budget: int | None = None
     """Tokens in one forward pass; None chooses by device and model size."""
     compile: bool | None = False

@@ -15,10 +15,11 @@ from typing import Protocol
 
 import torch
 
-from actors.kernels.torch_private import cpu_supports
+from actors.kernels.torch_private import cpu_supports, has_int8_linear
 from actors.spec import ComputeSpec
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.float32}
+"""What tensors are held in; with int8 only the operands of an encoder's matrix products are not float32."""
 
 
 class HasHiddenSize(Protocol):
@@ -41,11 +42,18 @@ class Compute:
     """One line for each choice, for people."""
     rounding: torch.dtype | None = None
     """The weights are rounded to this before they are used in `dtype`."""
+    int8: bool = False
+    """The encoder's matrix products run in int8, all else in `dtype`."""
 
 
-def resolve_compute(spec: ComputeSpec, config: HasHiddenSize) -> Compute:
-    """Fills in every `auto` of `spec` for a model of this configuration on this machine."""
+def resolve_compute(spec: ComputeSpec, config: HasHiddenSize, *, allows_int8: bool = False) -> Compute:
+    """Fills in every `auto` of `spec` for a model of this configuration on this machine.
+
+    allows_int8: the model has an int8 forward. Raises ValueError where int8 is asked for and there is none.
+    """
     device, why_device = _device(spec)
+    if spec.dtype == "int8":
+        _check_int8(device, allows_int8)
     dtype, why_dtype = _dtype(spec, device)
     budget, why_budget = _budget(spec, device, config)
     compiled = bool(spec.compile)
@@ -54,7 +62,14 @@ def resolve_compute(spec: ComputeSpec, config: HasHiddenSize) -> Compute:
     why_threads = f"threads: {threads or torch.get_num_threads()}, " + ("as asked" if threads else "torch's choice")
     rounding = None if spec.rounding is None else DTYPES[spec.rounding]
     why = (why_device, why_dtype, why_budget, why_compile, why_threads)
-    return Compute(device, dtype, budget, threads, compiled, why, rounding)
+    return Compute(device, dtype, budget, threads, compiled, why, rounding, int8=spec.dtype == "int8")
+
+
+def _check_int8(device: torch.device, allowed: bool) -> None:
+    if not allowed:
+        raise ValueError("compute.dtype int8 is for embedders: a reranker takes fp32, bf16 or fp16")
+    if device.type != "cpu":
+        raise ValueError(f"compute.dtype int8 runs on a CPU, the device is {device}: set compute.device to cpu")
 
 
 def _device(spec: ComputeSpec) -> tuple[torch.device, str]:
@@ -66,6 +81,8 @@ def _device(spec: ComputeSpec) -> tuple[torch.device, str]:
 
 
 def _dtype(spec: ComputeSpec, device: torch.device) -> tuple[torch.dtype, str]:
+    if spec.dtype == "int8":
+        return torch.float32, f"dtype: int8, as asked: {_int8_hardware()}"
     if spec.dtype != "auto":
         return DTYPES[spec.dtype], f"dtype: {spec.dtype}, as asked"
     if device.type == "cpu":
@@ -84,6 +101,12 @@ def _budget(spec: ComputeSpec, device: torch.device, config: HasHiddenSize) -> t
         return 4096, "budget: 4096 tokens, activations of a layer stay near the caches"
     budget = max(4096, 65536 * 1024 // max(1024, config.hidden_size))
     return budget, f"budget: {budget} tokens, fills the GPU at hidden size {config.hidden_size}"
+
+
+def _int8_hardware() -> str:
+    if has_int8_linear():
+        return "8-bit products, one scale per channel and per token; embeddings, attention, norms and heads in fp32"
+    return "this processor has no fast 8-bit product, so rounded numbers are multiplied in fp32: slower than fp32"
 
 
 def cpu_has_bf16() -> bool:

@@ -179,7 +179,8 @@ def load_chain_engine(preparation: Preparation, chain: ModuleChain) -> ModuleEng
     """Loads the weights of a sentence-transformers chain, by its ComputeSpec's dtype and device."""
     spec, folder = preparation.spec, preparation.folder
     check_weights(folder)
-    compute = resolve_compute(spec.compute, read_model_config(folder, spec.trust_remote_code))
+    config = read_model_config(folder, spec.trust_remote_code)
+    compute = resolve_compute(spec.compute, config, allows_int8=True)
     outputs = available_outputs(preparation)
     if chain.model_class == "sparse-encoder":
         from actors.network.splade_loading import load_splade  # imports transformers
@@ -215,7 +216,8 @@ def load_engine(preparation: Preparation) -> Engine:
     spec, folder = preparation.spec, preparation.folder
     assert spec.pooling is not None, "the spec is complete"
     check_weights(folder)
-    compute = resolve_compute(spec.compute, read_model_config(folder, spec.trust_remote_code))
+    config = read_model_config(folder, spec.trust_remote_code)
+    compute = resolve_compute(spec.compute, config, allows_int8=True)
     backbone = load_backbone(folder, compute, trust_remote_code=spec.trust_remote_code)
     outputs = available_outputs(preparation)
     sparse = _head(preparation, "sparse", compute, backbone.hidden_size) if "sparse" in outputs else None

@@ -27,9 +27,7 @@ rows 3.2, keys and values packed by hand as well 2.2 to 2.4, queries as columns 
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
-from itertools import pairwise
 from typing import Any
 
 import llvmlite.binding  # type: ignore[import-untyped]
@@ -41,7 +39,8 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from actors.kernels.jit import HAS_NUMBA, njit_cached
-from actors.kernels.llvm import F32, I8, I16, I32, Builder, call, i64, splat
+from actors.kernels.llvm import F32, I8, I16, I32, Builder, call, i64, raise_two, splat, transpose_16
+from actors.kernels.text_threads import map_texts
 from actors.kernels.torch_private import cpu_supports, request_amx_permission
 from actors.outputs import IntArray
 
@@ -50,8 +49,6 @@ SIDE, STEP, TILE = 16, 32, 1024
 CONFIG = np.zeros(64, np.uint8)
 """Eight tiles of 16 rows and 64 bytes: palette 1, then bytes of a row (uint16 each), then rows."""
 CONFIG[0], CONFIG[16:32:2], CONFIG[48:56] = 1, 64, SIDE
-EXP2 = (5.517101e-2, 2.426112e-1, 6.9326108e-1, 9.9992807e-1)
-"""2 ** f for f from -1/2 to 1/2 within a share of 7.5e-5, highest power first; fitted to the largest error."""
 LOG2_E = 1.4426950408889634
 _SHORTS, _INTS, _FLOATS = (ir.VectorType(kind, SIDE) for kind in (I16, I32, F32))
 _BYTES = I8.as_pointer()
@@ -74,19 +71,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, offsets: IntArray, scale: 
     out[offsets[-1] :] = 0
     views = [x.view(torch.int16).numpy() for x in (query, key, value, out)]
     tiles = (0,) * (query.shape[-1] // STEP)  # its length is a type: a size of head is compiled when it is met
-    work = partial(_attend_texts, *views, CONFIG, np.float32(scale * LOG2_E), tiles)
-    threads = min(torch.get_num_threads(), len(offsets) - 1)
-    if threads <= 1:
-        work(offsets)
-        return out
-    cuts = np.unique(np.searchsorted(offsets, offsets[-1] * np.arange(threads + 1) // threads))
-    list(_pool(threads).map(work, [offsets[a : b + 1] for a, b in pairwise(cuts)]))
+    map_texts(partial(_attend_texts, *views, CONFIG, np.float32(scale * LOG2_E), tiles), offsets)
     return out
-
-
-@lru_cache(maxsize=1)
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "attention")
 
 
 def _all(kind: Any, value: float) -> Any:
@@ -127,33 +113,6 @@ def _least(builder: Builder, a: Any, b: Any) -> Any:
 def _raised(builder: Builder, x: Any) -> Any:
     """Returns float32 whose upper 16 bits are their bf16, halves rounded up; as int32."""
     return builder.add(builder.bitcast(x, _INTS), _all(_INTS, 0x8000))
-
-
-def _transposed(builder: Builder, rows: list[Any]) -> list[Any]:
-    """Transposes 16 vectors of 16 int32."""
-    # Four rounds of shuffles, 64 in all: in round `step` rows i and i + step exchange blocks of `step` numbers, as in a
-    # butterfly. A lane j of the new row i comes from row i (j has no bit `step`) or from row i + step (it has), so each
-    # shuffle is one two-source permute (vpermt2d), and the 16 rows never leave the 32 registers.
-    for step in (1, 2, 4, 8):
-        low = ir.Constant(_INTS, [j if not j & step else 16 + (j ^ step) for j in range(SIDE)])
-        high = ir.Constant(_INTS, [j | step if not j & step else 16 + j for j in range(SIDE)])
-        for i in (i for i in range(SIDE) if not i & step):
-            a, b = rows[i], rows[i | step]
-            rows[i], rows[i | step] = builder.shuffle_vector(a, b, low), builder.shuffle_vector(a, b, high)
-    return rows
-
-
-def _exp2(builder: Builder, x: Any) -> Any:
-    """Computes 2 ** x for float32 x of at most 0, or hardly more."""
-    # x = whole + rest with rest in [-1/2, 1/2]; 2 ** rest by a cubic in Horner form (three fused multiply-adds), whose
-    # error, 7.5e-5 of the value, is a twentieth of bf16's step: a longer polynomial could not be seen in the result.
-    # vscalefps multiplies by 2 ** whole and gives 0 for very small powers, so no range check is needed.
-    whole = call(builder, "llvm.rint.v16f32", _FLOATS, x)
-    rest, power = builder.fsub(x, whole), _all(_FLOATS, EXP2[0])
-    for coefficient in EXP2[1:]:
-        power = call(builder, "llvm.fma.v16f32", _FLOATS, power, rest, _all(_FLOATS, coefficient))
-    every, rounding = ir.Constant(I16, -1), ir.Constant(I32, 4)
-    return call(builder, "llvm.x86.avx512.mask.scalef.ps.512", _FLOATS, power, whole, power, every, rounding)
 
 
 def _configure(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
@@ -225,7 +184,7 @@ def _pack_values(context: Any, builder: Builder, signature: Any, arguments: Any)
             values = [builder.load(_at(builder, row, (32, i), kind=_SHORTS), align=2) for row in rows]
             both = [builder.shuffle_vector(values[j], values[j + 1], pairs) for j in range(0, STEP, 2)]
             tile = _at(builder, out, (loop.index, columns * TILE), (i, TILE))
-            for k, row in enumerate(_transposed(builder, [builder.bitcast(pair, _INTS) for pair in both])):
+            for k, row in enumerate(transpose_16(builder, [builder.bitcast(pair, _INTS) for pair in both])):
                 builder.store(row, _at(builder, tile, (64, k), kind=_INTS), align=4)
     return context.get_dummy_value()
 
@@ -243,7 +202,7 @@ def _pack_queries(builder: Builder, base: Any, stride: Any, rows: Any, depth: in
     for c in range(depth):
         places = [_least(builder, i64(n), last) for n in range(SIDE)]
         queries = [builder.load(_at(builder, base, (t, stride), (64, c), kind=_INTS), align=2) for t in places]
-        for k, row in enumerate(_transposed(builder, queries)):
+        for k, row in enumerate(transpose_16(builder, queries)):
             builder.store(row, _at(builder, out, (c, TILE), (64, k), kind=_INTS), align=4)
 
 
@@ -294,7 +253,7 @@ def _soften(builder: Builder, scores: Any, length: Any, steps: Any, scale: Any, 
 
     def power(t: Any) -> Any:
         x = builder.load(_at(builder, scores, (t, 64), kind=_FLOATS), align=4)
-        e = _exp2(builder, call(builder, "llvm.fma.v16f32", _FLOATS, x, scale, lowered))
+        e = raise_two(builder, call(builder, "llvm.fma.v16f32", _FLOATS, x, scale, lowered))
         builder.store(builder.fadd(builder.load(total), e), total)
         return _raised(builder, e)
 
@@ -339,7 +298,7 @@ def _write(builder: Builder, mixed: Any, shares: Any, base: Any, stride: Any, ro
     for i in range(2 * depth):
         columns = [builder.load(_at(builder, mixed, (i, TILE), (64, k), kind=_FLOATS), align=4) for k in range(SIDE)]
         raised = [_raised(builder, builder.fmul(column, shares)) for column in columns]
-        for n, row in enumerate(_transposed(builder, raised)):
+        for n, row in enumerate(transpose_16(builder, raised)):
             rounded = builder.trunc(builder.lshr(row, _all(_INTS, 16)), _SHORTS)
             with builder.if_then(builder.icmp_signed("<", i64(n), rows)):
                 builder.store(rounded, _at(builder, base, (n, stride), (32, i), kind=_SHORTS), align=2)

@@ -54,8 +54,47 @@ def packed_linear(x: Tensor, packed_weight: Tensor, bias: Tensor | None, *, fuse
     return y
 
 
+@cache
+def has_int8_linear() -> bool:
+    """Returns whether oneDNN's product of uint8 rows with a prepacked int8 weight is there, right and fast.
+
+    Fast means 8-bit dot products in hardware (VNNI or AMX). Without them oneDNN adds pairs of products in 16 bits,
+    which overflow: the largest codes are among those that are tried.
+    """
+    if PORTABLE or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if not any(map(cpu_supports, ("avx512_vnni", "avx_vnni", "amx_int8"))):
+        return False
+    rows, width, out = PROBE_SHAPE
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 256, (rows, width), generator=generator, dtype=torch.uint8)
+    weight = torch.randint(-127, 128, (out, width), generator=generator, dtype=torch.int8)
+    codes[0], weight[0] = 255, 127
+    scales = torch.rand(out, generator=generator)
+    try:
+        found = int8_linear(codes, pack_int8_weight(weight), scales)
+    except (AttributeError, RuntimeError, TypeError):  # gone, without this processor, or with other arguments
+        return False
+    return torch.allclose(found, linear(codes.float(), weight.float()) * scales, rtol=1e-5)
+
+
+def pack_int8_weight(weight: Tensor) -> Tensor:
+    """Reorders an int8 weight (out, in) into oneDNN's blocked layout; only `int8_linear` can read it."""
+    packed: Tensor = torch.ops.onednn.qlinear_prepack(weight, None)
+    return packed
+
+
+def int8_linear(codes: Tensor, packed_weight: Tensor, scales: Tensor) -> Tensor:
+    """Computes `(codes @ weight.T) * scales` as float32 (T, out). codes: uint8 (T, in); scales: float32 (out,)."""
+    zeros = torch.zeros(len(scales), dtype=torch.int32)
+    y: Tensor = torch.ops.onednn.qlinear_pointwise(
+        codes, 1.0, 0, packed_weight, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+    return y
+
+
 def cpu_supports(instructions: str) -> bool:
-    """Returns whether the CPU has `amx_tile` or `avx512_bf16`; False if torch cannot tell.
+    """Returns whether the CPU has `amx_tile`, `avx512_bf16`, `avx512_vnni`, ...; False if torch cannot tell.
 
     torch says it publicly since 2.13 (`torch.cpu.get_capabilities`), privately before.
     """

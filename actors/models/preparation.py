@@ -16,6 +16,7 @@ from actors.checkpoints.module_chain import RUNNABLE, ModuleChain, read_module_c
 from actors.models.catalogue import (
     DEFAULT_LENGTH,
     EMBEDDERS,
+    ENCODERS,
     check_length,
     complete,
     max_positions,
@@ -100,17 +101,30 @@ def load_preparation(spec: EmbedderSpec, *, chains: bool = True) -> Preparation:
 
     A sentence-transformers folder is prepared as that library would, unless its name or class is FlagEmbedding's or
     `chains` is False. A model that sees pictures has no heads, whatever its text half has.
+    Raises ValueError where the spec asks for int8 and the model has no int8 forward.
     """
     if spec.picture_weights is not None:
         spec = replace(spec, model_class="encoder-only-base")
     folder = resolve_folder(spec.model, spec.revision, spec.cache_dir, spec.trust_remote_code)
     chain = find_chain(spec, folder) if chains else None
+    if spec.compute.dtype == "int8":
+        _check_int8(spec, folder if chain is None else chain.transformer, chain)
     if chain is not None:
         return _prepare_chain(spec, chain)
     spec = complete(spec, folder)
     tokenizer = read_tokenizer(folder, trust_remote_code=spec.trust_remote_code)
     in_context = InContext() if spec.model_class == "decoder-only-icl" else None
     return Preparation(spec, folder, tokenizer, max_positions(folder), in_context)
+
+
+def _check_int8(spec: EmbedderSpec, folder: Path, chain: ModuleChain | None) -> None:
+    config = read_json(folder / "config.json")
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    is_splade = chain is not None and chain.model_class == "sparse-encoder"
+    if kind in ENCODERS and not is_splade and spec.picture_weights is None:
+        return
+    what = "SPLADE" if is_splade else "a model of pictures" if spec.picture_weights is not None else kind
+    raise ValueError(f"compute.dtype int8 is for BERT and XLM-RoBERTa embedders; {what} takes fp32, bf16 or fp16")
 
 
 def find_chain(spec: EmbedderSpec, folder: Path) -> ModuleChain | None:

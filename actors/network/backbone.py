@@ -17,7 +17,7 @@ from actors.checkpoints.loading import aligned
 from actors.compute.resolve import Compute, HasHiddenSize
 from actors.models.catalogue import ENCODERS
 from actors.network.attention import Counts
-from actors.network.encoder_checkpoint import load_encoder_weights, read_encoder_config
+from actors.network.encoder_checkpoint import EncoderWeights, load_encoder_weights, read_encoder_config
 from actors.network.packed_encoder import PackedEncoder
 from actors.outputs import IntArray
 
@@ -68,7 +68,7 @@ def load_backbone(folder: Path, compute: Compute, *, trust_remote_code: bool = F
     encoder = read_encoder_config(folder)
     weights = None if encoder is None else load_encoder_weights(folder, encoder, compute)
     if weights is not None:
-        return PackedEncoder(weights, compute.compile)
+        return wrap_encoder(weights, compute)
     return load_transformers_backbone(folder, compute, trust_remote_code=trust_remote_code)
 
 
@@ -81,6 +81,8 @@ def load_transformers_backbone(folder: Path, compute: Compute, *, trust_remote_c
 
     config = read_transformers_config(folder, trust_remote_code)
     if trust_remote_code and "AutoModel" in (getattr(config, "auto_map", None) or {}):
+        if compute.int8:
+            raise ValueError(f"compute.dtype int8: {folder} runs code of its own, which has no int8 products")
         return PaddedTransformer(load_pretrained(AutoModel, folder, compute, config, trust_remote_code=True))
     if config.model_type in PACKABLE and not can_pack(config):
         return PackedTransformer(
@@ -97,10 +99,19 @@ def wrap_backbone(model: PreTrainedModel, compute: Compute) -> Backbone:
     from actors.network.transformers_backbone import PaddedTransformer
 
     if model.config.model_type in ENCODERS:
-        return PackedEncoder(model, compute.compile)
+        return wrap_encoder(model, compute)
     if can_pack(model.config):
         return RotaryEncoder(model)
     return PaddedTransformer(model)
+
+
+def wrap_encoder(model: PreTrainedModel | EncoderWeights, compute: Compute) -> PackedEncoder:
+    """Wraps a loaded BERT or XLM-RoBERTa: in int8 its weights are quantised here, else used as they are."""
+    if not compute.int8:
+        return PackedEncoder(model, compute.compile)
+    from actors.network.int8_encoder import Int8Encoder
+
+    return Int8Encoder(model)
 
 
 def load_pretrained(

@@ -81,9 +81,12 @@ class PackedEncoder:
     """Runs `BertModel` or `XLMRobertaModel` (and RoBERTa), without pooler, over packed tokens.
 
     compiled: everything of a layer but its attention goes through torch.compile, which fuses the elementwise passes.
+    has_layers: False leaves the layers to a subclass.
     """
 
-    def __init__(self, model: PreTrainedModel | EncoderWeights, compiled: bool = False) -> None:
+    def __init__(
+        self, model: PreTrainedModel | EncoderWeights, compiled: bool = False, *, has_layers: bool = True
+    ) -> None:
         config = model.config
         if config.is_decoder:
             raise ValueError("PackedEncoder: the checkpoint says is_decoder, but this forward is bidirectional")
@@ -98,9 +101,10 @@ class PackedEncoder:
         table = model.embeddings
         self.words, self.places = table.word_embeddings.weight, table.position_embeddings.weight
         self.kinds = table.token_type_embeddings.weight
-        self.norm = _norm(table.LayerNorm)
+        self.norm = read_norm(table.LayerNorm)
         self.packed: bool = model.device.type == "cpu" and has_packed_linear() and not compiled
-        self.layers = [read_layer(layer, config.hidden_act, self.packed) for layer in model.encoder.layer]
+        layers = model.encoder.layer if has_layers else []
+        self.layers = [read_layer(layer, config.hidden_act, self.packed) for layer in layers]
         self.after_attention = torch.compile(_after_attention, dynamic=True) if compiled else _after_attention
         self.device: torch.device = model.device
 
@@ -154,7 +158,7 @@ class PackedEncoder:
         return self.after_attention(layer, mixed, x)
 
 
-def _norm(module: nn.LayerNorm) -> Norm:
+def read_norm(module: nn.LayerNorm) -> Norm:
     return Norm(module.weight.detach(), module.bias.detach(), module.eps)
 
 
@@ -174,8 +178,8 @@ def read_layer(module: Any, activation: str, packed: bool) -> Layer:
     return Layer(
         qkv=join(attention.self.query, attention.self.key, attention.self.value, packed=packed),
         out=join(attention.output.dense, packed=packed),
-        attention_norm=_norm(attention.output.LayerNorm),
+        attention_norm=read_norm(attention.output.LayerNorm),
         up=join(module.intermediate.dense, activation=activation, packed=packed),
         down=join(module.output.dense, packed=packed),
-        output_norm=_norm(module.output.LayerNorm),
+        output_norm=read_norm(module.output.LayerNorm),
     )

@@ -168,7 +168,7 @@ def _plan_embedder(
         tokens_per_second=speed,
         measured=pool.tokens_per_second is None,
         hours=None if speed is None else share * tokens / (speed * actors) / 3600,
-        why=resolve_compute(embedder.spec().compute, model_config(prepared)).why,
+        why=resolve_compute(embedder.spec().compute, model_config(prepared), allows_int8=True).why,
     )
 
 

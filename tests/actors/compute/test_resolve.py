@@ -31,6 +31,21 @@ def test_what_is_asked_for_is_kept() -> None:
     assert all("as asked" in line for line in resolved.why)
 
 
+@pytest.mark.parametrize(("hardware", "says"), [(True, "8-bit products"), (False, "slower than fp32")])
+def test_int8_says_what_it_is_on_this_processor(monkeypatch: pytest.MonkeyPatch, hardware: bool, says: str) -> None:
+    monkeypatch.setattr(compute, "has_int8_linear", lambda: hardware)
+    resolved = resolve_compute(ComputeSpec(dtype="int8", device="cpu"), BertConfig(), allows_int8=True)
+    assert (resolved.int8, resolved.dtype) == (True, torch.float32)
+    assert any(line.startswith("dtype: int8") and says in line for line in resolved.why)
+
+
+def test_int8_is_refused_where_nothing_computes_it() -> None:
+    with pytest.raises(ValueError, match="int8 is for embedders: a reranker takes"):
+        resolve_compute(ComputeSpec(dtype="int8", device="cpu"), BertConfig())
+    with pytest.raises(ValueError, match=r"int8 runs on a CPU, the device is cuda:0: set compute\.device to cpu"):
+        resolve_compute(ComputeSpec(dtype="int8", device="cuda:0"), BertConfig(), allows_int8=True)
+
+
 def test_every_choice_is_explained() -> None:
     why = resolve_compute(ComputeSpec(), BertConfig()).why
     assert [line.split(":")[0] for line in why] == ["device", "dtype", "budget", "compile", "threads"]

@@ -26,9 +26,12 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def fresh_check() -> Iterator[None]:
-    torch_private.has_packed_linear.cache_clear()
+    checks = torch_private.has_packed_linear, torch_private.has_int8_linear
+    for check in checks:
+        check.cache_clear()
     yield
-    torch_private.has_packed_linear.cache_clear()
+    for check in checks:
+        check.cache_clear()
 
 
 def gone(*_: Any) -> Any:
@@ -77,3 +80,32 @@ def test_a_torch_that_cannot_say_what_the_processor_has_is_no_error(monkeypatch:
         monkeypatch.delattr(torch.cpu, name, raising=False)
     assert not torch_private.cpu_supports("amx_tile")
     assert not torch_private.request_amx_permission()
+
+
+@pytest.mark.parametrize("operator", [gone, renamed_argument, other_numbers])
+def test_without_the_int8_operators_embeddings_are_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, operator: Any
+) -> None:
+    spec = EmbedderSpec(model=str(folder), compute=ComputeSpec(dtype="int8", device="cpu"))
+    usual = load_embedder(spec).embed_corpus(TEXTS)
+    torch_private.has_int8_linear.cache_clear()
+    monkeypatch.setattr(
+        torch_private.torch.ops, "onednn", SimpleNamespace(qlinear_prepack=operator, qlinear_pointwise=operator)
+    )
+    model = load_embedder(spec)
+    assert not torch_private.has_int8_linear()
+    found = model.embed_corpus(TEXTS)
+    assert usual.dense is not None and found.dense is not None  # noqa: PT018
+    np.testing.assert_allclose(found.dense, usual.dense, atol=5e-3)
+
+
+def test_a_processor_without_8_bit_products_is_not_asked_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_private, "cpu_supports", lambda instructions: False)
+    assert not torch_private.has_int8_linear()
+
+
+@pytest.mark.skipif(torch_private.PORTABLE, reason="TRIDEX_PORTABLE is set")
+@pytest.mark.skipif(not torch_private.cpu_supports("avx512_vnni"), reason="the processor has no AVX512-VNNI")
+def test_this_torch_has_the_int8_operators() -> None:
+    """Fails on a torch that drops or changes them: then look for what replaced them, int8 is slower than fp32."""
+    assert torch_private.has_int8_linear()
