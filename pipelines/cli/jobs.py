@@ -222,8 +222,10 @@ def optimize(
 @app.command()
 def promote(
     index: Index,
-    name: Annotated[str | None, typer.Argument(help="Embedder that searches shall take if they name none.")] = None,
-    rollback: Annotated[bool, typer.Option("--rollback", help="Promote the one that was promoted before.")] = False,
+    name: Annotated[str | None, typer.Argument(help="Embedder for searches that name none.")] = None,
+    rollback: Annotated[
+        bool, typer.Option("--rollback", help="Promote the previously promoted embedder again.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Switch searches and servers to another embedder, or back."""
@@ -231,7 +233,7 @@ def promote(
     from pipelines.store.promote import roll_back_embedder
 
     if rollback and name is not None:
-        raise ConfigError("--rollback: goes back to the embedder before; leave the name out")
+        raise ConfigError("--rollback: takes no name, it promotes the previous embedder")
     done = roll_back_embedder(index) if rollback else run(index, required(name, "NAME"))
     print_json(done.to_dict()) if as_json else typer.echo(done.text())
 
@@ -245,7 +247,7 @@ def drop(
     ] = 60,
     as_json: Json = False,
 ) -> None:
-    """Remove an embedder that is not promoted, with its search indexes."""
+    """Remove an embedder and its search indexes. The promoted one is refused."""
     from datetime import timedelta
 
     from pipelines.search_indexes.drop import drop_embedder

@@ -160,10 +160,12 @@ def evaluate(
 def compare(
     index: Index,
     queries: Queries,
-    b: Annotated[str, typer.Option("--b", help="Embedder to compare with it.")],
-    a: Annotated[str | None, typer.Option("--a", help="Embedder of the index; the promoted one if not given.")] = None,
-    qrels: Annotated[Path | None, typer.Option(help="Judgements: adds nDCG@10 and a paired test.")] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="Documents of each ranking that are compared.")] = 10,
+    b: Annotated[str, typer.Option("--b", help="The other embedder.")],
+    a: Annotated[
+        str | None, typer.Option("--a", help="One embedder of the index; by default the promoted one.")
+    ] = None,
+    qrels: Annotated[Path | None, typer.Option(help="Relevance judgements, for nDCG@10 and a paired test.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Documents per ranking to compare.")] = 10,
     as_json: Json = False,
 ) -> None:
     """Compare two embedders of an index: overlap, ranks, nDCG@10."""
