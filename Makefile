@@ -4,9 +4,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 ADAPTERS := .venv-adapters
 DOCS := .venv-docs
+FAKE_GPU := .venv-fake-gpu
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test test-portable test-slow test-clients test-adapters docs notebooks lint check bench format clean
+.PHONY: help install demo test test-portable test-slow test-clients test-adapters test-fake-gpu docs notebooks lint check bench format clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -50,6 +51,9 @@ $(ADAPTERS)/.ready: requirements-adapters.lock $(READY)
 $(DOCS)/.ready: requirements-docs.lock $(READY)
 	$(call OVER_VENV,$(DOCS),requirements-docs.lock)
 
+$(FAKE_GPU)/.ready: requirements-fake-gpu.lock $(READY)
+	$(call OVER_VENV,$(FAKE_GPU),requirements-fake-gpu.lock)
+
 docs: $(DOCS)/.ready  ## the documentation into site/; a warning is an error
 	$(DOCS)/bin/mkdocs build --strict --quiet
 
@@ -57,6 +61,10 @@ test-adapters: $(ADAPTERS)/.ready  ## the adapters by the test suites of their f
 	$(ADAPTERS)/bin/python -m pytest tests/pipelines/integrations tests/docs/test_frameworks.py \
 		tests/parity/test_wrappers.py tests/parity/test_signatures.py -p no:cacheprovider -o asyncio_mode=auto \
 		-o asyncio_default_fixture_loop_scope=function
+
+# torch's CUDA build with its libraries takes 4 GB; no driver and no card is needed.
+test-fake-gpu: $(FAKE_GPU)/.ready  ## the GPU's path on fake tensors of torch's CUDA build, without a GPU
+	$(FAKE_GPU)/bin/python -m pytest tests/gpu -p no:cacheprovider
 
 test-portable: $(READY)  ## kernels and what uses them, with all code for single kinds of processors switched off
 	TRIDEX_PORTABLE=1 $(BIN)/python -m pytest -m "not ray and not slow" tests/actors/kernels tests/actors/codecs \
@@ -81,5 +89,5 @@ format: $(READY)  ## let ruff rewrite the sources
 
 # A folder `demo` that `tridex demo` did not make has no marker, and other files in one that it made are somebody's.
 clean:  ## remove the environments and what demo wrote
-	rm -rf .venv .venv-adapters .venv-docs site .venv-bench .venv-clients
+	rm -rf .venv .venv-adapters .venv-docs .venv-fake-gpu site .venv-bench .venv-clients
 	if [ -f demo/.tridex-demo ]; then rm -rf demo/corpus demo/index demo/.tridex-demo; rmdir demo 2>/dev/null || true; fi

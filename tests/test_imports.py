@@ -22,6 +22,7 @@ LAYERS: dict[str, int] = {
     "actors.output_paths": 0,
     "actors.suggest": 0,
     "actors.arrow": 1,
+    "actors.transfers": 1,
     "actors.kernels": 1,
     "actors.checkpoints": 1,
     "actors.text": 2,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from actors.codecs.table import get_codec
-from actors.outputs import IntArray
+from actors.outputs import IntArray, offsets_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,5 +59,7 @@ def _average_groups(vectors: Tensor, sizes: IntArray) -> Tensor:
     import torch
     from torch.nn.functional import normalize
 
-    lengths = torch.from_numpy(sizes).to(vectors.device)
-    return normalize(torch.segment_reduce(vectors, "sum", lengths=lengths), dim=-1, eps=1e-12)
+    from actors.transfers import to_device
+
+    offsets = to_device(offsets_of(sizes), vectors.device)  # given lengths, torch would check them on the host
+    return normalize(torch.segment_reduce(vectors, "sum", offsets=offsets), dim=-1, eps=1e-12)

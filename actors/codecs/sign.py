@@ -36,5 +36,5 @@ class Sign(Codec):
         from torch.nn.functional import pad
 
         bits = pad(vectors > 0, (0, -vectors.shape[1] % 8)).view(len(vectors), -1, 8)
-        powers = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=vectors.device)
+        powers = 1 << torch.arange(8, dtype=torch.uint8, device=vectors.device)
         return (bits * powers).sum(-1, dtype=torch.uint8)

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 
 from actors.compute.batching import plan_batches
+from actors.compute.cost import GPU_WORKERS
 from actors.compute.resolve import Compute
 from actors.outputs import IntArray
 
 T = TypeVar("T")
-GPU_WORKERS = 2
 
 
 _live: weakref.WeakSet[BatchExecutor] = weakref.WeakSet()

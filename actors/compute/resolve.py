@@ -15,6 +15,7 @@ from typing import Protocol
 
 import torch
 
+from actors.compute.cost import choose_budget, read_shape
 from actors.kernels.torch_private import cpu_supports, has_int8_linear
 from actors.spec import ComputeSpec
 
@@ -99,8 +100,10 @@ def _budget(spec: ComputeSpec, device: torch.device, config: HasHiddenSize) -> t
         return spec.budget, f"budget: {spec.budget} tokens, as asked"
     if device.type == "cpu":
         return 4096, "budget: 4096 tokens, activations of a layer stay near the caches"
-    budget = max(4096, 65536 * 1024 // max(1024, config.hidden_size))
-    return budget, f"budget: {budget} tokens, fills the GPU at hidden size {config.hidden_size}"
+    shape = read_shape(config)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    budget, reason = choose_budget(None if free is None else shape, config.hidden_size, free or 0)
+    return budget, f"budget: {budget} tokens, {reason}"
 
 
 def _int8_hardware() -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from actors.codecs.device_codec import DeviceCodec
@@ -26,6 +25,7 @@ from actors.outputs import (
     ranges,
 )
 from actors.spec import Output, Pooling
+from actors.transfers import to_device, to_host
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,21 +117,33 @@ class Engine:
         colbert: MultiVectors | None,
     ) -> SparseVectors:
         part = tokens.take(rows)
-        ids = torch.from_numpy(part.ids.astype(np.int64)).to(self.compute.device)
+        found = self._compute_outputs(part, request)
+        arrays = dict(zip(found, to_host(*found.values()), strict=True))
+        if dense is not None:
+            dense[rows] = arrays["dense"]
+        if colbert is not None:
+            where = ranges(colbert.offsets[rows], np.diff(colbert.offsets)[rows])
+            colbert.vectors[where] = arrays["colbert"]
+        if "sparse" not in arrays:
+            return SparseVectors.empty(len(rows))
+        return heads.collect(arrays["sparse"], part.ids, part.offsets, self.excluded_ids)
+
+    def _compute_outputs(self, part: TokenBatch, request: EncodeRequest) -> dict[Output, Tensor]:
+        """Computes the requested outputs of one batch, on the device; of the sparse one each token's weight."""
+        ids = to_device(part.ids.astype(np.int64), self.compute.device)
         hidden = self._forward(ids, part.offsets, request.domain)
         cut, unit = None if request.ignore_truncate_dim else self.truncate_dim, self.normalize
-        if dense is not None:
-            vectors = heads.dense(hidden, part.offsets, self.pooling, normalize=unit, truncate_dim=cut)
-            dense[rows] = heads.host(vectors)
-        if colbert is not None:
-            found = heads.colbert(
+        found: dict[Output, Tensor] = {}
+        if "dense" in request.outputs:
+            found["dense"] = heads.dense(hidden, part.offsets, self.pooling, normalize=unit, truncate_dim=cut)
+        if "colbert" in request.outputs:
+            found["colbert"] = heads.token_vectors(
                 hidden, part.offsets, self.colbert, normalize=unit, truncate_dim=cut, device_codec=request.device_codec
             )
-            colbert.vectors[ranges(colbert.offsets[rows], np.diff(found.offsets))] = found.vectors
-        if "sparse" not in request.outputs:
-            return SparseVectors.empty(len(rows))
-        assert self.sparse is not None, "sparse is among the outputs only where the head exists"
-        return heads.sparse(hidden, ids, part.offsets, self.sparse, self.excluded_ids)
+        if "sparse" in request.outputs:
+            assert self.sparse is not None, "sparse is among the outputs only where the head exists"
+            found["sparse"] = heads.token_weights(hidden, self.sparse)
+        return found
 
     def _forward(self, ids: Tensor, offsets: IntArray, domain: str | None) -> Tensor:
         if domain is not None:

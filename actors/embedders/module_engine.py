@@ -23,6 +23,7 @@ from actors.network.vector_modules import LoadedChain
 from actors.outputs import Array, EmbeddingBatch, IntArray, MultiVectors, SparseVectors, TokenBatch, offsets_of, ranges
 from actors.spec import Output
 from actors.text.late_interaction import TokenRules, scored_offsets
+from actors.transfers import to_device, to_host
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,12 +107,13 @@ class ModuleEngine:
         dense: Array | None,
         colbert: MultiVectors | None,
     ) -> SparseVectors:
-        ids = torch.from_numpy(part.ids.astype(np.int64)).to(self.compute.device)
+        ids = to_device(part.ids.astype(np.int64), self.compute.device)
         hidden = self.backbone.forward(ids, part.offsets, attended=part.attended)
         cut = None if request.ignore_truncate_dim else self.truncate_dim
         if dense is not None:
             assert self.chain is not None, "a dense output has a chain"
-            dense[rows] = heads.host(self._finish(self.chain.pooled(hidden, part.offsets, request.prompt_length), cut))
+            pooled = self.chain.pooled(hidden, part.offsets, request.prompt_length)
+            dense[rows] = to_host(self._finish(pooled, cut))[0]
         if colbert is not None:
             found = self._token_vectors(hidden, part, request, cut)
             where = ranges(colbert.offsets[rows], np.diff(colbert.offsets)[rows])
@@ -128,9 +130,9 @@ class ModuleEngine:
     def _token_vectors(self, hidden: Tensor, part: TokenBatch, request: EncodeRequest, cut: int | None) -> Array:
         assert self.chain is not None, "a multi-vector encoder has a chain"
         scored = self._scored(part, request)
-        kept = hidden[torch.from_numpy(np.flatnonzero(scored)).to(hidden.device)]
+        kept = hidden[to_device(np.flatnonzero(scored), hidden.device)]
         vectors = self._finish(self.chain.token_vectors(kept).float(), cut)
         if request.device_codec is not None:
-            return heads.host(request.device_codec(vectors, np.diff(scored_offsets(scored, part.offsets))))
+            return to_host(request.device_codec(vectors, np.diff(scored_offsets(scored, part.offsets))))[0]
         halved = heads.vector_dtype(self.compute.device, self.compute.dtype) is np.float16
-        return heads.host(vectors.half() if halved else vectors)
+        return to_host(vectors.half() if halved else vectors)[0]

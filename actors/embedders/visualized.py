@@ -29,6 +29,7 @@ from actors.network import heads
 from actors.network.packed_encoder import PackedEncoder
 from actors.outputs import EmbeddingBatch, IntArray, TokenBatch, concat, offsets_of, ranges
 from actors.spec import EmbedderSpec, Output, Pooling
+from actors.transfers import to_device, to_host
 from actors.vision.preprocess import Picture, Pixels, load, normalised, pixels_of
 from actors.vision.weights import load_parts
 
@@ -170,7 +171,7 @@ class VisualizedBGE(Embedder):
         offsets = offsets_of(lengths)
         hidden = self.encoder.forward_embedded(self._fused(self._patches(pixels), tokens, offsets), offsets)
         pooling, unit, cut = self.head
-        dense = heads.dense(hidden, offsets, pooling, normalize=unit, truncate_dim=cut).cpu().numpy()
+        dense = to_host(heads.dense(hidden, offsets, pooling, normalize=unit, truncate_dim=cut))[0]
         return EmbeddingBatch(dense, None, None, lengths.astype(np.int32), tokens.n_truncated)
 
     def _patches(self, pixels: Pixels) -> Tensor:
@@ -197,4 +198,4 @@ class VisualizedBGE(Embedder):
         return encoder.norm(words + encoder.kinds[0] + embedding(self._on_device(place), encoder.places))
 
     def _on_device(self, values: IntArray) -> Tensor:
-        return torch.from_numpy(values).to(self.compute.device)
+        return to_device(values, self.compute.device)

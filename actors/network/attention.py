@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from actors.outputs import IntArray
+from actors.transfers import to_device
 
 Counts = npt.NDArray[np.int32]
 
@@ -43,6 +44,8 @@ class Segments:
     """(first token, texts, length) of each run of neighbours with equal length."""
     cumulative: Tensor = field(init=False)
     """Returns the offsets on the device as int32, as variable-length kernels take them."""
+    leading: Tensor | None = field(init=False)
+    """Returns `attended` on the device."""
     longest: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -50,8 +53,9 @@ class Segments:
         if len(lengths) and lengths.min() < 1:
             raise ValueError(f"text {int(lengths.argmin())} of the batch has no tokens")
         object.__setattr__(self, "runs", _runs(self.offsets, lengths))
-        cumulative = torch.from_numpy(self.offsets.astype(np.int32)).to(self.device, non_blocking=True)
-        object.__setattr__(self, "cumulative", cumulative)
+        object.__setattr__(self, "cumulative", to_device(self.offsets.astype(np.int32), self.device))
+        leading = None if self.attended is None else to_device(self.attended, self.device)
+        object.__setattr__(self, "leading", leading)
         object.__setattr__(self, "longest", int(lengths.max(initial=0)))
 
 
@@ -76,8 +80,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, segments: Segments, option
 
     Rows past the last text belong to nobody and come back as zeros (a CPU batch is rounded up); they must be finite.
     """
-    if segments.attended is not None:
-        return _attend_leading(query, key, value, segments, segments.attended, options)
+    if segments.leading is not None:
+        return _attend_leading(query, key, value, segments, segments.leading, options)
     flash = _flash() if _flash_takes(query, options) else None
     if flash is not None:
         return flash(query, key, value, segments, options)
@@ -96,16 +100,16 @@ def attend(query: Tensor, key: Tensor, value: Tensor, segments: Segments, option
 
 
 def _attend_leading(
-    query: Tensor, key: Tensor, value: Tensor, segments: Segments, attended: Counts, options: AttentionOptions
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, leading: Tensor, options: AttentionOptions
 ) -> Tensor:
-    """Computes `attend` with keys limited to each text's first `attended` tokens; texts are short queries."""
+    """Computes `attend` with keys limited to each text's first `leading` tokens; texts are short queries."""
     if options.softcap is not None:
         raise ValueError("attention with soft-capping has no unattended tokens: query expansion needs another model")
     out, done = torch.zeros(query.shape, dtype=query.dtype, device=query.device), 0
     grouped = query.shape[1] != key.shape[1]
     for start, texts, length in segments.runs:
         q, k, v = (_strided_views(x, start, texts, length, length) for x in (query, key, value))
-        seen = torch.from_numpy(np.arange(length) < attended[done : done + texts, None]).to(query.device)
+        seen = torch.arange(length, device=query.device) < leading[done : done + texts, None]
         mask = seen[:, None, None] & visible(length, options, query.device)
         block = sdpa(q, k, v, attn_mask=mask, scale=options.scale, enable_gqa=grouped).transpose(1, 2)
         out[start : start + texts * length].view(block.shape).copy_(block)
@@ -201,8 +205,15 @@ def _tiles() -> Callable[[Tensor, Tensor, Tensor, IntArray, float], Tensor] | No
 
 
 def _flash_takes(query: Tensor, options: AttentionOptions) -> bool:
-    half = query.dtype in (torch.float16, torch.bfloat16)
-    return query.is_cuda and half and query.shape[-1] <= 256 and options.softcap is None
+    half, width = query.dtype in (torch.float16, torch.bfloat16), query.shape[-1]
+    fits = query.is_cuda and half and width <= 256 and width % 8 == 0 and options.softcap is None
+    return fits and _has_flash_kernels(query.device)
+
+
+@functools.cache
+def _has_flash_kernels(device: torch.device) -> bool:
+    """Returns whether the GPU is of Ampere's generation or later: flash attention refuses older ones, such as a T4."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @functools.cache

@@ -23,6 +23,7 @@ from actors.checkpoints.files import CheckpointError
 from actors.compute.resolve import Compute
 from actors.network.attention import AttentionOptions, Segments, attend
 from actors.outputs import IntArray, offsets_of, ranges
+from actors.transfers import to_device
 
 C = TypeVar("C")
 Weights = dict[str, Tensor]
@@ -227,9 +228,9 @@ class Compression:
         slots = np.where(places < starts, places, np.where(places < after, grouped, moved))
         new_offsets = offsets_of(shorter)
         slots += np.repeat(new_offsets[:-1], lengths)
-        counts = torch.from_numpy(np.bincount(slots, minlength=int(new_offsets[-1]))).to(x.device)
+        counts = to_device(np.bincount(slots, minlength=int(new_offsets[-1])), x.device)
         sums = torch.zeros(int(new_offsets[-1]), x.shape[1], device=x.device)
-        sums.index_add_(0, torch.from_numpy(slots).to(x.device), x.float())
+        sums.index_add_(0, to_device(slots, x.device), x.float())
         return (sums / counts[:, None]).to(x.dtype), new_offsets
 
 
@@ -297,7 +298,7 @@ def normed(x: Tensor, eps: float) -> Tensor:
 def frequencies(bases: np.ndarray[Any, np.dtype[Any]], width: int, device: torch.device) -> Tensor:
     """Computes float32 (len(bases), width / 2): base ** (-2 i / width)."""
     powers = torch.arange(0, width, 2, device=device).float() / width
-    return 1.0 / torch.from_numpy(bases).float().to(device)[:, None] ** powers
+    return 1.0 / to_device(bases.astype(np.float32), device)[:, None] ** powers
 
 
 def rotation_of(segments: Segments, inverse: Tensor) -> Rotation:

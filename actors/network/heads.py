@@ -20,6 +20,7 @@ from torch.nn.functional import normalize as to_unit
 from actors.codecs.device_codec import DeviceCodec
 from actors.outputs import Array, IntArray, MultiVectors, SparseVectors, offsets_of
 from actors.spec import Pooling
+from actors.transfers import to_device, to_host
 
 LEAST_COMPILED = 512
 """Tokens in a call from which compiling pays; a single query is below it."""
@@ -38,13 +39,12 @@ def dense(
 
 
 def _pool(hidden: Tensor, offsets: IntArray, pooling: Pooling) -> Tensor:
-    bounds = torch.from_numpy(offsets).to(hidden.device)
     if pooling == "cls":
-        return hidden[bounds[:-1]].float()
+        return hidden[to_device(offsets[:-1], hidden.device)].float()
     if pooling == "last_token":
-        return hidden[bounds[1:] - 1].float()
+        return hidden[to_device(offsets[1:] - 1, hidden.device)].float()
     if pooling == "mean":
-        return torch.segment_reduce(hidden.float(), "mean", offsets=bounds)
+        return torch.segment_reduce(hidden.float(), "mean", offsets=to_device(offsets, hidden.device))
     raise ValueError(f"pooling must be cls, mean or last_token, got {pooling!r}")
 
 
@@ -56,7 +56,8 @@ def sparse(
 
     hidden: (T, h); ids: int64 (T,); excluded_ids: special tokens, which get no weight. Weights of 0 are dropped.
     """
-    return collect(host(token_weights(hidden, linear)), host(ids), offsets, excluded_ids)
+    weights, tokens = to_host(token_weights(hidden, linear), ids)
+    return collect(weights, tokens, offsets, excluded_ids)
 
 
 @torch.inference_mode()
@@ -86,18 +87,30 @@ def colbert(
     hidden: Tensor, offsets: IntArray, linear: nn.Linear | None, *, normalize: bool = True,
     truncate_dim: int | None = None, device_codec: DeviceCodec | None = None,
 ) -> MultiVectors:  # fmt: skip
+    """Computes `token_vectors` and copies them to the host."""
+    vectors = token_vectors(
+        hidden, offsets, linear, normalize=normalize, truncate_dim=truncate_dim, device_codec=device_codec
+    )
+    lengths = np.diff(offsets) - 1
+    kept = lengths if device_codec is None else device_codec.lengths(lengths)
+    return MultiVectors(offsets_of(kept), to_host(vectors)[0])
+
+
+@torch.inference_mode()
+def token_vectors(
+    hidden: Tensor, offsets: IntArray, linear: nn.Linear | None, *, normalize: bool = True,
+    truncate_dim: int | None = None, device_codec: DeviceCodec | None = None,
+) -> Tensor:  # fmt: skip
     """Computes one vector per token (`vector_dtype`), without each text's first token (cls); a closing eos is kept.
 
     linear: None takes the hidden states as they are. Dimensions are cut before the L2 norm (eps 1e-12).
-    device_codec: pools and encodes them before they leave the device, uint8.
+    device_codec: pools and encodes them, uint8.
     """
     projected = (hidden if linear is None else linear(hidden))[:, :truncate_dim]
     vectors = (_each_text if projected.device.type == "cpu" else _all_texts)(projected, offsets, normalize)
     if device_codec is not None:
-        lengths = np.diff(offsets) - 1
-        return MultiVectors(offsets_of(device_codec.lengths(lengths)), host(device_codec(vectors, lengths)))
-    halved = vector_dtype(hidden.device, hidden.dtype) is np.float16
-    return MultiVectors(offsets - np.arange(len(offsets)), host(vectors.half() if halved else vectors))
+        return device_codec(vectors, np.diff(offsets) - 1)
+    return vectors.half() if vector_dtype(hidden.device, hidden.dtype) is np.float16 else vectors
 
 
 def _each_text(tokens: Tensor, offsets: IntArray, normalize: bool) -> Tensor:
@@ -131,9 +144,8 @@ def _compiled() -> Callable[[Tensor, IntArray, Tensor], None] | None:
 
 def _all_texts(tokens: Tensor, offsets: IntArray, normalize: bool) -> Tensor:
     """Does what `_each_text` does in a few kernels, for a GPU."""
-    kept = torch.ones(len(tokens), dtype=torch.bool)
-    kept[torch.from_numpy(offsets[:-1])] = False
-    vectors = tokens[kept.nonzero().flatten().to(tokens.device)].float()
+    kept = np.delete(np.arange(len(tokens)), offsets[:-1])
+    vectors = tokens[to_device(kept, tokens.device)].float()
     return vectors.div_(_norms(vectors)) if normalize else vectors
 
 
@@ -145,13 +157,3 @@ def _norms(vectors: Tensor) -> Tensor:
 def vector_dtype(device: torch.device, dtype: torch.dtype) -> type[np.floating[Any]]:
     """Returns float16 for a half-precision pass on a GPU, to halve the transfer; else float32."""
     return np.float16 if device.type == "cuda" and dtype != torch.float32 else np.float32
-
-
-def host(x: Tensor) -> Array:
-    """Copies to host memory; from a GPU through pinned memory, which waits for this stream only."""
-    if not x.is_cuda:
-        return x.numpy()
-    pinned = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
-    pinned.copy_(x, non_blocking=True)
-    torch.cuda.current_stream(x.device).synchronize()
-    return pinned.numpy()

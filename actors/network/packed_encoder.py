@@ -153,9 +153,12 @@ class PackedEncoder:
         return (seen - before) * real + self.pad_id
 
     def _layer(self, layer: Layer, x: Tensor, segments: Segments) -> Tensor:
+        return self.after_attention(layer, self._attention(layer, x, segments), x)
+
+    def _attention(self, layer: Layer, x: Tensor, segments: Segments) -> Tensor:
+        """Mixes values (T, h). Queries, keys and values are free again when the feed-forward layer needs memory."""
         query, key, value = layer.qkv(x).view(len(x), 3, self.heads, self.hidden_size // self.heads).unbind(1)
-        mixed = attend(query, key, value, segments, self.options).view_as(x)
-        return self.after_attention(layer, mixed, x)
+        return attend(query, key, value, segments, self.options).view_as(x)
 
 
 def read_norm(module: nn.LayerNorm) -> Norm:

@@ -24,6 +24,7 @@ from actors.compute.batching import round_up_tokens
 from actors.kernels.torch_private import has_packed_linear, pack_weight, packed_linear
 from actors.network.attention import AttentionOptions, Counts, Segments, attend
 from actors.outputs import IntArray
+from actors.transfers import to_device
 
 ROTARY_ENCODERS = frozenset({"modernbert", "nomic_bert", "gte"})
 Rotation = tuple[Tensor, Tensor]
@@ -95,7 +96,10 @@ class RotaryEncoder:
             config.hidden_activation if self.is_prenorm else config.hidden_act
         ]
         self.width: int = _head_width(config)
-        self.rotations = {kind: _Rotations(_rope(config, kind), self.width) for kind in set(kinds)}
+        positions = 512 if self.device.type == "cpu" else self.max_positions
+        self.rotations = {
+            kind: _Rotations(_rope(config, kind), self.width, positions, self.device) for kind in set(kinds)
+        }
         plain = AttentionOptions(scale=self.width**-0.5)
         local = replace(plain, window=config.sliding_window + 1) if self.is_prenorm else plain
         self.options = {"full_attention": plain, "sliding_attention": local}
@@ -115,7 +119,8 @@ class RotaryEncoder:
         x = pad(x, (0, 0, 0, rows - tokens))
         places = np.zeros(rows, np.int64)
         places[:tokens] = np.arange(tokens) - np.repeat(offsets[:-1], np.diff(offsets))
-        rotation = {kind: table.at(places, segments.longest, x) for kind, table in self.rotations.items()}
+        on_device = to_device(places, ids.device)
+        rotation = {kind: table.at(on_device, segments.longest, x.dtype) for kind, table in self.rotations.items()}
         for layer in self.layers:
             x = self._layer(layer, x, rotation[layer.kind], segments)
         return self.final_norm(x[:tokens])
@@ -148,25 +153,27 @@ def _rotate(x: Tensor, rotation: Rotation) -> Tensor:
 class _Rotations:
     """Caches cos and sin by position.
 
-    The table grows with the longest text seen and is replaced as a whole, so that threads which share the model read
-    either the old one or the new one.
+    On a CPU the table grows with the longest text seen and is replaced as a whole, so that threads which share the
+    model read either the old one or the new one. On a GPU it holds every position from the beginning (1 MiB for 8,192
+    of 64 dimensions): a stream might still read a table that another one replaces.
     """
 
-    def __init__(self, frequencies: tuple[float, float], width: int) -> None:
+    def __init__(self, frequencies: tuple[float, float], width: int, positions: int, device: torch.device) -> None:
         base, self.scaling = frequencies
+        self.device = device
         self.inverse = 1.0 / (base ** (torch.arange(0, width, 2, dtype=torch.float32) / width))
-        self.table = self._angles(512)
+        self.table = self._angles(positions)
 
     def _angles(self, length: int) -> Rotation:
         angles = torch.arange(length, dtype=torch.float32)[:, None] * self.inverse
-        return (angles.cos() * self.scaling)[:, None, None], (angles.sin() * self.scaling)[:, None, None]
+        cos, sin = (part * self.scaling for part in (angles.cos(), angles.sin()))
+        return cos[:, None, None].to(self.device), sin[:, None, None].to(self.device)
 
-    def at(self, places: IntArray, longest: int, like: Tensor) -> Rotation:
+    def at(self, places: Tensor, longest: int, dtype: torch.dtype) -> Rotation:
         table = self.table
         if len(table[0]) < longest:
             table = self.table = self._angles(1 << (longest - 1).bit_length())
-        rows = torch.from_numpy(places)
-        cos, sin = (part[rows].to(like.device, like.dtype) for part in table)
+        cos, sin = (part[places].to(dtype) for part in table)
         return cos, sin
 
 

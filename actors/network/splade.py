@@ -16,10 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from actors.outputs import IntArray, SparseVectors, offsets_of
+from actors.outputs import Array, IntArray, SparseVectors, offsets_of
+from actors.transfers import to_device, to_host
 
 TOKENS_TOGETHER = 512
 """Tokens that are scored together; texts are never split, so a longer one stands alone."""
+TOKENS_TOGETHER_ON_GPU = 16384
+"""The same on a GPU, which pools all texts of a group in one kernel: 128 MiB of scores in bf16."""
 VOCABULARY_SLICE = 4096
 """Scores of so many vocabulary entries are held for those tokens at a time: 4 MB in bf16, which stays in the caches."""
 
@@ -44,12 +47,19 @@ class SpladeHead:
     @torch.inference_mode()
     def __call__(self, hidden: Tensor, offsets: IntArray) -> SparseVectors:
         """Computes one row of weights per text, ids ascending. hidden: (T, h); every text has at least one token."""
-        parts = [self._rows(hidden, part) for part in _groups(offsets)]
-        return SparseVectors.join(parts) if parts else SparseVectors.empty(0)
+        groups = _groups(offsets, TOKENS_TOGETHER if hidden.device.type == "cpu" else TOKENS_TOGETHER_ON_GPU)
+        pooled = [self._pool_group(hidden, group) for group in groups]
+        if not pooled:
+            return SparseVectors.empty(0)
+        if hidden.device.type != "cpu":  # one copy for all
+            return self._sparsify(*to_host(torch.cat(pooled)))
+        return SparseVectors.join([self._sparsify(*to_host(table)) for table in pooled])
 
-    def _rows(self, hidden: Tensor, offsets: IntArray) -> SparseVectors:
+    def _pool_group(self, hidden: Tensor, offsets: IntArray) -> Tensor:
+        """Computes the saturated weights of a group of texts, at most `top_k` of each above zero: float32 (n, V)."""
         states = self.transform(hidden[offsets[0] : offsets[-1]])
-        bounds = (offsets - offsets[0]).tolist()
+        bounds = offsets - offsets[0]
+        on_device = None if hidden.device.type == "cpu" else to_device(bounds, hidden.device)
         pooled = torch.empty(len(offsets) - 1, len(self.weight), dtype=torch.float32, device=hidden.device)
         for start in range(0, len(self.weight), VOCABULARY_SLICE):
             part = slice(start, start + VOCABULARY_SLICE)
@@ -57,10 +67,13 @@ class SpladeHead:
             scores = nn.functional.linear(states, self.weight[part], bias)
             if self.strategy == "sum":
                 scores = self._saturate(scores.float())
-            for i, (first, end) in enumerate(itertools.pairwise(bounds)):
+            if on_device is not None:
+                pooled[:, part] = torch.segment_reduce(scores, self.strategy, offsets=on_device)
+                continue
+            for i, (first, end) in enumerate(itertools.pairwise(bounds.tolist())):
                 rows = scores[first:end]
                 pooled[i, part] = rows.sum(0) if self.strategy == "sum" else rows.amax(0)
-        return self._sparsify(pooled if self.strategy == "sum" else self._saturate(pooled))
+        return self._keep_largest(pooled if self.strategy == "sum" else self._saturate(pooled))
 
     def _saturate(self, scores: Tensor) -> Tensor:
         scores = scores.relu_()
@@ -68,21 +81,23 @@ class SpladeHead:
             scores = scores.log1p_()
         return scores
 
-    def _sparsify(self, pooled: Tensor) -> SparseVectors:
-        if self.top_k is not None and self.top_k < pooled.shape[1]:
-            kept = pooled.topk(self.top_k, dim=1)
-            pooled = torch.zeros_like(pooled).scatter_(1, kept.indices, kept.values)
-        table = pooled.cpu().numpy()
+    def _keep_largest(self, pooled: Tensor) -> Tensor:
+        if self.top_k is None or self.top_k >= pooled.shape[1]:
+            return pooled
+        kept = pooled.topk(self.top_k, dim=1)
+        return torch.zeros_like(pooled).scatter_(1, kept.indices, kept.values)
+
+    def _sparsify(self, table: Array) -> SparseVectors:
         rows, ids = np.nonzero(table > self.threshold)
         counts = np.bincount(rows, minlength=len(table))
         return SparseVectors(offsets_of(counts), ids.astype(np.uint32), table[rows, ids])
 
 
-def _groups(offsets: IntArray) -> list[IntArray]:
-    """Yields offsets of runs of whole texts with at most TOKENS_TOGETHER tokens, or one text."""
+def _groups(offsets: IntArray, tokens: int) -> list[IntArray]:
+    """Returns offsets of runs of whole texts with at most so many tokens, or one text."""
     groups, first = [], 0
     while first < len(offsets) - 1:
-        last = int(np.searchsorted(offsets, offsets[first] + TOKENS_TOGETHER, side="right")) - 1
+        last = int(np.searchsorted(offsets, offsets[first] + tokens, side="right")) - 1
         last = max(last, first + 1)
         groups.append(offsets[first : last + 1])
         first = last

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from actors.network.attention import AttentionOptions, Counts, Segments, attend
 from actors.outputs import IntArray, ranges
+from actors.transfers import to_device
 
 PACKED_ATTENTION = "tridex_packed"
 PACKABLE = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "modernbert"})
@@ -40,12 +41,8 @@ def _packed_attention(
     return attend(query, key, value, segments, options)[None], None
 
 
-def _no_mask(*args: Any, **kwargs: Any) -> None:
-    return None
-
-
+# No mask function of that name: transformers then makes none, and does not read the positions back to look for packing.
 AttentionInterface.register(PACKED_ATTENTION, _packed_attention)
-AttentionMaskInterface.register(PACKED_ATTENTION, _no_mask)
 
 
 class _Wrapped:
@@ -101,13 +98,12 @@ class PaddedTransformer(_Wrapped):
             return torch.empty(0, self.hidden_size, dtype=self.model.dtype, device=ids.device)
         lengths = np.diff(offsets)
         places = ranges(np.arange(len(lengths)) * segments.longest, lengths)
-        where = torch.from_numpy(places).to(ids.device)
+        where = to_device(places, ids.device)
         shape = (len(lengths), segments.longest)
         padded = ids.new_full(shape, self.config.pad_token_id or 0)
-        mask = ids.new_zeros(shape)
         padded.view(-1)[where] = ids
         seen = np.arange(segments.longest) < (lengths if attended is None else attended)[:, None]
-        mask.copy_(torch.from_numpy(seen))
+        mask = to_device(seen.astype(np.int64), ids.device)
         routed = {} if domain is None or not self.takes_domain else {"domain": domain}
         out = self.model(padded, attention_mask=mask, **_no_cache(self.config), **routed)
         hidden: Tensor = out.last_hidden_state.flatten(0, 1)[where]

@@ -23,6 +23,7 @@ from actors.checkpoints.loading import load_tensors
 from actors.checkpoints.module_chain import ModuleChain, ModuleConfig, chain_width, module_weights, pooling_modes
 from actors.compute.resolve import Compute
 from actors.outputs import IntArray
+from actors.transfers import to_device
 
 VectorFunction = Callable[[Tensor], Tensor]
 """(n, in) -> (n, out)."""
@@ -80,9 +81,9 @@ def _pool(hidden: Tensor, offsets: IntArray, mode: str, skipped: int) -> Tensor:
     outside = starts >= offsets[1:]
     firsts = np.where(outside, offsets[:-1], starts)
     if mode == "cls":
-        return hidden[torch.from_numpy(firsts).to(hidden.device)].float()
+        return hidden[to_device(firsts, hidden.device)].float()
     if mode == "lasttoken":
-        return hidden[torch.from_numpy(offsets[1:] - 1).to(hidden.device)].float()
+        return hidden[to_device(offsets[1:] - 1, hidden.device)].float()
     bounds = np.minimum(starts, offsets[1:])
     return torch.stack([
         _reduce(hidden[start:end].float(), mode, start - first)

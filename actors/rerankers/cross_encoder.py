@@ -30,6 +30,7 @@ from actors.rerankers.flag_embedding import RerankerCompat
 from actors.rerankers.loading import Checkpoint
 from actors.rerankers.pairs import Layout, PairBatch, encoder_layout
 from actors.text.prompts import PLAIN
+from actors.transfers import to_device
 
 Logits = Callable[[Tensor, IntArray, Tensor | None], Tensor]
 """int64 ids (T,), host offsets (n + 1,), token types (T,) or None -> (n, 1)."""
@@ -56,8 +57,8 @@ class CrossEncoder:
     @torch.inference_mode()
     def score(self, batch: PairBatch, layout: Layout, options: RerankOptions) -> Tensor:
         device, kinds = self.compute.device, batch.kinds(layout)
-        ids = torch.from_numpy(batch.tokens.ids.astype(np.int64)).to(device)
-        types = None if kinds is None else torch.from_numpy(kinds).to(device)
+        ids = to_device(batch.tokens.ids.astype(np.int64), device)
+        types = None if kinds is None else to_device(kinds, device)
         return self.logits(ids, batch.tokens.offsets, types).float()
 
 
@@ -115,7 +116,7 @@ class _Padded:
     def __call__(self, ids: Tensor, offsets: IntArray, types: Tensor | None) -> Tensor:
         lengths = np.diff(offsets)
         shape = (len(lengths), int(lengths.max()))
-        where = torch.from_numpy(ranges(np.arange(shape[0]) * shape[1], lengths)).to(ids.device)
+        where = to_device(ranges(np.arange(shape[0]) * shape[1], lengths), ids.device)
 
         def padded(values: Tensor, fill: int) -> Tensor:
             rows = values.new_full(shape, fill)

@@ -26,6 +26,7 @@ from actors.rerankers.loading import Checkpoint
 from actors.rerankers.pairs import Layout, PairBatch, checked_pairs, join, token_ids
 from actors.suggest import did_you_mean
 from actors.text.prompts import PLAIN, instruct
+from actors.transfers import to_host
 
 Scores = npt.NDArray[np.float32]
 NAMED_IF_SET = frozenset({"passage_max_length"})
@@ -148,7 +149,7 @@ class Reranker:
 
         def score(rows: IntArray) -> Scores:
             parts = _at_most(options.batch_size, rows)
-            return torch.cat([self.scorer.score(batch.take(part), layout, options) for part in parts]).cpu().numpy()
+            return to_host(torch.cat([self.scorer.score(batch.take(part), layout, options) for part in parts]))[0]
 
         order, parts = self.executor.run(batch.tokens.lengths, score)
         scores = np.concatenate(parts)[inverse_permutation(order)]

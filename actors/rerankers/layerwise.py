@@ -24,6 +24,7 @@ from actors.rerankers.flag_embedding import DecoderCompat
 from actors.rerankers.loading import Checkpoint
 from actors.rerankers.pairs import Layout, PairBatch, prompt_layout
 from actors.text.tokenizer import TextTokenizer
+from actors.transfers import to_device
 
 
 def asked_layers(cutoffs: int | Sequence[int] | None, valid: range) -> tuple[int, ...]:
@@ -73,7 +74,7 @@ class Layerwise:
     @torch.inference_mode()
     def score(self, batch: PairBatch, layout: Layout, options: RerankOptions) -> Tensor:
         asked = self._asked(options)
-        ids = torch.from_numpy(batch.tokens.ids.astype(np.int64)).to(self.compute.device)
+        ids = to_device(batch.tokens.ids.astype(np.int64), self.compute.device)
         states = self.decoder.states(ids, batch.tokens.offsets, set(asked))
         return torch.stack([states[layer].float() @ self._head(layer) for layer in asked], 1)
 

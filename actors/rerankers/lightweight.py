@@ -26,6 +26,7 @@ from actors.rerankers.layerwise import always_bos, asked_layers
 from actors.rerankers.loading import Checkpoint
 from actors.rerankers.pairs import Layout, PairBatch, prompt_layout
 from actors.text.tokenizer import TextTokenizer
+from actors.transfers import to_device
 
 PROMPT = "Predict whether passage B contains an answer to query A."
 RATIOS = (1, 2, 4, 8)
@@ -57,7 +58,7 @@ class Lightweight:
     @torch.inference_mode()
     def score(self, batch: PairBatch, layout: Layout, options: RerankOptions) -> Tensor:
         asked, cap = self._asked(options), self.decoder.config.final_logit_softcapping
-        ids = torch.from_numpy(batch.tokens.ids.astype(np.int64)).to(self.compute.device)
+        ids = to_device(batch.tokens.ids.astype(np.int64), self.compute.device)
         compression = _compression(batch, layout, options)
         states = self.decoder.states(ids, batch.tokens.offsets, set(asked), compression)
         heads = self._heads_of(asked, options.heads_by_layer)

@@ -24,6 +24,7 @@ from actors.rerankers.flag_embedding import DecoderCompat
 from actors.rerankers.loading import Checkpoint
 from actors.rerankers.pairs import Layout, PairBatch, prompt_layout
 from actors.text.tokenizer import TextTokenizer
+from actors.transfers import to_device
 
 PROMPT = (
     "Given a query A and a passage B, determine whether the passage contains an answer to the query by providing a "
@@ -58,8 +59,8 @@ class YesLogit:
     @torch.inference_mode()
     def score(self, batch: PairBatch, layout: Layout, options: RerankOptions) -> Tensor:
         offsets = batch.tokens.offsets
-        ids = torch.from_numpy(batch.tokens.ids.astype(np.int64)).to(self.compute.device)
-        last = self.backbone.forward(ids, offsets)[torch.from_numpy(offsets[1:] - 1).to(ids.device)]
+        ids = to_device(batch.tokens.ids.astype(np.int64), self.compute.device)
+        last = self.backbone.forward(ids, offsets)[to_device(offsets[1:] - 1, ids.device)]
         return softcapped(last.float() @ self.yes, self.softcap)[:, None]
 
 

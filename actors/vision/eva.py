@@ -7,6 +7,7 @@ and rotary at once: rotary angles of a grid are those of the 16 x 16 grid of pre
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -54,6 +55,13 @@ def config_of(weights: Mapping[str, Tensor]) -> EvaConfig:
         patch=weights["patch_embed.proj.weight"].shape[-1],
         grid=round(patches**0.5),
     )
+
+
+@functools.cache
+def rope_table(grid: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Computes cosines and sines of `rope_angles` once per device; they are computed on the host, to be shared."""
+    angles = rope_angles(grid)
+    return angles.cos().to(device, dtype), angles.sin().to(device, dtype)
 
 
 def rope_angles(grid: int) -> Tensor:
@@ -154,8 +162,7 @@ class EvaTower(nn.Module):
         """Maps (n, 3, size, size) to (n, 1 + patches, width): class token first, before the final norm."""
         patches = self.patch_embed(pixels)
         x = torch.cat([self.cls_token.expand(len(pixels), -1, -1), patches], 1) + self.pos_embed
-        angles = rope_angles(self.config.grid).to(pixels.device)
-        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        cos, sin = rope_table(self.config.grid, x.dtype, pixels.device)
         for block in self.blocks:
             x = block(x, cos, sin)
         return x

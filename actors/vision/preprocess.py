@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from actors.extras import require_extra
+from actors.transfers import to_device
 
 try:
     from PIL import Image, ImageOps
@@ -141,6 +142,6 @@ def thumbnail_of(image: Image.Image, side: int) -> bytes:
 
 def normalised(pixels: Pixels, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Normalises uint8 (n, size, size, 3) to (n, 3, size, size) with CLIP's mean and standard deviation taken out."""
-    values = torch.tensor(pixels, device=device).permute(0, 3, 1, 2).float() / 255
-    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD))
+    values = to_device(np.require(pixels, requirements="W"), device).permute(0, 3, 1, 2).float() / 255
+    mean, std = (to_device(np.array(v, np.float32), device).view(3, 1, 1) for v in (MEAN, STD))
     return ((values - mean) / std).to(dtype)

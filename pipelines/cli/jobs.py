@@ -109,13 +109,14 @@ def plan(
     ] = None,
     price: Annotated[float | None, typer.Option(help="Price per hour of the whole pool.")] = None,
     actors: Annotated[int | None, typer.Option(help="Actors per pool; by default as many as fit this machine.")] = None,
+    on: Annotated[str | None, typer.Option(help="Predict the speed on t4, l4, a10, a100, h100 or h200.")] = None,
     as_json: Json = False,
 ) -> None:
     """Estimate a build: tokens, truncation, bytes, hours, cost. Warns of settings that cost recall or time."""
     job = build_config(config, input_paths, index, overrides)
     from pipelines.plan import Pool, make_plan
 
-    made = make_plan(job, Pool(tokens_per_second, price, actors))
+    made = make_plan(job, Pool(tokens_per_second, price, actors, on))
     print_json(made.to_dict()) if as_json else typer.echo(made.text())
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipelines.monitor.progress import format_duration, format_size
 from pipelines.plan.changes import PlannedChanges
+from pipelines.plan.predict import Prediction
 from pipelines.store.skipped import Skipped, skipped_lines
 
 BAR = 40
@@ -37,7 +38,8 @@ class EmbedderPlan:
     measured: bool
     hours: float | None
     why: tuple[str, ...]
-    """What the compute settings resolve to on this machine, and why."""
+    """What the compute settings resolve to on this machine, and why; empty where a card's speed was predicted."""
+    prediction: Prediction | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,8 @@ def _outputs(plan: Plan) -> Iterator[str]:
 def _time(plan: Plan) -> Iterator[str]:
     for e in plan.embedders:
         yield f"time        {_speed(e)}"
+        if e.prediction is not None:
+            yield f"  predicted {e.prediction.text()}"
     if plan.seconds is not None:
         yield f"in all      about {format_duration(plan.seconds)} on this machine, start-up and search indexes included"
     if plan.cost is not None:
@@ -133,7 +137,7 @@ def _time(plan: Plan) -> Iterator[str]:
 def _speed(e: EmbedderPlan) -> str:
     if e.hours is None or e.tokens_per_second is None:
         return f"{e.name}: unknown, the sample holds no tokens"
-    how = "measured here" if e.measured else "stated"
+    how = "measured here" if e.measured else "predicted" if e.prediction else "stated"
     actors = "1 actor" if e.actors == 1 else f"{e.actors:,} actors"
     speed = f"{actors} at {e.tokens_per_second:,.0f} tokens/s each, {how}"
     return f"{e.name}: {format_duration(e.hours * 3600)} ({speed})"

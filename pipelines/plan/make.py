@@ -26,6 +26,7 @@ from pipelines.monitor.lengths import histogram
 from pipelines.plan.changes import PlannedChanges, plan_changes
 from pipelines.plan.checks import warnings_of
 from pipelines.plan.figures import EmbedderPlan, Plan
+from pipelines.plan.predict import Card, find_card, predict_embedder
 from pipelines.plan.sample import Sample, measure_throughput, model_config, take_sample
 from pipelines.reading.listing import count_by_kind
 from pipelines.reading.units import plan_input
@@ -51,6 +52,8 @@ class Pool:
     """Of the whole pool, an hour."""
     actors: int | None = None
     """In each embedder's pool; None takes `pool.max_size`, or what fits this machine where that is `auto`."""
+    card: str | None = None
+    """A GPU, one per actor, whose speed is predicted (`pipelines.plan.predict`); no weights are loaded."""
 
 
 def make_plan(config: BuildConfig, pool: Pool = Pool(), sample_rows: int = SAMPLE_ROWS) -> Plan:
@@ -59,6 +62,7 @@ def make_plan(config: BuildConfig, pool: Pool = Pool(), sample_rows: int = SAMPL
     ConfigError for a wrong request: no such file, column or model, lengths that the model has no positions for.
     """
     config = with_index_boundaries(resolve_paths(config))
+    card = None if pool.card is None else find_card(pool.card)
     planned = plan_input(config.input)
     units = planned.units
     prepared = {e.name: _prepare(i, e) for i, e in enumerate(config.embedders)}
@@ -67,7 +71,7 @@ def make_plan(config: BuildConfig, pool: Pool = Pool(), sample_rows: int = SAMPL
     identity = identity_of(config, described)
     changes = plan_changes(config, units, described, sample)
     embedders = tuple(
-        _plan_embedder(e, prepared[e.name], identity.embedders[e.name], sample, pool, config, changes)
+        _plan_embedder(e, prepared[e.name], identity.embedders[e.name], sample, pool, config, changes, card)
         for e in config.embedders
     )
     hours = max((e.hours for e in embedders if e.hours is not None), default=None)
@@ -144,13 +148,17 @@ def _plan_embedder(
     pool: Pool,
     config: BuildConfig,
     changes: PlannedChanges | None,
+    card: Card | None,
 ) -> EmbedderPlan:
     kept, lost = sample.tokens(embedder.name)
     mean = float(kept.mean()) if len(kept) else 0.0
     tokens = round(mean * sample.chunks_in_all)
-    actors = pool.actors or pool_size(embedder.pool.spec(), _local_resources(config.ray), 1 / len(config.embedders))
+    local = _local_resources(config.ray) if card is None else {"GPU": 1.0}
+    actors = pool.actors or pool_size(embedder.pool.spec(), local, 1 / len(config.embedders))
+    prediction = None if card is None else predict_embedder(card, model_config(prepared), described, kept)
     share = 1.0 if changes is None else changes.embedded_share
-    speed = pool.tokens_per_second or measure_throughput(embedder, sample.chunks)
+    predicted = None if prediction is None or not tokens else prediction.tokens_per_second
+    speed = pool.tokens_per_second or predicted or measure_throughput(embedder, sample.chunks)
     stored = {output: n * sample.chunks_in_all for output, n in estimate_output_bytes(described, mean).items()}
     return EmbedderPlan(
         name=embedder.name,
@@ -166,9 +174,12 @@ def _plan_embedder(
             for codec in (CODECS if "colbert" in stored else ())
         },
         tokens_per_second=speed,
-        measured=pool.tokens_per_second is None,
+        measured=pool.tokens_per_second is None and prediction is None,
         hours=None if speed is None else share * tokens / (speed * actors) / 3600,
-        why=resolve_compute(embedder.spec().compute, model_config(prepared), allows_int8=True).why,
+        why=()
+        if prediction
+        else resolve_compute(embedder.spec().compute, model_config(prepared), allows_int8=True).why,
+        prediction=prediction,
     )
 
 
