@@ -36,7 +36,7 @@ def to_host(*tensors: Tensor) -> list[Array]:
     copies = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in tensors]
     for pinned, x in zip(copies, tensors, strict=True):
         pinned.copy_(x, non_blocking=True)
-    done = torch.cuda.Event(blocking=True)
+    done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
     done.record()
     done.synchronize()
     return [pinned.numpy() for pinned in copies]

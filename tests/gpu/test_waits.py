@@ -28,7 +28,7 @@ CHAINS = (
     "prompt_left_out_cls", "residual", "modernbert", "nomic", "gte", "t5", "splade_bert", "splade_task", "splade_sum",
     "splade_modernbert", "multi_vector", "multi_vector_expanded", "pylate_two_dense", "stanford",
 )  # fmt: skip
-PADDED = {"max_not_normalised", "t5", "splade_task"}
+PADDED = {"max_not_normalised", "residual", "t5", "splade_task"}
 """Run padded by transformers' own code, which reads the mask back once per batch."""
 RERANKERS = ("bert", "xlm_roberta", "llama", "gemma", "minicpm", "cost_wise_gemma")
 PAIRS = [("what is a panda", text) for text in TEXTS]
