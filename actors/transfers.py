@@ -31,12 +31,13 @@ def to_host(*tensors: Tensor) -> list[Array]:
 
     The event blocks instead of spinning, so that the core is free for tokenising and writing meanwhile.
     """
-    if not any(x.is_cuda for x in tensors):
+    device = next((x.device for x in tensors if x.is_cuda), None)
+    if device is None:
         return [x.cpu().numpy() for x in tensors]
     copies = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in tensors]
     for pinned, x in zip(copies, tensors, strict=True):
         pinned.copy_(x, non_blocking=True)
     done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-    done.record()
+    done.record(torch.cuda.current_stream(device))
     done.synchronize()
     return [pinned.numpy() for pinned in copies]

@@ -73,8 +73,9 @@ def _apply(self: torch.nn.Module, function: Any, recurse: bool = True) -> torch.
 def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     has_packed_linear()  # tried once on numbers, which fake tensors have not
     attention._has_flash_kernels.cache_clear()
-    event = SimpleNamespace(record=lambda: None, synchronize=lambda: None)
+    event = SimpleNamespace(record=lambda stream: None, synchronize=lambda: None)
     monkeypatch.setattr(torch.cuda, "Event", lambda **options: event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     monkeypatch.setattr(FakeTensor, "numpy", _zeros, raising=False)
     monkeypatch.setattr(torch.nn.Module, "_apply", _apply)
