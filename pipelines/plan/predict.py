@@ -118,7 +118,7 @@ def _downloaded_bytes(described: Mapping[str, Any], tokens: float, shape: ModelS
     codec, pooling = get_codec(described["colbert"]), described["colbert_pooling"]
     encoded = codec.encodes_on_device and pooling != "distinct"
     vector = codec.width(shape.colbert) / sequential_group_size(pooling) if encoded else 2.0 * shape.colbert
-    sizes = {"dense": 4 * described["dim"] / tokens, "sparse": 4.0, "colbert": vector}
+    sizes: dict[str, float] = {"dense": 4 * described["dim"] / tokens, "sparse": 4.0, "colbert": vector}
     return sum(sizes[output] for output in described["outputs"])
 
 
