@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import typer
 
@@ -37,7 +37,8 @@ def takes_search_options(*left_out: str) -> Callable[[F], F]:
 
 def _option(name: str) -> inspect.Parameter:
     field = SearchOptions.model_fields[name]
-    kind = field.annotation if field.annotation in (int, bool, float) else str
+    alternatives = get_args(field.annotation) or (field.annotation,)
+    kind = next((one for one in alternatives if one in (int, bool, float)), str)
     shown = "" if field.default is None or kind is bool else f" ({field.default})"
     flag = FLAGS.get(name, "--" + name.replace("_", "-"))
     option = typer.Option(flag, help=f"{(field.description or '').removesuffix('.')}{shown}.")

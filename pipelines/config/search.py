@@ -55,6 +55,10 @@ def _weight(value: Any) -> float:
     return value
 
 
+def _smoothing(value: Any) -> float | None:
+    return None if value is None else _weight(value)
+
+
 Positive = Annotated[int, _at_least(1)]
 Weight = Annotated[float, BeforeValidator(_weight)]
 
@@ -80,6 +84,9 @@ class SearchOptions(Model):
     )
     fusion: Annotated[Fusion | None, _one_of(FUSIONS)] = Field(
         None, description=f"How scores are joined: {', '.join(FUSIONS)}; by default what is best for the index's model."
+    )
+    smoothing: Annotated[float | None, BeforeValidator(_smoothing)] = Field(
+        None, description="Weight of near documents' scores in a hit's score; 0: none; by default the model's."
     )
     candidates: Positive = Field(200, description="Rows of each channel that enter the hybrid.")
     rerank: str | SkipValidation[Reranker] | None = Field(
@@ -137,6 +144,7 @@ class SearchKeywords(TypedDict, total=False):
     where: str | None
     weights: Mapping[Channel, float] | None
     fusion: Fusion | None
+    smoothing: float | None
     candidates: int
     rerank: str | Reranker | None
     rerank_k: int

@@ -16,7 +16,7 @@ from pipelines.config import ConfigError
 from pipelines.evaluation.metrics import Run, interval, paired_p, per_query
 from pipelines.evaluation.qrels import Qrels, judged
 from pipelines.evaluation.runs import RankedQuery, rank
-from pipelines.retrieval.fusion import FusionRule, fuse
+from pipelines.retrieval.fusion import FusionRule
 from pipelines.retrieval.index import Index
 
 MEASURE = "nDCG@10"
@@ -72,7 +72,7 @@ def layer_runs(
     options = reranker.options.changed({"cutoff_layers": tuple(layers)})
     runs: list[Run] = [{} for _ in layers]
     for query in ranked:
-        best = np.argsort(-fuse(query.found.scores, rule, query.found.sample), kind="stable")[:depth]
+        best = np.argsort(-query.found.fuse(rule), kind="stable")[:depth]
         texts = index.snapshot.take(query.found.positions[best], ["text"])["text"].to_pylist()
         scores = reranker.score_pairs([(query.text, text) for text in texts], options)
         for run, column in zip(runs, scores.T, strict=True):

@@ -17,7 +17,7 @@ from actors.outputs import IntArray
 from pipelines.config import Channel
 from pipelines.evaluation.metrics import Run
 from pipelines.retrieval.candidates import Candidates
-from pipelines.retrieval.fusion import FusionRule, fuse
+from pipelines.retrieval.fusion import FusionRule
 from pipelines.retrieval.index import Index
 
 BATCH = 256
@@ -42,6 +42,7 @@ def rank(index: Index, queries: Mapping[str, str], candidates: int = 200) -> lis
     for first in range(0, len(ids), BATCH):
         part = slice(first, first + BATCH)
         found = index.candidates(index.encode(texts[part]), list(index.channels), candidates, sampled=True)
+        found = [index.candidate_generator.with_graph(each, index.default_fusion) for each in found]
         documents = _read_document_ids(index, [f.positions for f in found])
         judged += [RankedQuery(*row) for row in zip(ids[part], texts[part], found, documents, strict=True)]
     return judged
@@ -74,14 +75,14 @@ def channel_run(judged: Sequence[RankedQuery], channel: Channel) -> Run:
 
 
 def fused_run(judged: Sequence[RankedQuery], rule: FusionRule) -> Run:
-    return {q.query_id: _best_scores(q.documents, fuse(q.found.scores, rule, q.found.sample)) for q in judged}
+    return {q.query_id: _best_scores(q.documents, q.found.fuse(rule)) for q in judged}
 
 
 def reranked_run(index: Index, judged: Sequence[RankedQuery], rule: FusionRule, reranker: Any, depth: int) -> Run:
     """Returns the fused ranking with its first `depth` rows scored again by `.score(query, passages)`."""
     run: Run = {}
     for query in judged:
-        order = np.argsort(-fuse(query.found.scores, rule, query.found.sample), kind="stable")[:depth]
+        order = np.argsort(-query.found.fuse(rule), kind="stable")[:depth]
         texts = index.snapshot.take(query.found.positions[order], ["text"])["text"].to_pylist()
         scores = np.asarray(reranker.score(query.text, texts), np.float64)
         run[query.query_id] = _best_scores(query.documents[order], scores)

@@ -21,7 +21,7 @@ from pipelines.config import Channel, ConfigError, Fusion, SearchOptions
 from pipelines.evaluation.metrics import Doubles, interval, paired_p
 from pipelines.evaluation.qrels import Qrels, judged
 from pipelines.evaluation.runs import RankedQuery, rank
-from pipelines.retrieval.fusion import normalised
+from pipelines.retrieval.fusion import FusionRule, normalised, resolve_fusion
 from pipelines.retrieval.index import Index
 
 GRID = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0)
@@ -51,15 +51,21 @@ class Features:
         return result
 
 
-def features(ranked: Sequence[RankedQuery], qrels: Qrels, fusion: Fusion, channels: tuple[Channel, ...]) -> Features:
-    """Computes a fusion's channel parts; keeps a document's best chunk by the sum of the parts, as in a run."""
+def features(ranked: Sequence[RankedQuery], qrels: Qrels, rule: FusionRule, channels: tuple[Channel, ...]) -> Features:
+    """Computes channel parts by the rule's fusion and smoothing, without its weights.
+
+    Keeps a document's best chunk by the sum of the parts, as in a run. Neighbours, and what rises towards them, are
+    those under the rule's weights.
+    """
     width = max(len(q.documents) for q in ranked)
     values = np.full((len(ranked), width, len(channels)), -1e6, np.float32)
     gains = np.zeros((len(ranked), width), np.float32)
     ideal = np.ones(len(ranked))
     for i, query in enumerate(ranked):
         grades = qrels[query.query_id]
-        parts = np.column_stack([normalised(fusion, c, query.found.scores, query.found.sample) for c in channels])
+        found = query.found
+        scaled = {c: normalised(rule.fusion, c, found.scores, found.sample) for c in channels}
+        parts = np.column_stack(list(found.smooth(scaled, rule).values()))
         order = np.argsort(-parts.sum(axis=1), kind="stable")
         kept = order[np.sort(np.unique(query.documents[order], return_index=True)[1])]
         values[i, : len(kept)] = parts[kept]
@@ -179,7 +185,10 @@ def tune_ranked(index: Index, ranked: Sequence[RankedQuery], qrels: Qrels, folds
     """Tunes as `tune`, on candidates that are retrieved already."""
     channels: tuple[Channel, ...] = tuple(index.channels)
     fold = np.random.default_rng(seed).permutation(len(ranked)) % folds
-    tables = {f: features(ranked, qrels, f, channels) for f in FUSIONS}
+    rules = {
+        f: resolve_fusion(index.default_fusion, channels, f, None) for f in (*FUSIONS, index.default_fusion.fusion)
+    }
+    tables = {f: features(ranked, qrels, rule, channels) for f, rule in rules.items()}
     validated = {f: _cross_validate(tables[f], fold, folds) for f in FUSIONS}
     fusion = max(FUSIONS, key=lambda f: float(validated[f].mean()))
     weights = ascend(tables[fusion], np.arange(len(ranked)))
@@ -190,9 +199,7 @@ def tune_ranked(index: Index, ranked: Sequence[RankedQuery], qrels: Qrels, folds
         fusion,
         {c: float(w) for c, w in zip(channels, weights, strict=True) if w > 0},
         validated[fusion],
-        (tables[rule.fusion] if rule.fusion in tables else features(ranked, qrels, rule.fusion, channels)).ndcg(
-            default
-        ),
+        tables[rule.fusion].ndcg(default),
         {c: tables["weighted"].ndcg(alone[i]) for i, c in enumerate(channels)},
     )
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -21,10 +21,12 @@ from actors.outputs import IntArray
 from pipelines.config import CHANNELS, Channel
 from pipelines.retrieval.channels.base import ChannelSearch, Floats, Ranking
 from pipelines.retrieval.channels.colbert import ColbertChannel
+from pipelines.retrieval.channels.dense import DenseChannel
 from pipelines.retrieval.filters import Filter
-from pipelines.retrieval.fusion import FusionRule, fuse
+from pipelines.retrieval.fusion import Doubles, FusionRule, fuse, parts
 from pipelines.retrieval.queries import EncodedQueries
 from pipelines.retrieval.scoring.kernels import top_n
+from pipelines.retrieval.smoothing import NeighbourGraph, best_places, build_graph
 from pipelines.search_indexes.content_sample import sample_by_content
 from pipelines.store.table import Snapshot
 
@@ -54,6 +56,23 @@ class Candidates:
     """What each searched channel found by itself."""
     sample: Mapping[Channel, Floats] | None = None
     """Scores of the index's sample of rows, where z-scores are wanted."""
+    graph: NeighbourGraph | None = None
+    """Neighbours among the best rows, where scores are to be smoothed."""
+
+    def fuse(self, rule: FusionRule) -> Doubles:
+        """Computes fused scores (n,), smoothed if the rule says so and the graph is there."""
+        return fuse(self.scores, rule, self.sample, self.graph)
+
+    def smooth(self, values: Mapping[Channel, Doubles], rule: FusionRule) -> dict[Channel, Doubles]:
+        """Smooths each channel's values (n,) as the rule smooths its parts."""
+        if self.graph is None or rule.smoothing == 0:
+            return dict(values)
+        smooth = self.graph.smoother(fuse(self.scores, rule, self.sample), rule.smoothing)
+        return {c: smooth(some) for c, some in values.items()}
+
+    def parts(self, rule: FusionRule) -> Mapping[Channel, Doubles]:
+        """Computes what each channel adds to the fused scores."""
+        return parts(self.scores, rule, self.sample, self.graph)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +143,22 @@ class CandidateGenerator:
         scores |= self._exact(queries, i, found.positions[places], missing)
         return {c: scores[c] for c in self.channels}
 
-    def with_rows(self, queries: EncodedQueries, found: Candidates, rows: IntArray) -> Candidates:
-        """Returns a single query's candidates, these rows added to them, with every channel's scores."""
+    def with_graph(self, found: Candidates, rule: FusionRule) -> Candidates:
+        """Returns the candidates with the neighbours of the best by the rule, if it smooths and there are vectors."""
+        dense = self.channels.get("dense")
+        if rule.smoothing == 0 or not isinstance(dense, DenseChannel):
+            return found
+        fused = fuse(found.scores, rule, found.sample)
+        places = best_places(fused)
+        return replace(found, graph=build_graph(places, fused, dense.vectors(found.positions[places])))
+
+    def with_rows(self, queries: EncodedQueries, found: Candidates, rows: IntArray, rule: FusionRule) -> Candidates:
+        """Returns a single query's candidates, these rows added, with every channel's scores and the rule's graph."""
         if not len(np.setdiff1d(rows, found.positions)) and found.scores.keys() == self.channels.keys():
             return found
         both = np.union1d(found.positions, rows)
-        return Candidates(both, self._exact(queries, 0, both, self.channels), found.tops, found.sample)
+        scores = self._exact(queries, 0, both, self.channels)
+        return self.with_graph(Candidates(both, scores, found.tops, found.sample), rule)
 
     @cached_property
     def sample(self) -> IntArray:

@@ -10,18 +10,21 @@ comparable between queries.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from actors.suggest import did_you_mean
 from pipelines.config import CHANNELS, DEFAULT_MODEL, Channel, Fusion, InvalidRequest
+from pipelines.retrieval.smoothing import NeighbourGraph
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 MAX_ZSCORE = 32.0
 """Of the best candidate at most: else a query word that no sampled row has makes any match infinitely far out."""
+SMOOTHING = 3.0
+"""In a hybrid of z-scores with ColBERT, as the weights (benchmarks/RESULTS.md)."""
 RRF_K = 60
 """Cormack, Clarke and Buettcher 2009."""
 
@@ -32,6 +35,8 @@ class FusionRule:
 
     fusion: Fusion
     weights: Mapping[Channel, float]
+    smoothing: float = 0.0
+    """Weight of near documents' scores in a hit's (`pipelines.retrieval.smoothing`); 0: none."""
 
 
 def default_fusion(model: str, available: tuple[Channel, ...], fitted: bool = False) -> FusionRule:
@@ -45,17 +50,32 @@ def default_fusion(model: str, available: tuple[Channel, ...], fitted: bool = Fa
         weights = {c: spec.weight_without_colbert for c, spec in CHANNELS.items()}
     elif not (fitted or model == DEFAULT_MODEL):
         fusion, weights = "weighted", {c: spec.m3_weight for c, spec in CHANNELS.items()}
-    return FusionRule(fusion, {c: w for c, w in weights.items() if w > 0 and c in available})
+    smoothing = SMOOTHING if fusion == "zscore" and {"dense", "colbert"} <= {*available} else 0.0
+    return FusionRule(fusion, {c: w for c, w in weights.items() if w > 0 and c in available}, smoothing)
 
 
 def resolve_fusion(
-    default: FusionRule, available: tuple[Channel, ...], fusion: Fusion | None, weights: Mapping[str, float] | None
+    default: FusionRule,
+    available: tuple[Channel, ...],
+    fusion: Fusion | None,
+    weights: Mapping[str, float] | None,
+    smoothing: float | None = None,
 ) -> FusionRule:
     """Completes the fusion of a search by the index's default.
 
     InvalidRequest names a channel that the index lacks. Weights alone, with BM25 among them, turn a sum of raw scores
-    into one of z-scores: raw BM25 has no upper bound and would drown the others.
+    into one of z-scores: raw BM25 has no upper bound and would drown the others. The default's smoothing goes with the
+    default's fusion, whatever the weights.
     """
+    rule = _resolve_weights(default, available, fusion, weights)
+    if smoothing is None:
+        smoothing = default.smoothing if rule.fusion == default.fusion else 0.0
+    return replace(rule, smoothing=smoothing)
+
+
+def _resolve_weights(
+    default: FusionRule, available: tuple[Channel, ...], fusion: Fusion | None, weights: Mapping[str, float] | None
+) -> FusionRule:
     if weights is None:
         return FusionRule(fusion or default.fusion, default.weights)
     named = {c: weights[c] for c in available if c in weights}
@@ -106,17 +126,24 @@ NORMALISERS: dict[Fusion, Callable[[Floats, Channel, Floats | None], Doubles]] =
 
 
 def parts(
-    scores: Mapping[Channel, Floats], rule: FusionRule, sample: Mapping[Channel, Floats] | None = None
+    scores: Mapping[Channel, Floats],
+    rule: FusionRule,
+    sample: Mapping[Channel, Floats] | None = None,
+    graph: NeighbourGraph | None = None,
 ) -> dict[Channel, Doubles]:
     """Computes what each channel adds to the fused score of each candidate: (n,) for every channel with a weight.
 
     sample: scores of rows sampled from the table, which z-scores are measured against; without them, the candidates
     themselves are. Weights are divided by their sum (M3's rule), except in reciprocal rank fusion, where that is not
-    the custom.
+    the custom. graph: neighbours, over which the rule smooths each part.
     """
     used = {c: w for c, w in rule.weights.items() if w > 0}
     total = 1.0 if rule.fusion == "rrf" else sum(used.values())
-    return {c: normalised(rule.fusion, c, scores, sample) * (w / total) for c, w in used.items()}
+    own = {c: normalised(rule.fusion, c, scores, sample) * (w / total) for c, w in used.items()}
+    if graph is None or rule.smoothing == 0:
+        return own
+    smooth = graph.smoother(np.sum(list(own.values()), axis=0), rule.smoothing)
+    return {c: smooth(part) for c, part in own.items()}
 
 
 def normalised(
@@ -126,7 +153,12 @@ def normalised(
     return NORMALISERS[fusion](scores[channel], channel, None if sample is None else sample[channel])
 
 
-def fuse(scores: Mapping[Channel, Floats], rule: FusionRule, sample: Mapping[Channel, Floats] | None = None) -> Doubles:
+def fuse(
+    scores: Mapping[Channel, Floats],
+    rule: FusionRule,
+    sample: Mapping[Channel, Floats] | None = None,
+    graph: NeighbourGraph | None = None,
+) -> Doubles:
     """Computes fused scores (n,), higher is better."""
-    fused: Doubles = np.sum(list(parts(scores, rule, sample).values()), axis=0)
+    fused: Doubles = np.sum(list(parts(scores, rule, sample, graph).values()), axis=0)
     return fused

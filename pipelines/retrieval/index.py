@@ -177,7 +177,8 @@ class Index(IndexHandle):
         request, rows = self.request(options.model_copy(update={"k": 1})), rows_of(self, id)
         queries = self.encode([query])
         (found,) = self.candidates_for(queries, request)
-        return explain_row(self, queries, request, self.candidate_generator.with_rows(queries, found, rows), rows)
+        found = self.candidate_generator.with_rows(queries, found, rows, request.effective_rule)
+        return explain_row(self, queries, request, found, rows)
 
     def request(self, options: SearchOptions) -> Request:
         """Checks options against this index; InvalidRequest names the first wrong one."""
@@ -256,9 +257,10 @@ class Index(IndexHandle):
         """Returns the candidates that a request ranks, for every query."""
         rule = request.effective_rule
         sampled = rule.fusion == "zscore"
-        return self.candidates(
+        found = self.candidates(
             queries, request.searched, request.candidates, request.where, request.exact, sampled, rule
         )
+        return [self.candidate_generator.with_graph(each, rule) for each in found]
 
     def answer(self, queries: EncodedQueries, request: Request) -> list[Hits]:
         """Answers queries that are encoded: candidates with scores, their fusion, and the page of hits."""
@@ -270,7 +272,7 @@ class Index(IndexHandle):
 
     def page(self, queries: EncodedQueries, found: Sequence[Candidates], request: Request) -> list[Hits]:
         """Fuses the candidates of every query and reads the page of hits."""
-        fused = [fusing.fuse(f.scores, request.effective_rule, f.sample) for f in found]
+        fused = [each.fuse(request.effective_rule) for each in found]
         page = PageReader(self.snapshot, self.candidate_generator, partial(PassageFinder, self))
         if len(queries) > 1:
             page.read_ahead(found, fused, request)

@@ -75,7 +75,7 @@ def check_request(
     return Request(
         k=options.k,
         mode=options.mode,
-        rule=resolve_fusion(default, available, options.fusion, options.weights),
+        rule=resolve_fusion(default, available, options.fusion, options.weights, options.smoothing),
         where=None if options.where is None else evaluate_filter(options.where),
         candidates=max(rows),
         columns=tuple(columns),

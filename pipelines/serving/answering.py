@@ -19,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.outputs import IntArray
-from pipelines.config import CHANNELS, Channel, ConfigError, Fusion, SearchOptions
+from pipelines.config import CHANNELS, Channel, ConfigError, SearchOptions
 from pipelines.retrieval.candidates import Candidates
 from pipelines.retrieval.explain.explain import explain_row
 from pipelines.retrieval.explain.explanation import Explanation
-from pipelines.retrieval.fusion import normalised
+from pipelines.retrieval.fusion import FusionRule, normalised
 from pipelines.retrieval.index import Index
 from pipelines.retrieval.queries import EncodedQueries
 from pipelines.retrieval.request import Request
@@ -270,7 +270,7 @@ def search_normalised(index: Index, each: Sequence[EncodedQueries], request: Req
 def _search_normalised(index: Index, queries: EncodedQueries, request: Request) -> dict[str, Any]:
     found = index.candidates_for(queries, request)
     (hits,) = index.page(queries, found, request)
-    scales = normalised_scores(index, queries, found[0], request.rule.fusion)
+    scales = normalised_scores(index, queries, found[0], request.rule)
     ids = index.snapshot.take(found[0].positions, ["chunk_id"])["chunk_id"].to_pylist()
     places = {chunk_id: place for place, chunk_id in enumerate(ids)}
     answer = hits.to_dict()
@@ -280,23 +280,25 @@ def _search_normalised(index: Index, queries: EncodedQueries, request: Request) 
 
 
 def normalised_scores(
-    index: Index, queries: EncodedQueries, found: Candidates, fusion: Fusion
+    index: Index, queries: EncodedQueries, found: Candidates, rule: FusionRule
 ) -> dict[Channel, npt.NDArray[np.float64]]:
-    """Normalises every channel's scores over all candidates with the fusion's method; weights are not applied."""
+    """Normalises every channel's scores over all candidates as the fusion does, smoothed; weights are not applied."""
     generator = index.candidate_generator
     scores = generator.all_scores(queries, 0, found, np.arange(len(found.positions)))
     sample = found.sample
     if sample is not None:
         unknown = {c: index.channels[c].scores(queries, 0, generator.sample) for c in scores if c not in sample}
         sample = {**sample, **unknown}
-    return {channel: normalised(fusion, channel, scores, sample) for channel in scores}
+    values = {channel: normalised(rule.fusion, channel, scores, sample) for channel in scores}
+    return found.smooth(values, rule)
 
 
 def explain(view: View, key: Key, queries: EncodedQueries, request: Request, id: str) -> Explanation:
     """Explains the score of a row as `Index.explain` does; 404 if the key's filter excludes the row."""
     index, rows = view.index, visible_rows(view, key, id)
     (found,) = index.candidates_for(queries, request)
-    return explain_row(index, queries, request, index.candidate_generator.with_rows(queries, found, rows), rows)
+    found = index.candidate_generator.with_rows(queries, found, rows, request.effective_rule)
+    return explain_row(index, queries, request, found, rows)
 
 
 def visible_rows(view: View, key: Key, id: str, columns: Sequence[str] = ("chunk_id", "doc_id")) -> IntArray:

@@ -76,6 +76,10 @@ class DenseChannel:
                     found[i].append(top_of_block(row, start, n, where))
         return [merge_rankings(parts, n) for parts in found]
 
+    def vectors(self, positions: IntArray) -> Floats:
+        """Returns the vectors (n, d) of the rows at these positions."""
+        return np.asarray(self.columns.take("dense", positions), np.float32)
+
     def scores(self, queries: EncodedQueries, i: int, positions: IntArray) -> Floats:
         data, rows = self.columns.rows("dense", positions)
         assert isinstance(data, np.ndarray)

@@ -7,7 +7,6 @@ import numpy as np
 from actors.codecs.pooling import pooled_groups
 from actors.outputs import IntArray, MultiVectors, SparseVectors
 from pipelines.config import InvalidRequest
-from pipelines.retrieval import fusion as fusing
 from pipelines.retrieval.candidates import Candidates
 from pipelines.retrieval.explain.explanation import ColbertMatch, Explanation, SparseMatch, channel_parts
 from pipelines.retrieval.explain.tokens import Tokens
@@ -76,7 +75,7 @@ def explain_row(
 ) -> Explanation:
     """Explains the best of some rows that are among the candidates. See `Index.explain`."""
     rule = request.effective_rule
-    fused = fusing.fuse(found.scores, rule, found.sample)
+    fused = found.fuse(rule)
     places = np.searchsorted(found.positions, rows)
     place = int(places[np.argmax(fused[places])])
     position = int(found.positions[place])
@@ -93,7 +92,7 @@ def explain_row(
         channels=channel_parts(
             {c: float(scores[place]) for c, scores in found.scores.items()},
             {c: float(weight) for c, weight in rule.weights.items()},
-            {c: float(part[place]) for c, part in fusing.parts(found.scores, rule, found.sample).items()},
+            {c: float(part[place]) for c, part in found.parts(rule).items()},
         ),
         sparse=sparse_matches(index, queries, 0, position, tokens) if tokens and has_sparse else (),
         colbert=colbert_matches(index, queries, 0, position, tokens) if tokens and has_colbert else (),

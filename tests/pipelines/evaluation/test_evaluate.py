@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -134,9 +135,11 @@ def test_tuning_measures_as_the_evaluation_does(index: Index, queries: dict, qre
     ranked = rank(index, queries)
     channels = tuple(index.channels)
     weights = {"dense": 1.0, "sparse": 0.2, "colbert": 0.5, "bm25": 0.7}
-    table = features(ranked, qrels, "zscore", channels)
+    rule = FusionRule("zscore", weights, 2.0)
+    ranked = [replace(q, found=index.candidate_generator.with_graph(q.found, rule)) for q in ranked]
+    table = features(ranked, qrels, rule, channels)
     ours = table.ndcg(np.array([weights[c] for c in channels]) / sum(weights.values()))
-    theirs = per_query(fused_run(ranked, FusionRule("zscore", weights)), qrels, list(queries))["nDCG@10"]
+    theirs = per_query(fused_run(ranked, rule), qrels, list(queries))["nDCG@10"]
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 

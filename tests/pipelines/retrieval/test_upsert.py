@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.config import ConfigError
-from pipelines.retrieval.fusion import FusionRule, default_fusion, fuse, parts
+from pipelines.retrieval.fusion import SMOOTHING, FusionRule, default_fusion, fuse, parts
 from pipelines.retrieval.index import Index, open_index
 from tests.indexes import WordEmbedder, corpus, make_index
 
@@ -88,7 +88,7 @@ def test_equal_scores_stay_equal_under_every_rule() -> None:
 def test_defaults_depend_on_the_model_and_on_what_there_is(index: Index) -> None:
     assert default_fusion("all-MiniLM-L6-v2", ("dense", "bm25")).weights == {"dense": 1.0, "bm25": 0.35}
     assert default_fusion("mine", ("dense", "colbert"), fitted=True) == FusionRule(
-        "zscore", {"dense": 1.0, "colbert": 3.0}
+        "zscore", {"dense": 1.0, "colbert": 1.3}, SMOOTHING
     )
     m3 = default_fusion("BAAI/bge-m3", ("dense", "sparse", "colbert", "bm25"))
     assert (m3.fusion, m3.weights) == ("weighted", {"dense": 1.0, "sparse": 0.3, "colbert": 1.0})

@@ -36,7 +36,10 @@ def test_the_order_of_rows_changes_no_sample_and_no_score(tmp_path: Path) -> Non
     ]
     assert samples[0] == samples[1] == samples[2]
     assert len(set(samples[0])) == 50
-    answers = [[(hit.chunk_id, hit.score) for hit in index.search(QUERY, k=20, fusion="zscore")] for index in indexes]
+    answers = [
+        [(hit.chunk_id, hit.score) for hit in index.search(QUERY, k=20, fusion="zscore", smoothing=2)]
+        for index in indexes
+    ]
     assert answers[0] == answers[1] == answers[2]
 
 

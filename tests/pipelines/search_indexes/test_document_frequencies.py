@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipelines.retrieval.encoder import pieces
-from pipelines.retrieval.fusion import FusionRule
+from pipelines.retrieval.fusion import SMOOTHING, FusionRule
 from pipelines.retrieval.index import Index, open_index
 from pipelines.search_indexes.document_frequencies import (
     DocumentFrequencies,
@@ -91,4 +91,5 @@ class Fitted(WordEmbedder):
 def test_fitted_heads_are_searched_as_the_packaged_ones_are(tmp_path: Path) -> None:
     index = open_index(make_index(tmp_path, TEXTS, embedder=Fitted()), embedder=Fitted())
     assert index.idf_weighting
-    assert index.default_fusion == FusionRule("zscore", {"dense": 1.0, "bm25": 0.5, "colbert": 3.0})
+    weights = {"dense": 1.0, "sparse": 0.1, "colbert": 1.3, "bm25": 0.3}
+    assert index.default_fusion == FusionRule("zscore", weights, SMOOTHING)
