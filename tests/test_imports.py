@@ -42,6 +42,7 @@ LAYERS: dict[str, int] = {
     "pipelines.reading": 9,
     "pipelines.search_indexes": 9,
     "pipelines.changes": 9,
+    "pipelines.backup": 10,
     "pipelines.cluster": 10,
     "pipelines.monitor": 10,
     "pipelines.retrieval": 10,

@@ -221,6 +221,32 @@ def optimize(
 
 
 @app.command()
+def backup(
+    index: Index,
+    destination: Annotated[str, typer.Argument(help="Folder or URI that holds nothing.")],
+    as_json: Json = False,
+) -> None:
+    """Copy one version of an index elsewhere, verified by checksums."""
+    from pipelines.backup import back_up_index
+
+    done = back_up_index(index, destination)
+    print_json(done.to_dict()) if as_json else typer.echo(done.text())
+
+
+@app.command()
+def restore(
+    backup: Annotated[str, typer.Argument(help="Folder or URI of a backup.")],
+    index: Annotated[str, typer.Argument(help="Folder or URI of the new index; it must hold nothing.")],
+    as_json: Json = False,
+) -> None:
+    """Make an index of a backup, verified by checksums."""
+    from pipelines.backup import restore_index
+
+    done = restore_index(backup, index)
+    print_json(done.to_dict()) if as_json else typer.echo(done.text("restored to"))
+
+
+@app.command()
 def promote(
     index: Index,
     name: Annotated[str | None, typer.Argument(help="Embedder for searches that name none.")] = None,
