@@ -11,7 +11,7 @@ import lance
 import pyarrow as pa
 import pytest
 
-from pipelines.config import load_config
+from pipelines.config import load_config, read_search_config
 from pipelines.indexing.build import build_index
 from pipelines.retrieval import open_index
 from pipelines.store import evolve
@@ -22,7 +22,8 @@ from pipelines.store.hashes import hash_content, hash_metadata
 from pipelines.store.schema import Identity
 from pipelines.store.table import open_table
 
-VERSIONS = Path(__file__).resolve().parents[2] / "formats"
+ROOT = Path(__file__).resolve().parents[3]
+VERSIONS = ROOT / "tests" / "formats"
 METADATA = ("lang", "year", "tags")
 
 
@@ -43,9 +44,10 @@ def upgrade(folder: Path) -> lance.LanceDataset:
 
 def test_format_1_gives_the_scores_that_it_gave(v1: Path) -> None:
     index = open_index(str(v1 / "index"))
+    of_before = read_search_config(ROOT / "configs/search/without-smoothing.yaml").model_dump(exclude_unset=True)
     for key, expected in json.loads((v1 / "scores.json").read_text()).items():
         mode, _, query = key.partition(": ")
-        hits = index.search(query, k=5, mode=mode, group_by=None)
+        hits = index.search(query, k=5, **{**of_before, "mode": mode}, group_by=None)
         assert [hit.chunk_id for hit in hits] == [chunk for chunk, _ in expected], key
         assert [hit.score for hit in hits] == pytest.approx([score for _, score in expected], rel=1e-5), key
 
