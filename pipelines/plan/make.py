@@ -27,7 +27,7 @@ from pipelines.plan.changes import PlannedChanges, plan_changes
 from pipelines.plan.checks import warnings_of
 from pipelines.plan.figures import EmbedderPlan, Plan
 from pipelines.plan.predict import Card, find_card, predict_embedder
-from pipelines.plan.sample import Sample, measure_throughput, model_config, take_sample
+from pipelines.plan.sample import Sample, measure_int8_error, measure_throughput, model_config, take_sample
 from pipelines.reading.listing import count_by_kind
 from pipelines.reading.units import plan_input
 from pipelines.store.schema import identity_of
@@ -159,6 +159,7 @@ def _plan_embedder(
     share = 1.0 if changes is None else changes.embedded_share
     predicted = None if prediction is None or not tokens else prediction.tokens_per_second
     speed = pool.tokens_per_second or predicted or measure_throughput(embedder, sample.chunks)
+    measured = pool.tokens_per_second is None and prediction is None
     stored = {output: n * sample.chunks_in_all for output, n in estimate_output_bytes(described, mean).items()}
     return EmbedderPlan(
         name=embedder.name,
@@ -174,13 +175,17 @@ def _plan_embedder(
             for codec in (CODECS if "colbert" in stored else ())
         },
         tokens_per_second=speed,
-        measured=pool.tokens_per_second is None and prediction is None,
+        measured=measured,
         hours=None if speed is None else share * tokens / (speed * actors) / 3600,
-        why=()
-        if prediction
-        else resolve_compute(embedder.spec().compute, model_config(prepared), allows_int8=True).why,
+        why=() if prediction else _explain_compute(embedder, prepared, sample.chunks if measured else None),
         prediction=prediction,
     )
+
+
+def _explain_compute(embedder: EmbedderConfig, prepared: Preparation, chunks: pa.Table | None) -> tuple[str, ...]:
+    """Returns a line for each choice of the compute settings; for int8 also its error on chunks, if there are any."""
+    compute = resolve_compute(embedder.spec().compute, model_config(prepared), allows_int8=True)
+    return (*compute.why, measure_int8_error(embedder, chunks)) if compute.int8 and chunks is not None else compute.why
 
 
 def _local_resources(config: RayConfig) -> dict[str, float]:

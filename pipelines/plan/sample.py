@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -22,12 +22,17 @@ from actors.codecs.table import TRAINED
 from actors.embedders.registry import load_embedder
 from actors.models.preparation import Preparation
 from actors.outputs import EmbeddingBatch, IntArray, TokenBatch
+from actors.spec import DType, Output
 from pipelines.config import BuildConfig, EmbedderConfig
 from pipelines.indexing.stages import EncodeOutputs, chunk, find_good_rows, tokenise
 from pipelines.reading.units import Unit, metadata_fields, pick_evenly, read_schema, read_unit
 
 SAMPLE_UNITS = 16
 CALIBRATION_SECONDS = 8.0
+CHECKED_TEXTS = 64
+"""Texts on which int8 is compared with fp32."""
+LEAST_COSINE = 0.99
+"""Below this for any of them, a plan advises to compare search quality."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +136,33 @@ def measure_throughput(embedder: EmbedderConfig, chunks: pa.Table) -> float | No
         return done / (time.monotonic() - began)
     finally:
         torch.set_num_threads(threads)
+
+
+def measure_int8_error(embedder: EmbedderConfig, chunks: pa.Table) -> str:
+    """Says how near int8 is to fp32 on texts of the sample: cosines of their dense vectors, one line for people.
+
+    Loads the model twice and embeds CHECKED_TEXTS texts with each, some seconds.
+    """
+    tokens, _ = tokens_from_table(chunks, embedder.name)
+    filled = np.flatnonzero(tokens.lengths)
+    if not len(filled):
+        return "accuracy: int8 was not compared with fp32, the sample holds no text"
+    part = tokens.take(filled[np.linspace(0, len(filled) - 1, min(CHECKED_TEXTS, len(filled))).astype(int)])
+    spec = embedder.spec()
+    vectors, dtypes = [], cast(tuple[DType, ...], ("int8", "fp32"))
+    output: Output = "dense"
+    for dtype in dtypes:
+        model = load_embedder(replace(spec, compute=replace(spec.compute, dtype=dtype)))
+        output = "dense" if "dense" in model.outputs else "colbert"
+        batch = model.embed_tokens(part, (output,))
+        vectors.append(batch.dense if batch.colbert is None else batch.colbert.vectors)
+    a, b = (np.asarray(x, np.float64) for x in vectors)
+    cosines = (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-12)
+    advice = "" if cosines.min() >= LEAST_COSINE else "; that is much: compare `tridex evaluate` of both"
+    return (
+        f"accuracy: int8 against fp32 on {len(part.lengths)} sampled texts, {output} cosine mean "
+        f"{cosines.mean():.4f}, worst {cosines.min():.4f}{advice}"
+    )
 
 
 def _stored_columns(embedder: EmbedderConfig) -> Callable[[EmbeddingBatch, TokenBatch], object]:

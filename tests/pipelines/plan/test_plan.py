@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pipelines.plan.changes import PlannedChanges
 from pipelines.store.documents import hold_lease, target_of
 from pipelines.store.evolve import upgrade_hashes
 from pipelines.store.table import open_table
+from tests.checkpoints import build
 
 FORMATS = Path(__file__).resolve().parents[2] / "formats"
 
@@ -145,6 +147,26 @@ def test_without_a_stated_speed_the_model_is_timed(tmp_path: Path, monkeypatch: 
     assert minilm.tokens_per_second is not None
     assert minilm.tokens_per_second > 0
     assert plan.cost is None
+
+
+def test_int8_is_compared_with_fp32_on_the_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "CALIBRATION_SECONDS", 0.1)
+    monkeypatch.setattr(sampling, "CHECKED_TEXTS", 3)
+    config = _config(_shards(tmp_path, ["a panda", "bamboo " * 9]), embedders=[{"compute": {"dtype": "int8"}}])
+    lines = [line for line in make_plan(config).embedders[0].why if line.startswith("accuracy")]
+    assert len(lines) == 1
+    assert re.search(r"int8 against fp32 on 3 sampled texts, dense cosine mean 0\.99\d+, worst 0\.99\d+$", lines[0])
+    monkeypatch.setattr(sampling, "LEAST_COSINE", 1.0)
+    assert "compare `tridex evaluate` of both" in make_plan(config).embedders[0].why[-1]
+    assert not any(line.startswith("accuracy") for line in make_plan(config, STATED).embedders[0].why)
+
+
+def test_int8_of_another_kind_of_model_is_a_config_error(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder, model = _shards(tmp_path, ["x"]), str(build("qwen3", tmp_path_factory.mktemp("model")))
+    with pytest.raises(ConfigError, match=r"embedders\.0 .*int8 is for BERT and XLM-RoBERTa embedders; qwen3 takes"):
+        make_plan(_config(folder, embedders=[{"model": model, "compute": {"dtype": "int8"}}]), STATED)
 
 
 def test_long_texts_are_planned_as_the_chunks_that_they_become(tmp_path: Path) -> None:
