@@ -42,6 +42,9 @@ class WordTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return " ".join(f"<{i}>" for i in ids)
 
+    def token_text(self, token_id: int) -> str:
+        return self.decode([token_id])
+
 
 def word_id(word: str) -> int:
     return 1 + int.from_bytes(hashlib.blake2b(word.lower().encode(), digest_size=4).digest(), "big") % (VOCABULARY - 1)

@@ -113,6 +113,16 @@ class TextTokenizer:
         """Returns the text of the ids, special tokens included."""
         return str(self.backend.decode(list(ids), skip_special_tokens=False))
 
+    def token_text(self, token_id: int) -> str:
+        """Returns one token's text without blanks around it; decoded once per process."""
+        if token_id not in self._token_texts:
+            self._token_texts[token_id] = self.decode([token_id]).strip()
+        return self._token_texts[token_id]
+
+    @cached_property
+    def _token_texts(self) -> dict[int, str]:
+        return {}
+
     def cut(self, row: list[int], room: int) -> list[int]:
         """Truncates ids to at most `room`, from the side that the checkpoint truncates."""
         if len(row) <= room:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
-from pipelines.retrieval.explain.explain import colbert_matches
+from pipelines.retrieval.explain.explain import ColbertQuery, colbert_matches
 from pipelines.retrieval.explain.explanation import join_pieces
 from pipelines.retrieval.explain.tokens import Tokens
 from pipelines.retrieval.handle import IndexHandle
@@ -33,6 +34,11 @@ class PassageFinder:
     """Row of each hit, by its chunk id."""
     kept: dict[str, Located] = field(default_factory=dict)
 
+    @cached_property
+    def colbert_query(self) -> ColbertQuery:
+        """Returns the query as its matches are explained, prepared for the first hit."""
+        return ColbertQuery.of(self.index, self.queries, self.i)
+
     def __call__(self, hit: Hit) -> Located:
         if hit.chunk_id not in self.kept:
             position = self.positions[hit.chunk_id]
@@ -44,7 +50,7 @@ class PassageFinder:
         """Scores how relevant each word of a text is to the query; by shared words alone if nothing is encoded."""
         if self.queries.encoded is None or self.queries.encoded.colbert is None:
             return word_strengths(self.queries.texts[self.i], text)
-        matches = colbert_matches(self.index, self.queries, self.i, position, Tokens(self.index, text))
+        matches = colbert_matches(self.index, self.colbert_query, position, Tokens(self.index, text))
         words = [w for w in join_pieces(matches, self.queries.texts[self.i], text) if w.similarity >= MIN_SIMILARITY]
         if not words:
             return word_strengths(self.queries.texts[self.i], text)

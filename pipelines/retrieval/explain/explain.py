@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
+from actors.codecs.codec import Codec
 from actors.codecs.pooling import pooled_groups
 from actors.outputs import IntArray, MultiVectors, SparseVectors
 from pipelines.config import InvalidRequest
@@ -36,26 +40,44 @@ def sparse_matches(
     return tuple(sorted(matches, key=lambda match: -match.product))
 
 
-def colbert_matches(
-    index: IndexHandle, queries: EncodedQueries, i: int, position: int, tokens: Tokens
-) -> tuple[ColbertMatch, ...]:
-    """Returns one match per token of query i, in query order; the parts sum to the channel's score."""
+@dataclass(frozen=True, slots=True, eq=False)
+class ColbertQuery:
+    """Holds a query as its ColBERT matches are explained: tokens, vectors as the codec scores them, and their shares.
+
+    Made once per query: tokens and transformed vectors are the same for all hits.
+    """
+
+    tokens: Tokens
+    vectors: npt.NDArray[np.float32]
+    codec: Codec
+    shares: npt.NDArray[np.float32]
+
+    @classmethod
+    def of(cls, index: IndexHandle, queries: EncodedQueries, i: int) -> ColbertQuery:
+        """Prepares query i."""
+        vectors, weights = queries.colbert(i)
+        transformed, codec = index.column_cache.codec.transform_query(vectors)
+        return cls(
+            Tokens(index, queries.texts[i], "query"), transformed, codec, normalised_weights(len(vectors), weights)
+        )
+
+
+def colbert_matches(index: IndexHandle, query: ColbertQuery, position: int, tokens: Tokens) -> tuple[ColbertMatch, ...]:
+    """Returns one match per token of a query, in its order; the parts sum to the channel's score."""
     row = index.column_cache.take("colbert", np.array([position]))
     assert isinstance(row, MultiVectors)
     if not len(row.vectors):
         return ()
-    vectors, weights = queries.colbert(i)
-    similarities, best = best_matches(vectors, row, index.column_cache.codec)
+    similarities, best = best_matches(query.vectors, row, query.codec)
     pooling = str(index.column_cache.embedder["colbert_pooling"])
     groups = pooled_groups(np.array([0, len(tokens.ids)]), pooling, tokens.ids)
-    query = Tokens(index, queries.texts[i], "query")
-    shares = normalised_weights(len(vectors), weights)
     matches = []
-    for q, (similarity, share, vector) in enumerate(zip(similarities, shares, best, strict=True)):
+    for q, (similarity, share, vector) in enumerate(zip(similarities, query.shares, best, strict=True)):
         names, spans = tokens.text_of(np.flatnonzero(groups == vector))
-        token_id, numbers = int(query.ids[q]), (float(similarity), float(share), float(similarity * share))
-        continues = bool(query.tokenizer.continuing[token_id])
-        matches.append(ColbertMatch(query.name(token_id), names, *numbers, spans, query.span(q), continues))
+        token_id, numbers = int(query.tokens.ids[q]), (float(similarity), float(share), float(similarity * share))
+        continues = bool(tokens.tokenizer.continuing[token_id])
+        name, span = query.tokens.name(token_id), query.tokens.span(q)
+        matches.append(ColbertMatch(name, names, *numbers, spans, span, continues))
     return tuple(matches)
 
 
@@ -95,5 +117,7 @@ def explain_row(
             {c: float(part[place]) for c, part in found.parts(rule).items()},
         ),
         sparse=sparse_matches(index, queries, 0, position, tokens) if tokens and has_sparse else (),
-        colbert=colbert_matches(index, queries, 0, position, tokens) if tokens and has_colbert else (),
+        colbert=colbert_matches(index, ColbertQuery.of(index, queries, 0), position, tokens)
+        if tokens and has_colbert
+        else (),
     )

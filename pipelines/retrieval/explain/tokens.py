@@ -27,7 +27,7 @@ class Tokens:
 
     def name(self, token_id: int) -> str:
         """Returns a token as the tokenizer writes it."""
-        return str(self.tokenizer.decode([token_id])).strip()
+        return self.tokenizer.token_text(token_id)
 
     def text_of(self, members: IntArray) -> tuple[tuple[str, ...], tuple[Span, ...]]:
         """Returns names and spans of those tokens that occur in the text."""
