@@ -4,8 +4,9 @@
 
 It starts `tridex serve INDEX` on loopback and asks it with one asyncio client per connection, each sending its next
 query when it has the answer to the one before (a closed loop). Queries are the first words of the index's own
-passages. With --soak it goes on with 8 clients for that long, and prints errors and the server's memory per minute;
-with --build a `tridex build --input INPUT` goes into the same index meanwhile, which must be a copy that nobody needs.
+passages. With --soak it goes on with 8 clients for that long, and prints errors and the server's memory per minute
+(--seconds 0 leaves all but that out); with --build a `tridex build --input INPUT` goes into the same index meanwhile,
+which must be a copy that nobody needs.
 """
 
 from __future__ import annotations
@@ -204,16 +205,14 @@ def main() -> None:
     given = parser.parse_args()
     queries = queries_of(given.index)
     messages = [request(query, given.options) for query in queries]
-    used = cpu_seconds(os.getpid())
-    alone = in_process(given.index, queries, given.seconds, given.options)
-    report("Index.search", alone, [], given.seconds, cpu_seconds(os.getpid()) - used)
+    if given.seconds:
+        used = cpu_seconds(os.getpid())
+        alone = in_process(given.index, queries, given.seconds, given.options)
+        report("Index.search", alone, [], given.seconds, cpu_seconds(os.getpid()) - used)
     with server(given.index) as (port, pid):
         asyncio.run(load(port, messages, 4, 3))
-        for clients in (1, 8, 32, 1):
-            used = cpu_seconds(pid)
-            times, errors = asyncio.run(load(port, messages, clients, given.seconds))
-            report(f"{clients} clients", times, errors, given.seconds, cpu_seconds(pid) - used)
-        print(json.dumps({"what": "in turn", **overhead(port, given.index, queries, given.options, 300)}), flush=True)
+        if given.seconds:
+            measure_load(port, pid, given.index, queries, given)
         if given.soak:
             command = [str(BIN / "tridex"), "build", "--input", str(given.build), "--index", given.index]
             building = subprocess.Popen(command, stderr=subprocess.DEVNULL) if given.build else None
@@ -221,6 +220,16 @@ def main() -> None:
             if building is not None:
                 building.wait()
                 print(json.dumps({"what": "build", "exit": building.returncode}))
+
+
+def measure_load(port: int, pid: int, index: str, queries: list[str], given: argparse.Namespace) -> None:
+    """Prints rates and latencies at 1, 8, 32 and again 1 client, and what HTTP adds to `Index.search`."""
+    messages = [request(query, given.options) for query in queries]
+    for clients in (1, 8, 32, 1):
+        used = cpu_seconds(pid)
+        times, errors = asyncio.run(load(port, messages, clients, given.seconds))
+        report(f"{clients} clients", times, errors, given.seconds, cpu_seconds(pid) - used)
+    print(json.dumps({"what": "in turn", **overhead(port, index, queries, given.options, 300)}), flush=True)
 
 
 def report(what: str, times: list[float], errors: list[str], seconds: float, cpu: float) -> None:
