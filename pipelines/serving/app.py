@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -33,8 +33,8 @@ def open_service(config: ServeConfig) -> Service:
     return service
 
 
-def create_app(config: ServeConfig) -> FastAPI:
-    """Opens the indexes and builds the application; ConfigError as from `open_service`."""
+def create_app(config: ServeConfig, mcp: Callable[[Service], McpEndpoint] = McpEndpoint) -> FastAPI:
+    """Opens the indexes and builds the application; ConfigError as from `open_service`. mcp: what answers `/mcp`."""
     service = open_service(config)
     app = FastAPI(
         title="tridex", version="1", description=DESCRIPTION, docs_url=None, redoc_url=None, lifespan=_lifespan
@@ -43,7 +43,7 @@ def create_app(config: ServeConfig) -> FastAPI:
     add_error_handlers(app)
     for routes in (routes_search, routes_documents, routes_models, routes_health, routes_page):
         app.include_router(routes.router)
-    app.state.mcp = McpEndpoint(service)
+    app.state.mcp = mcp(service)
     app.router.routes.append(Route("/mcp", app.state.mcp, include_in_schema=False))
     app.add_middleware(Guard, service=service)
     return app

@@ -1,4 +1,6 @@
-"""Serves read-only MCP tools over an index: search, explain, get a document, report the index's status.
+"""Serves an index over MCP, read-only: tools to search, explain, get a document and report the index's status.
+
+Resources, a prompt and completions are in `mcp_resources`.
 
 A tool's arguments are the body of the HTTP request of the same name, so one model says what a search can be told.
 """
@@ -24,6 +26,7 @@ from pipelines.serving.answering import Service
 from pipelines.serving.bodies import Json
 from pipelines.serving.errors import ApiError, as_api_error
 from pipelines.serving.keys import Key
+from pipelines.serving.mcp_resources import McpResources
 from pipelines.serving.routes_search import described
 
 INSTRUCTIONS = (
@@ -90,14 +93,17 @@ TOOLS: Mapping[str, ToolSpec] = {
 def make_server(service: Service, default_key: Key | None = None) -> Server[Any]:
     """Builds an MCP server over a service. default_key: the key whose rights apply to calls without HTTP."""
 
+    def key_of(ctx: Any) -> Key:
+        key: Key | None = ctx.request.state.key if isinstance(ctx.request, Request) else default_key
+        assert key is not None, "the guard lets nobody in without a key"
+        return key
+
     async def list_tools(_ctx: Any, _params: Any) -> types.ListToolsResult:
         return types.ListToolsResult(tools=[_described(name, tool) for name, tool in TOOLS.items()])
 
     async def call_tool(ctx: Any, params: types.CallToolRequestParams) -> types.CallToolResult:
-        key = ctx.request.state.key if isinstance(ctx.request, Request) else default_key
-        assert key is not None, "the guard lets nobody in without a key"
         try:
-            answer = await _call(service, key, params.name, params.arguments or {})
+            answer = await _call(service, key_of(ctx), params.name, params.arguments or {})
         except Exception as error:
             refused = as_api_error(error)
             return types.CallToolResult(content=[types.TextContent(text=refused.detail)], is_error=True)
@@ -105,7 +111,20 @@ def make_server(service: Service, default_key: Key | None = None) -> Server[Any]
         text = json.dumps(plain, ensure_ascii=False)
         return types.CallToolResult(content=[types.TextContent(text=text)], structured_content=plain)
 
-    return Server("tridex", version="1", instructions=INSTRUCTIONS, on_list_tools=list_tools, on_call_tool=call_tool)
+    resources = McpResources(service, key_of)
+    return Server(
+        "tridex",
+        version="1",
+        instructions=INSTRUCTIONS,
+        on_list_tools=list_tools,
+        on_call_tool=call_tool,
+        on_list_resources=resources.list_resources,
+        on_list_resource_templates=resources.list_templates,
+        on_read_resource=resources.read,
+        on_list_prompts=resources.list_prompts,
+        on_get_prompt=resources.get_prompt,
+        on_completion=resources.complete,
+    )
 
 
 def _described(name: str, tool: ToolSpec) -> types.Tool:
@@ -136,18 +155,22 @@ async def _call(service: Service, key: Key, name: str, arguments: dict[str, Any]
 
 
 class McpEndpoint:
-    """Handles `/mcp` statelessly: one response per request, so that any replica can take any request."""
+    """Handles `/mcp` statelessly: one response per request, so that any replica can take any request.
 
-    def __init__(self, service: Service) -> None:
+    server: what answers; None for the tools, resources and prompt of the service. session_options: further arguments of
+    the session manager, for a server that does keep sessions.
+    """
+
+    def __init__(self, service: Service, server: Server[Any] | None = None, **session_options: Any) -> None:
         self.service = service
+        self.server = make_server(service) if server is None else server
+        self.session_options = {"json_response": True, "stateless": True, **session_options}
         self.manager: StreamableHTTPSessionManager | None = None
 
     def start(self) -> StreamableHTTPSessionManager:
         """Creates the session manager, which runs as long as the application does."""
         limit = self.service.limits.body_bytes
-        self.manager = StreamableHTTPSessionManager(
-            make_server(self.service), json_response=True, stateless=True, max_request_body_size=limit
-        )
+        self.manager = StreamableHTTPSessionManager(self.server, max_request_body_size=limit, **self.session_options)
         return self.manager
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

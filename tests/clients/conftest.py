@@ -46,19 +46,19 @@ def server(small: Path) -> Iterator[Server]:
     log = (small / "serve.log").open("w+")
     process = subprocess.Popen(command, cwd=ROOT, stderr=log, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     try:
-        url = _wait(process, small / "serve.log")
+        url = wait_until_ready(process, small / "serve.log")
         yield Server(url, small / "index", json.loads((small / "expected.json").read_text()))
     finally:
         process.terminate()
         assert process.wait(timeout=60) == 0, (small / "serve.log").read_text()
 
 
-def _wait(process: subprocess.Popen[bytes], log: Path) -> str:
-    """The server's address, when it is ready."""
-    deadline = time.monotonic() + 120
+def wait_until_ready(process: subprocess.Popen[bytes], log: Path, url: str | None = None) -> str:
+    """The server's address, as given or as its log names it, when it is ready."""
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text()
-        found = re.search(r"http://127\.0\.0\.1:\d+", log.read_text())
+        found = re.search(r"http://127\.0\.0\.1:\d+", url or log.read_text())
         if found:
             try:
                 with urllib.request.urlopen(f"{found[0]}/readyz", timeout=5) as answer:

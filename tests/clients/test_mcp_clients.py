@@ -6,13 +6,15 @@ import asyncio
 import json
 import os
 import shutil
+import socket
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.clients.conftest import BIN, ROOT, Server
+from tests.clients.conftest import BIN, ROOT, Server, wait_until_ready
 
 mcp = pytest.importorskip("mcp", reason="outside client absent; `make test-clients` installs it")
 
@@ -67,15 +69,62 @@ def test_on_stdio(server: Server) -> None:
     asyncio.run(run())
 
 
-def test_conformance_suite(server: Server, tmp_path: Path) -> None:
-    """MCP's own suite; its baseline lists what this server does not offer, and fails where an entry would pass."""
+def run_suite(url: str, folder: Path, *options: str) -> str:
+    """Runs MCP's own suite against a server, which must pass, and returns its output."""
     modules = ROOT / ".venv-clients" / "node_modules"
     suite = modules / "@modelcontextprotocol" / "conformance" / "dist" / "index.js"
     if not suite.exists():
         pytest.skip("MCP's conformance suite is absent; `make test-clients` installs it where there is npm")
     node = shutil.which("node", path=str(modules / ".bin")) or "node"
-    baseline = ROOT / "tests" / "clients" / "conformance-baseline.yml"
-    command = [node, str(suite), "server", "--url", f"{server.url}/mcp", "--expected-failures", str(baseline)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout[-4000:]
+    command = [node, str(suite), "server", "--url", f"{url}/mcp", *options]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stdout[-6000:]
     assert "dns-rebinding-protection: 2 passed" in done.stdout
+    return done.stdout
+
+
+def test_conformance_suite(server: Server, tmp_path: Path) -> None:
+    """The baseline lists, with reasons, what this server does not offer, and fails where an entry would pass."""
+    run_suite(server.url, tmp_path, "--expected-failures", str(ROOT / "tests" / "clients" / "conformance-baseline.yml"))
+
+
+@pytest.fixture
+def suite_server(server: Server, tmp_path: Path) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path / "suite.log"
+    command = [str(BIN / "python"), "-m", "tests.clients.suite_server", str(server.index), str(port)]
+    with log.open("w") as output:
+        process = subprocess.Popen(command, cwd=ROOT, stderr=output, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    try:
+        yield wait_until_ready(process, log, f"http://127.0.0.1:{port}")
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def test_conformance_of_transport_and_sessions(suite_server: str, tmp_path: Path) -> None:
+    """Every scenario, none left out: the suite's tools behind our application, with sessions and event streams."""
+    output = run_suite(suite_server, tmp_path)
+    assert "server-sse-multiple-streams" in output
+
+
+def test_resources_and_prompt_of_an_index(server: Server) -> None:
+    async def run() -> None:
+        async with mcp.Client(f"{server.url}/mcp") as client:
+            (index,) = (await client.list_resources()).resources
+            described = json.loads((await client.read_resource(index.uri)).contents[0].text)
+            assert (described["name"], described["rows"]) == ("words", 151)
+            (template,) = (await client.list_resource_templates()).resource_templates
+            uri = template.uri_template.replace("{index}", "words").replace("{id}", "hostile%2F%3Cb%3Eid%3C%2Fb%3E")
+            document = json.loads((await client.read_resource(uri)).contents[0].text)["document"]
+            assert document["doc_id"] == "hostile/<b>id</b>"
+            (prompt,) = (await client.list_prompts()).prompts
+            filled = await client.get_prompt(prompt.name, {"question": "who writes?"})
+            assert filled.messages[0].content.text.endswith("Question: who writes?")
+            for wrong, message in [("tridex://indexes/nothing", "unknown"), ("file:///etc/passwd", "no resource")]:
+                with pytest.raises(Exception, match=message):
+                    await client.read_resource(wrong)
+
+    asyncio.run(run())

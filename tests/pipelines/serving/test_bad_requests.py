@@ -138,6 +138,43 @@ def test_memory_that_runs_out_is_said(client: TestClient, monkeypatch: pytest.Mo
     assert client.post("/v1/search", json={"query": "x"}).status_code == 200
 
 
+def mcp_call(arguments: bytes, name: bytes = b"search") -> bytes:
+    parameters = b'{"name": "' + name + b'", "arguments": ' + arguments + b"}"
+    return b'{"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": ' + parameters + b"}"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"{", b"nul", b"\xff\xfe", b"[" * 100_000, b"[]", b"3", b"9" * 5000,
+        b'{"jsonrpc": "2.0", "id": "\\udfff"}',
+        b'{"jsonrpc": "2.0", "id": 1, "method": "nothing"}',
+        mcp_call(b'{"query": NaN}'),
+        mcp_call(b'{"query": ""}'),
+        mcp_call(b'{"query": "\\ud800"}'),
+        mcp_call(b'{"query": "x", "k": 1e999}'),
+        mcp_call(b'{"query": "x", "kk": 1}'),
+        mcp_call(b'{"a": ' * 900 + b"1" + b"}" * 900),
+        mcp_call(b'{"query": "x", "where": "' + b"(" * 3000 + b'"}'),
+        mcp_call(b"{}", b"\\ud800"),
+        mcp_call(b"{}", b"upsert"),
+        mcp_call(b'{"id": "../../etc/passwd"}', b"get_document"),
+        b'{"jsonrpc": "2.0", "id": 1, "method": "resources/read", "params": {"uri": "tridex://indexes/x/documents/%00"}}',
+        b'{"jsonrpc": "2.0", "id": 1, "method": "resources/read", "params": {"uri": "file:///etc/passwd"}}',
+        b'{"jsonrpc": "2.0", "id": 1, "method": "prompts/get", "params": {"name": "other", "arguments": {}}}',
+    ],
+    ids=lambda body: repr(body[-40:]),
+)  # fmt: skip
+def test_mcp_messages_that_are_wrong(client: TestClient, body: bytes) -> None:
+    headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+    response = client.post("/mcp", content=body, headers=headers)
+    assert response.status_code in (200, 400), response.text
+    answer = response.json()
+    assert "error" in answer or answer["result"]["isError"] is True
+    assert "Traceback" not in response.text
+    assert "/tmp" not in response.text
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),

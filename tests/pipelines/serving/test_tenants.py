@@ -140,16 +140,23 @@ def test_a_condition_that_fails_on_a_foreign_row_alone_does_not_fail(tenants: An
 def test_mcp_keeps_tenants_apart(tenants: Any) -> None:
     client, headers = tenants
 
-    def call(name: str, arguments: dict[str, Any], key: str) -> Any:
-        message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": name, "arguments": arguments}}
+    def ask(method: str, params: dict[str, Any], key: str) -> Any:
+        message = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
         accept = {"Accept": "application/json, text/event-stream"}
-        return client.post("/mcp", json=message, headers={**headers[key], **accept}).json()["result"]
+        return client.post("/mcp", json=message, headers={**headers[key], **accept}).json()
+
+    def call(name: str, arguments: dict[str, Any], key: str) -> Any:
+        return ask("tools/call", {"name": name, "arguments": arguments}, key)["result"]
 
     found = call("search", {"query": "secret of b", "k": 60}, "a")["structuredContent"]["results"][0]["hits"]
     assert {hit["metadata"]["tenant"] for hit in found} == {"a"}
     assert call("get_document", {"id": "d0001"}, "a")["isError"]
     assert call("get_document", {"id": "d0001"}, "b")["structuredContent"]["document"]["metadata"]["tenant"] == "b"
     assert call("index_status", {}, "a")["structuredContent"]["indexes"][0]["rows"] == 60
+    (index,) = ask("resources/list", {}, "a")["result"]["resources"]
+    assert "60 rows" in index["description"]
+    assert "no document" in ask("resources/read", {"uri": f"{index['uri']}/documents/d0001"}, "a")["error"]["message"]
+    assert ask("resources/read", {"uri": f"{index['uri']}/documents/d0001"}, "b")["result"]["contents"]
 
 
 @pytest.mark.parametrize(
