@@ -45,7 +45,7 @@ class MicroBatcher(Generic[T, R]):
         self._run, self._executor = run, executor
         self._limit, self._window, self._busy, self._waiting = limit, window, busy, waiting
         self._pending: list[_Job] = []
-        self._workers: set[asyncio.Task[None]] = set()
+        self._workers: list[asyncio.Task[None]] = []
         self._most = workers
 
     async def submit(self, group: Hashable, items: Sequence[T]) -> list[R]:
@@ -53,10 +53,10 @@ class MicroBatcher(Generic[T, R]):
         job = _Job(group, items, asyncio.get_running_loop().create_future())
         self._pending.append(job)
         self._tell()
+        # A worker that has found nothing more to do takes no further job, though its task is still in the list.
+        self._workers = [worker for worker in self._workers if not worker.done()]
         if len(self._workers) < self._most:
-            worker = asyncio.create_task(self._drain())
-            self._workers.add(worker)
-            worker.add_done_callback(self._workers.discard)
+            self._workers.append(asyncio.create_task(self._drain()))
         results: list[R] = await job.done
         return results
 

@@ -49,6 +49,19 @@ def test_what_arrives_while_a_batch_runs_makes_the_next_one() -> None:
     assert doubler.calls == [("g", [0]), ("g", [1, 1, 2, 2, 3, 3, 4, 4]), ("g", [5, 5])]
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_caller_that_submits_again_at_once_is_answered(workers: int) -> None:
+    async def run() -> list[list[int]]:
+        together = MicroBatcher(Doubler(), ThreadPoolExecutor(2), 8, 0.0, lambda: False, workers=workers)
+
+        async def several(first: int) -> list[int]:
+            return [(await together.submit("g", [first + i]))[0] for i in range(20)]
+
+        return await asyncio.wait_for(asyncio.gather(*(several(100 * n) for n in range(5))), 20)
+
+    assert asyncio.run(run()) == [[2 * (100 * n + i) for i in range(20)] for n in range(5)]
+
+
 def test_groups_are_not_mixed() -> None:
     doubler = Doubler()
 
