@@ -220,11 +220,11 @@ def embed_blocks(ours: Engine, tokens: TokenBatch, request: EncodeRequest, rows:
         ours.embed_tokens(tokens.take(np.arange(start, min(start + rows, len(tokens)))), request)
 
 
-@torch.inference_mode()
 def score(encoder: FirstTokenEncoder, head: nn.Linear, tokens: TokenBatch, budget: int) -> np.ndarray:
     """The cross-encoder's way: first tokens' states, a score each, one copy to the host per batch, on two streams."""
     compute = Compute(encoder.device, torch.bfloat16, budget, None, False, ())
 
+    @torch.inference_mode()
     def batch(rows: np.ndarray) -> np.ndarray:
         part = tokens.take(rows)
         ids = to_device(part.ids.astype(np.int64), encoder.device)

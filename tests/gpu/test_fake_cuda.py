@@ -39,6 +39,8 @@ pytestmark = [
 TEXTS = ["panda", "what is the river " * 9, "a b c d e f", " ", "panda " * 5]
 PAIRS = [("what is a panda", text) for text in TEXTS]
 EMBEDDERS = tuple(kind for kind in checkpoints.KINDS if kind != "m3_sparse_only")
+CHAINS = tuple(kind for kind in checkpoints_chains.CHAINS if kind != "embedding_gemma")
+"""Gemma 3's padded masks are made under vmap, where fake tensors ask for a driver."""
 DTYPES = ("bf16", "fp16", "fp32")
 
 
@@ -118,7 +120,7 @@ def test_every_embedder(kind: str, dtype: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", list(checkpoints_chains.CHAINS))
+@pytest.mark.parametrize("kind", CHAINS)
 def test_every_chain(kind: str, dtype: str, tmp_path: Path) -> None:
     model = load(on_disk(checkpoints_chains.build_chain, kind, tmp_path), dtype)
     for found in (model.embed_corpus(TEXTS), model.embed_queries(TEXTS)):
