@@ -221,6 +221,15 @@ def optimize(
 
 
 @app.command()
+def migrate(index: Index, as_json: Json = False) -> None:
+    """Bring an index of an earlier program up to date, without embedding."""
+    from pipelines.store.migrate import migrate_index
+
+    done = migrate_index(index)
+    print_json(done.to_dict()) if as_json else typer.echo(done.text())
+
+
+@app.command()
 def backup(
     index: Index,
     destination: Annotated[str, typer.Argument(help="Folder or URI that holds nothing.")],

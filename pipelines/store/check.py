@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.store.drop import count_fragments_with_dropped_columns
 from pipelines.store.hashes import hash_content, hash_metadata
 from pipelines.store.maintain import find_orphans
 from pipelines.store.schema import FILLING_KEY, FORMAT_VERSION, documents_schema, output_fields
@@ -165,6 +166,10 @@ def _files(snapshot: Snapshot) -> Check:
         problems += [f"fragment {fragment.fragment_id}: file {Path(path).name} is gone" for path in lost]
     orphans = len(find_orphans(dataset))
     notes = [f"{orphans:,} files that nothing refers to: `tridex optimize` removes them"] if orphans else []
+    if rest := count_fragments_with_dropped_columns(dataset):
+        notes.append(f"{rest:,} fragments hold columns of a dropped embedder: `tridex optimize` frees them")
+    if kept := sorted(tag for tag in dataset.tags.list() if tag.startswith("tridex-backup-")):
+        notes.append(f"old versions are kept for backups that run, or were killed: tags {kept[:5]}")
     return Check(f"files: all of {len(dataset.get_fragments()):,} fragments", tuple(problems[:10]), tuple(notes))
 
 

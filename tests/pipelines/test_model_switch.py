@@ -162,6 +162,7 @@ def test_an_optimize_ends_a_drop_that_was_killed(uri: str, monkeypatch: pytest.M
     with pytest.raises(KeyboardInterrupt):
         drop_embedder(uri, "words")
     assert list(open_table(uri).identity.embedders) == ["others"]
+    assert "4 fragments hold columns of a dropped embedder" in check_index(uri).text()
     done = optimize(uri, keep_versions=NOW)
     assert done.fragments_rewritten == 4
     assert optimize(uri, keep_versions=NOW).fragments_rewritten == 0
