@@ -282,3 +282,17 @@ def concat(batches: Sequence[EmbeddingBatch]) -> EmbeddingBatch:
         np.concatenate([b.n_tokens for b in batches]),
         np.concatenate([b.n_truncated for b in batches]),
     )
+
+
+def merge_outputs(batches: Sequence[EmbeddingBatch]) -> EmbeddingBatch:
+    """Merges batches of the same texts, each with other outputs, by other models; token counts are the largest."""
+    first, *others = batches
+    for batch in others:
+        first = EmbeddingBatch(
+            batch.dense if first.dense is None else first.dense,
+            batch.sparse if first.sparse is None else first.sparse,
+            batch.colbert if first.colbert is None else first.colbert,
+            np.maximum(first.n_tokens, batch.n_tokens),
+            np.maximum(first.n_truncated, batch.n_truncated),
+        )
+    return first

@@ -56,9 +56,24 @@ def _value(name: str, value: Any) -> Any:
     """Parses the value of an option that is more than a word or a number."""
     if name == "weights":
         return _weights(value)
+    if name == "channels":
+        return _names_by_channel(value)
     if name == "columns":
         return [part.strip() for part in value.split(",") if part.strip()]
     return None if name == "group_by" and value == "none" else value
+
+
+def _names_by_channel(text: str) -> dict[str, str]:
+    """Parses `dense=qwen,sparse=splade` to a mapping; ConfigError names the invalid part."""
+    names: dict[str, str] = {}
+    for part in text.split(","):
+        channel, _, name = (piece.strip() for piece in part.partition("="))
+        if not (channel and name):
+            raise ConfigError(
+                f"--channels: {part.strip()!r}: expected CHANNEL=EMBEDDER, as in dense=qwen,sparse=splade"
+            )
+        names[channel] = name
+    return names
 
 
 def _weights(text: str) -> dict[str, float]:

@@ -36,6 +36,8 @@ class ChannelSpec:
     """In a hybrid of z-scores where the index has no ColBERT vectors."""
     m3_weight: float = 0.0
     """In the weighted sum of raw scores, M3's, for all other models."""
+    separate_weight: float = 0.0
+    """In a hybrid of z-scores of separate models, one per channel: SPLADE beside a dense and a ColBERT model."""
     colbert_oversampling: int = 1
     """Rows it contributes per candidate asked for, where ColBERT has no index and only re-scores others' candidates."""
     colbert_oversampling_light: int = 1
@@ -52,6 +54,7 @@ CHANNELS: Mapping[Channel, ChannelSpec] = {
         weight=1.0,
         weight_without_colbert=1.0,
         m3_weight=1.0,
+        separate_weight=1.0,
         colbert_oversampling=12,
     ),
     "sparse": ChannelSpec(
@@ -61,6 +64,7 @@ CHANNELS: Mapping[Channel, ChannelSpec] = {
         lexical=True,
         weight=0.1,
         m3_weight=0.3,
+        separate_weight=0.5,
         colbert_oversampling=6,
         colbert_oversampling_light=3,
         always_feeds_colbert=True,
@@ -71,6 +75,7 @@ CHANNELS: Mapping[Channel, ChannelSpec] = {
         output="colbert",
         weight=1.3,
         m3_weight=1.0,
+        separate_weight=1.0,
         colbert_oversampling=2,
     ),
     "bm25": ChannelSpec(
@@ -80,6 +85,7 @@ CHANNELS: Mapping[Channel, ChannelSpec] = {
         needs="full-text index over the text; `tridex optimize` builds one",
         weight=0.3,
         weight_without_colbert=0.35,
+        separate_weight=0.35,
         colbert_oversampling=6,
         colbert_oversampling_light=2,
     ),

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Protocol, TypedDict, TypeVar, runtim
 
 from pydantic import BeforeValidator, ConfigDict, Field, SkipValidation, ValidationError, field_validator
 
+from actors.spec import Output
 from actors.suggest import did_you_mean
 from pipelines.config.channels import MODES, Channel, Mode
 from pipelines.config.describe import describe_errors
@@ -103,6 +104,9 @@ class SearchOptions(Model):
     scores: Annotated[Literal["all", "used"], _one_of(("all", "used"))] = Field(
         "all", description="Channels whose scores hits carry: all of the index, or those that the ranking used."
     )
+    channels: dict[str, str] | None = Field(
+        None, description="Embedder behind each output, as in dense=qwen,sparse=splade; by default the index's own."
+    )
 
     @field_validator("where", mode="before")
     @classmethod
@@ -154,6 +158,7 @@ class SearchKeywords(TypedDict, total=False):
     columns: Sequence[str] | None
     exact: bool
     scores: Literal["all", "used"]
+    channels: Mapping[Output, str] | None
 
 
 def search_options(**values: Any) -> SearchOptions:

@@ -451,6 +451,14 @@ class RayConfig(Model):
     """Show what the job does on stderr."""
 
 
+class SearchDefaults(Model):
+    """Configures what a search of the index takes unless told otherwise; stored with the index."""
+
+    channels: dict[str, str] = {}
+    """The embedder behind each output, `{dense: qwen, sparse: splade, colbert: late}`; empty: one embedder at a time,
+    or the only one with each output."""
+
+
 class BuildConfig(Model):
     input: InputConfig
     """What is read."""
@@ -460,6 +468,8 @@ class BuildConfig(Model):
     """How long documents are cut."""
     embedders: tuple[EmbedderConfig, ...] = (EmbedderConfig(),)
     """The models; each has columns of its own."""
+    search: SearchDefaults = SearchDefaults()
+    """What a search takes unless told otherwise."""
     job: JobConfig = JobConfig()
     """The lease, the quarantine's limit, pruning."""
     ray: RayConfig = RayConfig()

@@ -170,5 +170,11 @@ def _count_unknown(index: Index, documents: set[str]) -> int:
 
 
 def rules_of(index: Index, configs: Mapping[str, SearchOptions]) -> dict[str, FusionRule]:
-    """Returns the fusion of each search file by its name, as `evaluate` takes them."""
+    """Returns the fusion of each search file by its name, as `evaluate` takes them.
+
+    ConfigError for a file that takes its channels from other embedders: one evaluation has one set of channels.
+    """
+    other = next((n for n, o in configs.items() if o.channels is not None and o.channels != index.embedder_names), None)
+    if other is not None:
+        raise ConfigError(f"{other}: channels: the index was opened with {index.embedder_names}; evaluate it by itself")
     return {name: index.request(options).rule for name, options in configs.items()}

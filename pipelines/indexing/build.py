@@ -49,6 +49,7 @@ from pipelines.reading.memory import LABEL, Rows, spooled
 from pipelines.reading.units import Unit, metadata_fields, plan_input, read_unit
 from pipelines.store.commit import Committer, Totals, create_or_open
 from pipelines.store.datasets import check_writable, open_dataset, open_version
+from pipelines.store.embedder_choice import channels_metadata, check_defaults, write_channels
 from pipelines.store.evolve import check_columns, evolve_table
 from pipelines.store.interrupt import interruptible
 from pipelines.store.lease import Lease, acquire
@@ -148,6 +149,7 @@ def run(job: Job, lease: Lease, log: RunLog, session: RaySession, warm: WarmMode
     if missing_outputs(job.target):
         with log.phase("adding new outputs"):
             backfilled = backfill_outputs(job, lease, session.connect)
+    write_channels(job.target, lease)
     version = create_or_open(job.target, lease).version
     committer = Committer(job.target, lease, config.index.commit_fragments, config.index.commit_seconds)
     with log.phase("comparing the input with the index"):
@@ -259,12 +261,16 @@ def graph(job: Job, work: list[dict[str, bytes]], documents: int) -> ray.data.Da
 def make_target(config: BuildConfig, units: list[Unit], fields: list[pa.Field], session: RaySession) -> Target:
     """Returns the job's write target, with the schema and identity that its embedders give."""
     described, parameters = session.describe(config.embedders), load_or_train_codecs(config, units, session.connect)
-    identity = identity_of(config, described, parameters)
+    options = plain_options(config.index.storage_options)
+    identity, channels = identity_of(config, described, parameters), config.search.channels
+    is_new = open_dataset(table_uri(config.index.uri, config.index.table), options) is None
+    check_defaults(identity, channels, is_new)
+    schema = documents_schema(identity, stored_fields(config.input, fields), parameters)
     return Target(
         config.index.uri,
-        documents_schema(identity, stored_fields(config.input, fields), parameters),
+        schema.with_metadata({**(schema.metadata or {}), **channels_metadata(channels)}),
         config.index.table,
-        plain_options(config.index.storage_options),
+        options,
         config.job.id,
         uuid.uuid4().hex,
     )

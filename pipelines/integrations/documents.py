@@ -186,9 +186,9 @@ class DocumentIndex:
 
     def dense_vectors(self, chunk_ids: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
         """Returns the stored dense vectors of some chunks."""
-        column = f"{self.index.name}_dense"
-        if column not in self.index.snapshot.schema.names:
+        if "dense" not in self.index.column_cache.outputs:
             return {}
+        column = self.index.column_cache.column("dense")
         table = self._scan(["chunk_id", column], sql_in("chunk_id", chunk_ids))
         vectors = [np.asarray(v, np.float32) for v in table[column].to_pylist()]
         return dict(zip(table["chunk_id"].to_pylist(), vectors, strict=True))

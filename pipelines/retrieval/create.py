@@ -14,6 +14,7 @@ from pipelines.retrieval.index import Index, open_index
 from pipelines.store import lease
 from pipelines.store.commit import create_or_open
 from pipelines.store.datasets import open_dataset
+from pipelines.store.embedder_choice import check_defaults
 from pipelines.store.schema import Target, documents_schema, identity_of, table_uri
 
 WRITER = "upsert"
@@ -22,7 +23,7 @@ WRITER = "upsert"
 def create_index(
     uri: str | Path,
     *,
-    embedder: Mapping[str, Any] | None = None,
+    embedder: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     chunk: Mapping[str, Any] | None = None,
     metadata: Mapping[str, pa.DataType] | None = None,
     table: str = "documents",
@@ -30,18 +31,19 @@ def create_index(
 ) -> Index:
     """Creates an index without documents, and opens it.
 
-    embedder: the keys of `embedders.0` in a job's config; None takes the packaged model. chunk: the keys of `chunk`.
-    metadata: name and Arrow type of each metadata column.
+    embedder: the keys of `embedders.0` in a job's config, or a list of several; None takes the packaged model. chunk:
+    the keys of `chunk`. metadata: name and Arrow type of each metadata column.
 
         create_index("./idx", embedder={"name": "m3", "model": "BAAI/bge-m3"}, metadata={"year": pa.int64()})
 
     Raises ConfigError if there is an index already, and for a codec that is trained on a corpus.
     """
     options = dict(storage_options or {})
+    embedders = [embedder or {}] if embedder is None or isinstance(embedder, Mapping) else list(embedder)
     tree: dict[str, Any] = {
         "input": {"paths": [str(uri)]},
         "index": {"uri": str(uri), "table": table, "storage_options": options},
-        "embedders": [dict(embedder or {})],
+        "embedders": [dict(e) for e in embedders],
         "chunk": dict(chunk or {}),
     }
     config = validated(BuildConfig, tree)
@@ -55,10 +57,10 @@ def create_index(
 
 
 def _build_schema(config: BuildConfig, metadata: Mapping[str, pa.DataType]) -> pa.Schema:
-    (embedder,) = config.embedders
-    if embedder.colbert_codec == "pq":
+    if any(embedder.colbert_codec == "pq" for embedder in config.embedders):
         raise ConfigError("embedder.codec.colbert: pq is trained on a corpus; build the index with `tridex build`")
-    identity = identity_of(config, {embedder.name: _describe_embedder(embedder)})
+    identity = identity_of(config, {embedder.name: _describe_embedder(embedder) for embedder in config.embedders})
+    check_defaults(identity, {}, is_new=True)
     return documents_schema(identity, [pa.field(name, kind) for name, kind in metadata.items()])
 
 

@@ -1,14 +1,16 @@
-"""Encodes queries by the index's model, weights them by IDF, and expands them if the index is configured so."""
+"""Encodes queries by the index's models, weights them by IDF, and expands them if the index is configured so."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 
+from actors.outputs import EmbeddingBatch, merge_outputs
 from actors.spec import Output
 from pipelines.config import InvalidRequest
+from pipelines.retrieval.encoder import QueryEncoder
 from pipelines.retrieval.handle import IndexHandle
-from pipelines.retrieval.queries import EncodedQueries
+from pipelines.retrieval.queries import EncodedQueries, Floats
 from pipelines.search_indexes.document_frequencies import apply_idf
 
 
@@ -20,13 +22,28 @@ def encode_queries(index: IndexHandle, texts: Sequence[str], outputs: Sequence[O
     check_queries(texts)
     if not outputs or not texts:
         return EncodedQueries(tuple(texts))
-    encoded, token_weights = index.encoder.encode(texts, outputs), None
-    if index.document_frequencies is not None:
-        words = index.encoder.words(texts) if encoded.colbert is not None else None
-        encoded, token_weights = apply_idf(encoded, words, index.document_frequencies)
-    if encoded.sparse is not None and index.query_expander is not None:
-        encoded = replace(encoded, sparse=index.query_expander.expand(encoded.sparse))
-    return EncodedQueries(tuple(texts), encoded, token_weights)
+    wanted = {output: index.encoders[output] for output in outputs}
+    parts = [
+        _encode_by_one(index, encoder, texts, [o for o, e in wanted.items() if e is encoder])
+        for encoder in dict.fromkeys(wanted.values())
+    ]
+    token_weights = next((weights for _, weights in parts if weights is not None), None)
+    return EncodedQueries(tuple(texts), merge_outputs([batch for batch, _ in parts]), token_weights)
+
+
+def _encode_by_one(
+    index: IndexHandle, encoder: QueryEncoder, texts: Sequence[str], outputs: Sequence[Output]
+) -> tuple[EmbeddingBatch, Floats | None]:
+    """Encodes queries to the outputs that one model gives; returns them with a weight per ColBERT vector or None."""
+    encoded, token_weights = encoder.encode(texts, outputs), None
+    frequencies = index.document_frequencies(outputs[0])
+    if frequencies is not None:
+        words = encoder.words(texts) if encoded.colbert is not None else None
+        encoded, token_weights = apply_idf(encoded, words, frequencies)
+    expander = index.query_expander("sparse") if encoded.sparse is not None else None
+    if encoded.sparse is not None and expander is not None:
+        encoded = replace(encoded, sparse=expander.expand(encoded.sparse))
+    return encoded, token_weights
 
 
 def check_queries(texts: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from pipelines.config import ConfigError
 from pipelines.retrieval.handle import IndexHandle
-from pipelines.retrieval.upsert import build_block, check_rows, compare, refuse_several_embedders, to_documents
+from pipelines.retrieval.upsert import build_block, check_rows, compare, to_documents
 from pipelines.retrieval.upsert import write_metadata as write_changed_metadata
 from pipelines.store.commit import build_replacement, commit_once, fragments_of
 from pipelines.store.documents import COMPARED, find_rows, hold_lease, target_of
@@ -92,7 +92,6 @@ def apply_events(
     LeaseHeld. ConfigError for an event that cannot be applied, naming its position; batches before it are committed,
     its own is not. Searches see the documents after `open_index` is called again.
     """
-    refuse_several_embedders(index, "apply")
     if batch < 1:
         raise ConfigError(f"batch: must be at least 1, got {batch}")
     done, pending, began = Applied(), list[Event](), 0.0

@@ -54,6 +54,15 @@ def default_fusion(model: str, available: tuple[Channel, ...], fitted: bool = Fa
     return FusionRule(fusion, {c: w for c, w in weights.items() if w > 0 and c in available}, smoothing)
 
 
+def fusion_of_separate_models(available: tuple[Channel, ...]) -> FusionRule:
+    """Returns the fusion of channels that are models of their own: z-scores, for their raw scores share no scale.
+
+    The weights are unmeasured; `tridex tune` chooses them on judged queries.
+    """
+    weights = {c: spec.separate_weight for c, spec in CHANNELS.items()}
+    return FusionRule("zscore", {c: w for c, w in weights.items() if w > 0 and c in available})
+
+
 def resolve_fusion(
     default: FusionRule,
     available: tuple[Channel, ...],

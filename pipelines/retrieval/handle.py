@@ -1,12 +1,13 @@
-"""Holds what searching, explaining and updating an index share: its table, its model and its stored columns."""
+"""Holds what searching, explaining and updating an index share: its table, its models and its stored columns."""
 
 from __future__ import annotations
 
 import os
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from actors.spec import Output
 from pipelines.config import DEFAULT_MODEL
 from pipelines.retrieval.columns.cache import ColumnCache
 from pipelines.retrieval.encoder import QueryEncoder
@@ -22,12 +23,12 @@ MEMORY = 4 * 2**30
 
 
 class IndexHandle:
-    """Opens one embedder's columns of an index at one version."""
+    """Opens the columns of an index at one version that a search compares: of one embedder, or of one per output."""
 
     def __init__(
         self,
         snapshot: Snapshot,
-        encoder: QueryEncoder,
+        encoders: Mapping[Output, QueryEncoder],
         memory: int = MEMORY,
         local: Path | None = None,
         disk: int | None = None,
@@ -35,13 +36,13 @@ class IndexHandle:
         query_expansion: bool | None = None,
     ) -> None:
         self.snapshot = snapshot
-        self.encoder = encoder
+        self.encoders = dict(encoders)
         self._process = os.getpid()
-        embedder = self.identity.embedders[self.name]
-        fitted = embedder["model"] == DEFAULT_MODEL or bool(embedder.get("fitted_heads"))
-        self.idf_weighting = fitted if idf_weighting is None else idf_weighting
-        self.query_expansion = fitted if query_expansion is None else query_expansion
-        self.column_cache = ColumnCache(snapshot, encoder.name, memory, local, disk)
+        self.idf_weighting, self.query_expansion = idf_weighting, query_expansion
+        self.column_cache = ColumnCache(snapshot, self.embedder_names, memory, local, disk)
+        self._others: dict[str, QueryEncoder] = {}
+        self._frequencies: dict[str, DocumentFrequencies | None] = {}
+        self._expanders: dict[str, QueryExpander] = {}
 
     def check_process(self) -> None:
         """Raises RuntimeError in a forked child, because Lance would wait there forever for threads of the parent."""
@@ -57,9 +58,19 @@ class IndexHandle:
         return self.snapshot.identity
 
     @property
+    def encoder(self) -> QueryEncoder:
+        """Returns the encoder of the first output: the only one, where one embedder is searched."""
+        return next(iter(self.encoders.values()))
+
+    @property
     def name(self) -> str:
-        """Returns the name of the embedder whose columns are searched."""
+        """Returns the name of the embedder whose columns are searched; the first output's, where there are several."""
         return self.encoder.name
+
+    @property
+    def embedder_names(self) -> dict[Output, str]:
+        """Returns the embedder's name for each output that is searched."""
+        return {output: encoder.name for output, encoder in self.encoders.items()}
 
     @property
     def version(self) -> int:
@@ -69,17 +80,35 @@ class IndexHandle:
     def __len__(self) -> int:
         return len(self.snapshot)
 
-    @cached_property
-    def document_frequencies(self) -> DocumentFrequencies | None:
-        """Returns the token counts that weight queries by IDF; None if weighting is off or nothing is counted."""
-        return read_document_frequencies(self.snapshot, self.name) if self.idf_weighting else None
+    def encoder_of(self, name: str) -> QueryEncoder:
+        """Returns the encoder of an embedder of the index, whether or not it is searched; loads no model."""
+        searched = {encoder.name: encoder for encoder in self.encoders.values()}
+        if name not in {**searched, **self._others}:
+            self._others[name] = QueryEncoder(self.snapshot.uri, self.identity, name)
+        return searched.get(name) or self._others[name]
 
-    @cached_property
-    def query_expander(self) -> QueryExpander | None:
-        """Returns the expander of lexical queries; None if queries match only their own tokens."""
-        if not self.query_expansion:
+    def has_fitted_heads(self, output: Output) -> bool:
+        """Returns whether an output comes from the packaged model or from heads of `tridex fit-heads`."""
+        embedder = self.identity.embedders[self.encoders[output].name]
+        return embedder["model"] == DEFAULT_MODEL or bool(embedder.get("fitted_heads"))
+
+    def document_frequencies(self, output: Output) -> DocumentFrequencies | None:
+        """Returns the token counts that weight an output's queries by IDF; None if off or if nothing is counted."""
+        on, name = self.idf_weighting, self.encoders[output].name
+        if not (self.has_fitted_heads(output) if on is None else on):
             return None
-        from pipelines.retrieval.query_expansion import QueryExpander
+        if name not in self._frequencies:
+            self._frequencies[name] = read_document_frequencies(self.snapshot, name)
+        return self._frequencies[name]
 
-        embedder = self.encoder.embedder
-        return QueryExpander(embedder.input_embeddings, embedder.tokenizer.names)
+    def query_expander(self, output: Output) -> QueryExpander | None:
+        """Returns the expander of an output's lexical queries; None if queries match only their own tokens."""
+        on, encoder = self.query_expansion, self.encoders[output]
+        if not (self.has_fitted_heads(output) if on is None else on):
+            return None
+        if encoder.name not in self._expanders:
+            from pipelines.retrieval.query_expansion import QueryExpander
+
+            embedder = encoder.embedder
+            self._expanders[encoder.name] = QueryExpander(embedder.input_embeddings, embedder.tokenizer.names)
+        return self._expanders[encoder.name]

@@ -34,6 +34,7 @@ from pipelines.retrieval.queries import EncodedQueries
 from pipelines.retrieval.request import Request, check_request
 from pipelines.retrieval.upsert import delete, upsert
 from pipelines.store.conditions import check_filter
+from pipelines.store.embedder_choice import check_channels, choose_embedders
 from pipelines.store.event_positions import read_event_positions
 from pipelines.store.table import Snapshot, open_table
 
@@ -45,22 +46,29 @@ if TYPE_CHECKING:
     from pipelines.config import SearchKeywords
 
 
+SINGLE_OUTPUT_CLASSES = frozenset({"sparse-encoder", "multi-vector-encoder"})
+"""Classes of models that give one output, and no dense vectors."""
+
+
 class Index(IndexHandle):
-    """Searches one embedder's columns of an index at one version. Safe to share between threads."""
+    """Searches an index at one version, by the columns of one embedder or of one per channel. Thread-safe."""
 
     def __repr__(self) -> str:
-        channels = ", ".join(self.channels)
-        return f"Index({self.snapshot.uri!r}, {len(self)} rows, version {self.version}, {self.name}: {channels})"
+        names, several = self.embedder_names, len(set(self.embedder_names.values())) > 1
+        channels = ", ".join(f"{c} by {names[c]}" if several and c in names else c for c in self.channels)
+        shown = channels if several else f"{self.name}: {channels}"
+        return f"Index({self.snapshot.uri!r}, {len(self)} rows, version {self.version}, {shown})"
 
     def __reduce__(self) -> tuple[Callable[[], Index], tuple[()]]:
         """Pickles and copies as the arguments that opened it: unpickling opens the same version again."""
-        column_cache, given = self.column_cache, self.encoder.given
+        column_cache = self.column_cache
         reopen = partial(
             open_index,
             self.snapshot.uri,
             table=self.snapshot.table,
             storage_options=self.snapshot.storage_options,
-            embedder=self.name if given is None else given,
+            embedder={e.name: e.given for e in self.encoders.values() if e.given is not None},
+            channels=self.embedder_names,
             version=self.version,
             memory=column_cache.memory,
             local=column_cache.local,
@@ -89,10 +97,37 @@ class Index(IndexHandle):
     def default_fusion(self) -> fusing.FusionRule:
         """Returns the fusion of a search that names none.
 
-        It is measured for the packaged model and for heads that `tridex fit-heads` made, upstream's for others.
+        It is measured for the packaged model and for heads that `tridex fit-heads` made, upstream's for other models
+        with all outputs; channels of models that were made for one output are joined by weights of their own.
         """
+        outputs, available = self.column_cache.outputs, tuple(self.channels)
+        several = len(set(self.embedder_names.values())) > 1
+        if several or any(self.column_cache.embedder(o).get("model_class") in SINGLE_OUTPUT_CLASSES for o in outputs):
+            return fusing.fusion_of_separate_models(available)
         embedder = self.identity.embedders[self.name]
-        return fusing.default_fusion(str(embedder["model"]), tuple(self.channels), bool(embedder.get("fitted_heads")))
+        return fusing.default_fusion(str(embedder["model"]), available, bool(embedder.get("fitted_heads")))
+
+    def with_channels(self, channels: Mapping[str, str] | None) -> Index:
+        """Returns the index with another embedder behind each of these outputs; itself for None or the same ones.
+
+        Loaded models are shared; columns are held apart. channels: see `open_index`. Raises InvalidRequest.
+        """
+        if channels is None or dict(channels) == self.embedder_names:
+            return self
+        chosen = check_channels(self.identity, channels)
+        return self._with_channels(tuple(chosen.items()))
+
+    @cached_property
+    def _with_channels(self) -> Callable[[tuple[tuple[Output, str], ...]], Index]:
+        return lru_cache(maxsize=4)(self._reopened)
+
+    def _reopened(self, chosen: tuple[tuple[Output, str], ...]) -> Index:
+        loaded = {encoder.name: encoder for encoder in self.encoders.values()}
+        encoders = open_encoders(self.snapshot, dict(chosen), loaded)
+        cache = self.column_cache
+        return Index(
+            self.snapshot, encoders, cache.memory, cache.local, cache.disk, self.idf_weighting, self.query_expansion
+        )
 
     @overload
     def search(self, query: str, k: int = 10, **options: Unpack[SearchKeywords]) -> Hits: ...  # type: ignore[overload-overlap]
@@ -112,6 +147,7 @@ class Index(IndexHandle):
                 `.score(query, passages)`.
             group_by: a column; at most `group_size` (1) hits for each of its values, k groups. By default `doc_id`: a
                 document that was cut into chunks is found once, by its best one. None: every chunk for itself.
+            channels: the embedder behind each output, {"dense": "qwen", "sparse": "splade"}; None: as it was opened.
             offset: hits (or groups) to skip.
             columns: metadata columns to return; None returns all.
             exact: no approximate index; ColBERT scans the table however large it is.
@@ -129,8 +165,9 @@ class Index(IndexHandle):
 
     def search_with(self, queries: Sequence[str], options: SearchOptions) -> list[Hits]:
         """Searches with options that are checked already, such as those of a command, a file or an HTTP request."""
-        request = self.request(options)
-        return self.answer(self._encode_for(queries, request), request) if queries else []
+        index = self.with_channels(options.channels)
+        request = index.request(options)
+        return index.answer(index._encode_for(queries, request), request) if queries else []
 
     @overload
     async def search_async(  # type: ignore[overload-overlap]
@@ -174,11 +211,12 @@ class Index(IndexHandle):
 
     def explain_with(self, query: str, id: str, options: SearchOptions) -> Explanation:
         """Explains with options that are checked already."""
-        request, rows = self.request(options.model_copy(update={"k": 1})), rows_of(self, id)
-        queries = self.encode([query])
-        (found,) = self.candidates_for(queries, request)
-        found = self.candidate_generator.with_rows(queries, found, rows, request.effective_rule)
-        return explain_row(self, queries, request, found, rows)
+        index, rows = self.with_channels(options.channels), rows_of(self, id)
+        request = index.request(options.model_copy(update={"k": 1}))
+        queries = index.encode([query])
+        (found,) = index.candidates_for(queries, request)
+        found = index.candidate_generator.with_rows(queries, found, rows, request.effective_rule)
+        return explain_row(index, queries, request, found, rows)
 
     def request(self, options: SearchOptions) -> Request:
         """Checks options against this index; InvalidRequest names the first wrong one."""
@@ -284,7 +322,8 @@ def open_index(
     *,
     table: str = "documents",
     storage_options: Mapping[str, str] | None = None,
-    embedder: str | Embedder | EmbedderSpec | None = None,
+    embedder: str | Embedder | EmbedderSpec | Mapping[str, Embedder | EmbedderSpec] | None = None,
+    channels: Mapping[str, str] | None = None,
     version: int | None = None,
     memory: int = MEMORY,
     local: str | Path | None = None,
@@ -294,14 +333,16 @@ def open_index(
 ) -> Index:
     """Opens an index at its newest version, or at `version`.
 
-    embedder: the name of one of the index's embedders (None: the promoted one, or the only one); or a loaded
-    `Embedder`, or a spec (for a model that moved to another folder, or that needs remote code). Where none is given,
-    the model that the index names is loaded when the first query needs it. memory: bytes of stored columns to hold.
-    local: a folder for copies of the columns that scoring reads (`pipelines.retrieval.columns.local_copy`), made by
-    the first search, at most `disk` bytes of them (None: any number); the rest is read from the table. idf_weighting:
-    whether query tokens weigh more where few rows have them (`pipelines.search_indexes.document_frequencies`);
-    query_expansion: whether lexical queries match tokens near theirs, too (`pipelines.retrieval.query_expansion`).
-    None, for both: for the packaged model and fitted heads; others keep M3's scores.
+    embedder: the name of one of the index's embedders; or a loaded `Embedder`, or a spec (for a model that moved to
+    another folder, or that needs remote code), or several of them by name. Where none is given, the model that the
+    index names is loaded when the first query needs it. channels: the embedder behind each output, {"dense": "qwen",
+    "sparse": "splade", "colbert": "late"}, searched as one hybrid. Without both: what the index's config says, the
+    promoted embedder, or the only one with each output. memory: bytes of stored columns to hold. local: a folder for
+    copies of the columns that scoring reads (`pipelines.retrieval.columns.local_copy`), made by the first search, at
+    most `disk` bytes of them (None: any number); the rest is read from the table. idf_weighting: whether query tokens
+    weigh more where few rows have them (`pipelines.search_indexes.document_frequencies`); query_expansion: whether
+    lexical queries match tokens near theirs, too (`pipelines.retrieval.query_expansion`). None, for both: for the
+    packaged model and fitted heads; others keep M3's scores.
 
     Raises ConfigError for a missing index, a table that is no index, and a model that did not build it (naming the
     field that differs).
@@ -311,23 +352,49 @@ def open_index(
     ['bm25', 'colbert', 'dense', 'sparse']
     """
     snapshot = open_table(uri, table, storage_options, version)
-    name = _embedder_name(snapshot, embedder)
-    encoder = QueryEncoder(snapshot.uri, snapshot.identity, name, None if isinstance(embedder, str) else embedder)
+    chosen = _choose_embedders(snapshot, embedder, channels)
+    encoders = open_encoders(snapshot, chosen, _given_encoders(snapshot, chosen, embedder))
     return Index(
-        snapshot, encoder, memory, None if local is None else Path(local), disk, idf_weighting, query_expansion
+        snapshot, encoders, memory, None if local is None else Path(local), disk, idf_weighting, query_expansion
     )
 
 
-def _embedder_name(snapshot: Snapshot, embedder: str | Embedder | EmbedderSpec | None) -> str:
-    """Returns the embedder that is named, the one that a loaded model built, or the promoted one."""
-    identity, names = snapshot.identity, ", ".join(snapshot.identity.embedders)
-    if isinstance(embedder, str) or embedder is None or isinstance(embedder, EmbedderSpec):
-        name = embedder if isinstance(embedder, str) else snapshot.promoted
-    else:
+def _choose_embedders(
+    snapshot: Snapshot,
+    embedder: str | Embedder | EmbedderSpec | Mapping[str, Embedder | EmbedderSpec] | None,
+    channels: Mapping[str, str] | None,
+) -> dict[Output, str]:
+    """Returns the embedder of each output: those that are named, the one that a loaded model built, or the default."""
+    identity, named = snapshot.identity, embedder if isinstance(embedder, str) else None
+    if channels is None and not isinstance(embedder, (str, EmbedderSpec, Mapping, type(None))):
         built = [name for name in identity.embedders if describe_difference(identity, name, embedder) is None]
-        name = built[0] if len(built) == 1 else snapshot.promoted
-    if name is None:
-        raise ConfigError(f"embedder: the index has several, name one of {names}, or `tridex promote` one")
-    if name not in identity.embedders:
-        raise ConfigError(f"embedder: the index has no {name!r}; it has {names}")
-    return name
+        named = built[0] if len(built) == 1 else snapshot.promoted
+    return choose_embedders(identity, named, channels, snapshot.schema.metadata)
+
+
+def open_encoders(
+    snapshot: Snapshot, chosen: Mapping[Output, str], given: Mapping[str, QueryEncoder]
+) -> dict[Output, QueryEncoder]:
+    """Returns the encoder of each output, those that are given or new ones; one per embedder. Loads no model."""
+    new = {n: QueryEncoder(snapshot.uri, snapshot.identity, n) for n in set(chosen.values()) - given.keys()}
+    encoders = {**new, **given}
+    return {output: encoders[name] for output, name in chosen.items()}
+
+
+def _given_encoders(
+    snapshot: Snapshot,
+    chosen: Mapping[Output, str],
+    embedder: str | Embedder | EmbedderSpec | Mapping[str, Embedder | EmbedderSpec] | None,
+) -> dict[str, QueryEncoder]:
+    """Returns encoders of the models or specs that a caller passed in. ConfigError if it is unclear which they are."""
+    if embedder is None or isinstance(embedder, str):
+        return {}
+    names = list(dict.fromkeys(chosen.values()))
+    if not isinstance(embedder, Mapping):
+        if len(names) > 1:
+            raise ConfigError(f"embedder: this search takes {', '.join(names)}; give a mapping of names to models")
+        embedder = {names[0]: embedder}
+    unknown = next((name for name in embedder if name not in snapshot.identity.embedders), None)
+    if unknown is not None:
+        raise ConfigError(f"embedder: the index has no {unknown!r}; it has {', '.join(snapshot.identity.embedders)}")
+    return {name: QueryEncoder(snapshot.uri, snapshot.identity, name, model) for name, model in embedder.items()}

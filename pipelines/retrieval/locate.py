@@ -11,7 +11,6 @@ import numpy as np
 
 from pipelines.retrieval.explain.explain import ColbertQuery, colbert_matches
 from pipelines.retrieval.explain.explanation import join_pieces
-from pipelines.retrieval.explain.tokens import Tokens
 from pipelines.retrieval.handle import IndexHandle
 from pipelines.retrieval.hits import Hit, Located, Span
 from pipelines.retrieval.passages import best_passage, word_strengths
@@ -50,7 +49,7 @@ class PassageFinder:
         """Scores how relevant each word of a text is to the query; by shared words alone if nothing is encoded."""
         if self.queries.encoded is None or self.queries.encoded.colbert is None:
             return word_strengths(self.queries.texts[self.i], text)
-        matches = colbert_matches(self.index, self.colbert_query, position, Tokens(self.index, text))
+        matches = colbert_matches(self.index, self.colbert_query, position, text)
         words = [w for w in join_pieces(matches, self.queries.texts[self.i], text) if w.similarity >= MIN_SIMILARITY]
         if not words:
             return word_strengths(self.queries.texts[self.i], text)

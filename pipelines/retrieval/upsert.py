@@ -16,6 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from actors.codecs.encode_batch import encode_batch
+from actors.codecs.parameters import from_metadata
+from actors.codecs.table import get_codec
 from actors.outputs import EmbeddingBatch, IntArray
 from actors.text.windows import cut_all_into_windows
 from pipelines.changes.detect import to_table_rows
@@ -47,7 +49,6 @@ def upsert(index: IndexHandle, rows: Sequence[Mapping[str, Any]], check: Check |
     called with the table as it is while the lease is held; what it raises prevents the write. ConfigError names the row
     at fault.
     """
-    refuse_several_embedders(index, "upsert")
     check_rows(index, rows)
     if not rows:
         return 0
@@ -75,12 +76,6 @@ def delete(index: IndexHandle, ids: Sequence[str], check: Check | None = None) -
     if isinstance(ids, str):
         raise ConfigError("delete: expected a list of ids, got one string")
     return delete_documents(target_of(index.snapshot, UPSERTED), ids, check)
-
-
-def refuse_several_embedders(index: IndexHandle, call: str) -> None:
-    """Raises ConfigError if the index has other embedders, whose columns this one cannot fill."""
-    if set(index.identity.embedders) != {index.name}:
-        raise ConfigError(f"{call}: this index has several embedders, {index.name!r} is open; use `tridex build`")
 
 
 def check_rows(index: IndexHandle, rows: Sequence[Mapping[str, Any]], place: str | None = None) -> None:
@@ -134,8 +129,7 @@ def build_block(
     spans = _chunk_spans(index, texts)
     chunks = [chunk for i, span in enumerate(spans) for chunk in _chunk_rows(rows[chosen[i]]["doc_id"], texts[i], span)]
     shared = documents.take(pa.array(np.repeat(np.arange(len(chosen)), [len(span) for span in spans])))
-    batch = _embed_texts(index, [chunk["text"] for chunk in chunks])
-    computed = {"n_tokens": batch.n_tokens, "n_truncated": batch.n_truncated, **batch.to_arrow(index.name)}
+    computed = _embed_texts(index, [chunk["text"] for chunk in chunks])
     columns = {name: shared.column(name).combine_chunks() for name in shared.column_names} | computed
     arrays = {
         f.name: _as(columns[f.name] if f.name in columns else [chunk[f.name] for chunk in chunks], f.type)
@@ -149,7 +143,7 @@ def _chunk_spans(index: IndexHandle, texts: Sequence[str]) -> list[IntArray]:
     chunking = ChunkConfig(**index.identity.chunk)
     if chunking.mode == "whole":
         return [np.array([[0, len(text)]]) for text in texts]
-    preparation = index.encoder.embedder.preparation
+    preparation = index.encoder_of(next(iter(index.identity.embedders))).embedder.preparation
     window = chunking.window(preparation.room)
     assert window is not None, "only mode whole cuts nothing"
     return cut_all_into_windows(texts, preparation.tokenizer, window)
@@ -166,9 +160,21 @@ def _as(values: Any, kind: pa.DataType) -> pa.Array:
     return values.cast(kind) if isinstance(values, pa.Array) else pa.array(values, kind)
 
 
-def _embed_texts(index: IndexHandle, texts: Sequence[str]) -> EmbeddingBatch:
-    described, embedder = index.column_cache.embedder, index.encoder.embedder
+def _embed_texts(index: IndexHandle, texts: Sequence[str]) -> dict[str, Any]:
+    """Embeds texts by every embedder of the index: the output columns, and the largest token counts."""
+    columns: dict[str, Any] = {}
+    for name, described in index.identity.embedders.items():
+        batch = _embed_by_one(index, name, described, texts)
+        columns |= batch.to_arrow(name)
+        for count in ("n_tokens", "n_truncated"):
+            columns[count] = np.maximum(columns.get(count, 0), getattr(batch, count))
+    return columns
+
+
+def _embed_by_one(index: IndexHandle, name: str, described: Mapping[str, Any], texts: Sequence[str]) -> EmbeddingBatch:
+    embedder = index.encoder_of(name).embedder
     tokens = embedder.tokenise(texts, "passage")
-    batch = embedder.embed_tokens(tokens, index.column_cache.outputs)
+    batch = embedder.embed_tokens(tokens, tuple(described["outputs"]))
+    codec = get_codec(described["colbert"], from_metadata(index.snapshot.schema.metadata, name))
     sparse, pooling = described.get("sparse", "max"), str(described["colbert_pooling"])
-    return encode_batch(batch, tokens, described["dense"], sparse, index.column_cache.codec, pooling)
+    return encode_batch(batch, tokens, described["dense"], sparse, codec, pooling)

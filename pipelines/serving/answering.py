@@ -128,6 +128,7 @@ class Service:
         self.check_options(queries, options)
 
         async def attempt(view: View) -> list[dict[str, Any]]:
+            view = view.with_channels(options.channels)
             request = await self._prepare(view, key, options)
             each = await self._encode(view, queries, request)
             if request.reranker is None and not normalised:
@@ -145,6 +146,7 @@ class Service:
         self.check_text(id, "id")
 
         async def attempt(view: View) -> Explanation:
+            view = view.with_channels(options.channels)
             request = await self._prepare(view, key, options)
             (queries,) = await self._query_batcher(view).submit(view, [query])
             return await self.on_thread(self._timed, "explain", explain, view, key, queries, request, id)

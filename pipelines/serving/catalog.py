@@ -1,8 +1,9 @@
 """Keeps each served index open at one version and switches to new versions without failing a request.
 
-A view is one embedder of one index at one version. A request takes a view once and keeps it: what a build, a prune or
-an optimize commits meanwhile is seen by the requests that come after. A new version is opened and warmed beside the old
-one, which needs the memory of both for that moment, and shares the loaded model with it.
+A view is one index at one version, by the columns of one embedder or of one per channel. A request takes a view once
+and keeps it: what a build, a prune or an optimize commits meanwhile is seen by the requests that come after. A new
+version is opened and warmed beside the old one, which needs the memory of both for that moment, and shares the loaded
+model with it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from actors.spec import Output
 from pipelines.config import ConfigError, read_yaml
 from pipelines.retrieval.encoder import QueryEncoder
 from pipelines.retrieval.index import Index
@@ -22,24 +24,45 @@ from pipelines.serving.errors import ApiError
 from pipelines.serving.filters import Filters
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.settings import ServeConfig, split_name
+from pipelines.store.embedder_choice import choose_embedders
 from pipelines.store.table import Snapshot, open_table
 
 log = logging.getLogger("tridex.serve")
 
 
+JOINED = ""
+"""Key of the view that takes its channels from several embedders; the others' keys are their embedders' names."""
+
+
 @dataclass(frozen=True, eq=False)
 class View:
-    """Holds one embedder of one index at one version."""
+    """Holds one index at one version, by the columns of one embedder or of one per channel."""
 
     name: str
     index: Index
     filters: Filters
     opened: float = field(default_factory=time.time)
+    _others: dict[int, View] = field(default_factory=dict)
+
+    @property
+    def embedder(self) -> str:
+        """Returns the embedder's name; `dense=qwen, sparse=splade` for a view of several."""
+        names = self.index.embedder_names
+        several = len(set(names.values())) > 1
+        return ", ".join(f"{o}={name}" for o, name in names.items()) if several else self.index.name
 
     @property
     def model(self) -> str:
-        """Returns the model's name as the index stores it."""
-        return str(self.index.identity.embedders[self.index.name]["model"])
+        """Returns the model's name as the index stores it; several are joined by commas."""
+        names = dict.fromkeys(self.index.embedder_names.values())
+        return ", ".join(str(self.index.identity.embedders[name]["model"]) for name in names)
+
+    def with_channels(self, channels: Mapping[str, str] | None) -> View:
+        """Returns a view of the same version with these embedders behind its channels; itself for None."""
+        index = self.index.with_channels(channels)
+        if index is self.index:
+            return self
+        return self._others.setdefault(id(index), View(self.name, index, self.filters, self.opened))
 
 
 class ServedIndex:
@@ -54,33 +77,38 @@ class ServedIndex:
     def open(self, warm: bool = False) -> None:
         """Opens the newest version and replaces the views once it is loaded. ConfigError if there is no index."""
         snapshot = open_table(self.uri, storage_options=self.config.storage_options)
-        views = {name: self._view(snapshot, name) for name in snapshot.identity.embedders}
+        embedders, joined = snapshot.identity.embedders, _joined_channels(snapshot)
+        encoders = {name: self._encoder(snapshot, name) for name in embedders}
+        chosen = {name: dict.fromkeys(e["outputs"], name) for name, e in embedders.items()}
+        if len(set(joined.values())) > 1:
+            chosen = {JOINED: joined, **chosen}
+        views = {key: self._view(snapshot, key, {o: encoders[e] for o, e in of.items()}) for key, of in chosen.items()}
         if warm:
-            for view in views.values():
+            for view in views.values() if JOINED not in views else [views[JOINED]]:
                 warm_up(view)
         self.views, self.failure = views, None
 
-    def _view(self, snapshot: Snapshot, embedder: str) -> View:
-        name = self.name if len(snapshot.identity.embedders) == 1 else f"{self.name}/{embedder}"
-        index = self._index(snapshot, embedder)
+    def _view(self, snapshot: Snapshot, key: str, encoders: Mapping[Output, QueryEncoder]) -> View:
+        alone = key == JOINED or len(snapshot.identity.embedders) == 1
+        name = self.name if alone else f"{self.name}/{key}"
+        index = Index(snapshot, encoders, self.config.memory, self.config.local)
         _ = index.channels, snapshot.has_chunks, snapshot.metadata_columns  # read now, not while a request waits
         return View(name, index, Filters(index))
 
-    def _index(self, snapshot: Snapshot, embedder: str) -> Index:
-        """Opens the index, reusing the previous view's loaded model if the index still uses it."""
-        before = self.views.get(embedder)
-        given = None if before is None else before.index.encoder.loaded
+    def _encoder(self, snapshot: Snapshot, embedder: str) -> QueryEncoder:
+        """Returns an embedder's encoder, with the model that the previous views loaded if the index still uses it."""
+        before = (e for view in self.views.values() for e in view.index.encoders.values() if e.name == embedder)
+        given = next((encoder.loaded for encoder in before), None)
         try:
-            encoder = QueryEncoder(self.uri, snapshot.identity, embedder, given)
+            return QueryEncoder(self.uri, snapshot.identity, embedder, given)
         except ConfigError:
-            encoder = QueryEncoder(self.uri, snapshot.identity, embedder)
-        return Index(snapshot, encoder, self.config.memory, self.config.local)
+            return QueryEncoder(self.uri, snapshot.identity, embedder)
 
     @property
     def default(self) -> View:
-        """Returns the view of the promoted embedder, or the first one."""
+        """Returns the view that a search takes if it names none: the joined one, the promoted one, or the first."""
         first = next(iter(self.views.values()))
-        return self.views.get(first.index.snapshot.promoted or first.index.name, first)
+        return self.views.get(JOINED) or self.views.get(first.index.snapshot.promoted or first.index.name, first)
 
     @property
     def version(self) -> int:
@@ -125,7 +153,7 @@ class Catalog:
         target = self.aliases.get(name, name)
         if promoted := next((served.default for served in self.indexes if served.name == target), None):
             return promoted
-        found = [v for v in views if target in (v.name, v.index.name, v.model, f"{v.name}/{v.index.name}")]
+        found = [v for v in views if target in (v.name, v.embedder, v.model, f"{v.name}/{v.embedder}")]
         exact = [v for v in found if v.name == target]
         if len(exact or found) == 1:
             return (exact or found)[0]
@@ -139,8 +167,9 @@ class Catalog:
 
     def warm_up(self) -> None:
         """Loads models and reads columns so that the first request is as fast as later ones."""
-        for view in self.views():
-            warm_up(view)
+        for served in self.indexes:
+            for view in served.views.values() if JOINED not in served.views else [served.default]:
+                warm_up(view)
         self.warm = True
         gc.freeze()
 
@@ -162,7 +191,8 @@ class Catalog:
             try:
                 if not (force or served.is_behind()):
                     return False
-                loaded = any(v.index.encoder.loaded is not None for v in served.views.values())
+                encoders = [e for view in served.views.values() for e in view.index.encoders.values()]
+                loaded = any(encoder.loaded is not None for encoder in encoders)
                 served.open(warm=self.warm or loaded)
             except Exception as error:  # on any storage failure, the open version stays in service
                 served.failure = type(error).__name__
@@ -195,6 +225,14 @@ class Catalog:
         self.aliases, self._aliases_read = {**self.config.aliases, **aliases}, changed
 
 
+def _joined_channels(snapshot: Snapshot) -> dict[Output, str]:
+    """Returns the embedder of each output that a search takes unless told otherwise; {} if it must be told."""
+    try:
+        return choose_embedders(snapshot.identity, metadata=snapshot.schema.metadata)
+    except ConfigError:
+        return {}
+
+
 def warm_up(view: View) -> None:
     """Reads one view's columns, loads its model and runs one search."""
     view.index.warm()
@@ -208,8 +246,8 @@ def describe(view: View, aliases: Mapping[str, str], rows: int | None = None) ->
     default = index.default_fusion
     return {
         "name": view.name,
-        "aliases": sorted(a for a, target in aliases.items() if target in (view.name, index.name, view.model)),
-        "embedder": index.name,
+        "aliases": sorted(a for a, target in aliases.items() if target in (view.name, view.embedder, view.model)),
+        "embedder": view.embedder,
         "model": view.model,
         "version": index.version,
         "rows": len(index) if rows is None else rows,

@@ -22,6 +22,7 @@ from actors.codecs.parameters import KEY as CODEBOOK_KEY
 from pipelines.config import ConfigError
 from pipelines.store.columns import write_file
 from pipelines.store.commit import CommitError, commit_once
+from pipelines.store.embedder_choice import read_channels
 from pipelines.store.lance_schema import change_schema, iterate_field_ids
 from pipelines.store.lease import Lease
 from pipelines.store.schema import DROPPED_KEY, IDENTITY_KEY, Identity, Target, output_fields, promotions
@@ -43,6 +44,10 @@ def refuse_drop(snapshot: Snapshot, name: str) -> None:
     promoted = promotions(snapshot.schema.metadata)
     if not promoted:
         raise ConfigError(f"{snapshot.uri}: promote one of {', '.join(names)} first, so that searches have a model")
+    channels = read_channels(snapshot.schema.metadata)
+    if name in channels.values():
+        used = ", ".join(f"{output}={embedder}" for output, embedder in channels.items())
+        raise ConfigError(f"{snapshot.uri}: {name!r} is a channel of searches ({used}); promote an embedder first")
     if promoted[0] == name:
         raise ConfigError(f"{snapshot.uri}: {name!r} is promoted, searches use it; promote another embedder first")
 

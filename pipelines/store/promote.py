@@ -17,7 +17,7 @@ import lance
 from pipelines.config import ConfigError
 from pipelines.store.commit import commit_once
 from pipelines.store.documents import hold_lease, target_of
-from pipelines.store.schema import PROMOTED_KEY, Identity, only_embedder, promotions
+from pipelines.store.schema import CHANNELS_KEY, PROMOTED_KEY, Identity, only_embedder, promotions
 from pipelines.store.table import open_table
 
 KEPT = 8
@@ -71,7 +71,8 @@ def _switch(
         wanted = choose(snapshot.identity, names)
         if wanted[0] not in snapshot.identity.embedders:
             raise ConfigError(f"{uri}: the index has no {wanted[0]!r}; it has {', '.join(snapshot.identity.embedders)}")
-        change = lance.LanceOperation.UpdateMap({PROMOTED_KEY.decode(): json.dumps(wanted[:KEPT])})
+        cleared = {CHANNELS_KEY.decode(): None} if CHANNELS_KEY in (snapshot.schema.metadata or {}) else {}
+        change = lance.LanceOperation.UpdateMap({PROMOTED_KEY.decode(): json.dumps(wanted[:KEPT]), **cleared})
         done = commit_once(
             target.documents_uri,
             options,

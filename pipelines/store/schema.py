@@ -23,6 +23,8 @@ FORMAT_VERSION = 2
 IDENTITY_KEY = b"tridex.identity"
 FILLING_KEY = b"tridex.filling"
 """Schema metadata: JSON list of columns that a job is adding and has not filled yet."""
+CHANNELS_KEY = b"tridex.channels"
+"""Schema metadata: JSON of the embedder that a search takes each output from, where the index's config says so."""
 PROMOTED_KEY = b"tridex.promoted"
 """Schema metadata: JSON list of embedder names; searches that name none take the first, the rest is for a rollback."""
 DROPPED_KEY = b"tridex.dropped"

@@ -59,7 +59,7 @@ class SparseChannel:
     @cached_property
     def index(self) -> InvertedIndex:
         """Returns the stored inverted index; without segments if none was built."""
-        return InvertedIndex.open(self.columns.snapshot, self.columns.name, self.columns.memory)
+        return InvertedIndex.open(self.columns.snapshot, self.columns.names["sparse"], self.columns.memory)
 
     @cached_property
     def uncovered(self) -> SparseVectors:

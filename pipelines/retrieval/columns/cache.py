@@ -1,4 +1,4 @@
-"""Reads one embedder's stored outputs as arrays: held in memory, memory-mapped from a local copy, streamed, or by row.
+"""Reads stored outputs as arrays: held in memory, memory-mapped from a local copy, streamed, or by row.
 
 A column is read whole when it is first needed and fits what is left of a budget of bytes; a laptop corpus then answers
 from memory. With a folder for local copies (`local`) columns are copied there instead, once for all processes, and
@@ -8,7 +8,7 @@ mapped. What fits neither still answers, at the price of reading from storage. S
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
@@ -29,15 +29,21 @@ T = TypeVar("T", Array, SparseVectors, MultiVectors)
 
 
 class ColumnCache:
-    """Caches the columns NAME_dense, NAME_sparse and NAME_colbert of one snapshot; positions name the rows."""
+    """Caches one column NAME_OUTPUT per output of a snapshot; positions name the rows.
+
+    names: the embedder whose column stands for each output, one for all or another for each.
+    """
 
     def __init__(
-        self, snapshot: Snapshot, name: str, memory: int, local: Path | None = None, disk: int | None = None
+        self,
+        snapshot: Snapshot,
+        names: Mapping[Output, str],
+        memory: int,
+        local: Path | None = None,
+        disk: int | None = None,
     ) -> None:
         self.snapshot = snapshot
-        self.name = name
-        self.embedder: Mapping[str, Any] = snapshot.identity.embedders[name]
-        self.codec: Codec = get_codec(self.embedder["colbert"], from_metadata(snapshot.schema.metadata, name))
+        self.names = dict(names)
         self.memory = memory
         self.local = local
         self.disk = disk
@@ -50,19 +56,29 @@ class ColumnCache:
 
     @property
     def outputs(self) -> tuple[Output, ...]:
-        return tuple(self.embedder["outputs"])
+        return tuple(self.names)
+
+    def embedder(self, output: Output) -> Mapping[str, Any]:
+        """Returns what the index's identity says of the embedder of an output."""
+        return self.snapshot.identity.embedders[self.names[output]]
+
+    @cached_property
+    def codec(self) -> Codec:
+        """Returns the codec of the ColBERT column."""
+        parameters = from_metadata(self.snapshot.schema.metadata, self.names["colbert"])
+        return get_codec(self.embedder("colbert")["colbert"], parameters)
 
     @property
     def colbert_dim(self) -> int:
-        return int(self.embedder["colbert_dim"])
+        return int(self.embedder("colbert")["colbert_dim"])
 
     def column(self, output: Output) -> str:
-        return f"{self.name}_{output}"
+        return f"{self.names[output]}_{output}"
 
     def nbytes(self, output: Output) -> int:
         """Estimates how many bytes the column takes in memory."""
         if output == "dense":
-            return len(self) * int(self.embedder["dim"]) * 4
+            return len(self) * int(self.embedder("dense")["dim"]) * 4
         return bytes_of(self.snapshot, self.column(output))
 
     def whole(self, output: Output) -> Data | None:

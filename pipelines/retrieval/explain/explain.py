@@ -22,19 +22,24 @@ from pipelines.store.table import sql_in
 
 
 def sparse_matches(
-    index: IndexHandle, queries: EncodedQueries, i: int, position: int, tokens: Tokens
+    index: IndexHandle, queries: EncodedQueries, i: int, position: int, text: str
 ) -> tuple[SparseMatch, ...]:
-    """Returns the tokens that query i and a row share, the largest product first; they sum to the channel's score."""
+    """Returns the tokens that query i and a row share, the largest product first; they sum to the channel's score.
+
+    text: the row's. A token that the model added to it (SPLADE's expansion) has no span.
+    """
+    tokens = Tokens(index.encoders["sparse"], text)
     row = index.column_cache.take("sparse", np.array([position]))
     assert isinstance(row, SparseVectors)
     query_ids, query_weights = queries.sparse(i)
-    own = list(dict.fromkeys(index.encoder.token_ids([queries.texts[i]])[0].tolist()))
+    encoder, expander = index.encoders["sparse"], index.query_expander("sparse")
+    own = list(dict.fromkeys(encoder.token_ids([queries.texts[i]])[0].tolist())) if expander else []
     shared, mine, theirs = np.intersect1d(query_ids, row.token_ids, return_indices=True)
     matches = []
     for token_id, a, b in zip(shared.tolist(), mine, theirs, strict=True):
         weights = float(query_weights[a]), float(row.weights[b])
         _, spans = tokens.text_of(np.flatnonzero(tokens.ids == token_id))
-        expanded_from = index.query_expander.sources_of(own, token_id) if index.query_expander else ()
+        expanded_from = expander.sources_of(own, token_id) if expander else ()
         names = tokens.name(token_id), tuple(map(tokens.name, expanded_from))
         matches.append(SparseMatch(names[0], token_id, *weights, weights[0] * weights[1], spans, names[1]))
     return tuple(sorted(matches, key=lambda match: -match.product))
@@ -57,19 +62,19 @@ class ColbertQuery:
         """Prepares query i."""
         vectors, weights = queries.colbert(i)
         transformed, codec = index.column_cache.codec.transform_query(vectors)
-        return cls(
-            Tokens(index, queries.texts[i], "query"), transformed, codec, normalised_weights(len(vectors), weights)
-        )
+        tokens = Tokens(index.encoders["colbert"], queries.texts[i], "query")
+        return cls(tokens, transformed, codec, normalised_weights(len(vectors), weights))
 
 
-def colbert_matches(index: IndexHandle, query: ColbertQuery, position: int, tokens: Tokens) -> tuple[ColbertMatch, ...]:
-    """Returns one match per token of a query, in its order; the parts sum to the channel's score."""
+def colbert_matches(index: IndexHandle, query: ColbertQuery, position: int, text: str) -> tuple[ColbertMatch, ...]:
+    """Returns one match per token of a query, in its order; the parts sum to the channel's score. text: the row's."""
     row = index.column_cache.take("colbert", np.array([position]))
     assert isinstance(row, MultiVectors)
     if not len(row.vectors):
         return ()
+    tokens = Tokens(index.encoders["colbert"], text)
     similarities, best = best_matches(query.vectors, row, query.codec)
-    pooling = str(index.column_cache.embedder["colbert_pooling"])
+    pooling = str(index.column_cache.embedder("colbert")["colbert_pooling"])
     groups = pooled_groups(np.array([0, len(tokens.ids)]), pooling, tokens.ids)
     matches = []
     for q, (similarity, share, vector) in enumerate(zip(similarities, query.shares, best, strict=True)):
@@ -102,7 +107,6 @@ def explain_row(
     place = int(places[np.argmax(fused[places])])
     position = int(found.positions[place])
     (row,) = index.snapshot.take(np.array([position]), ["doc_id", "chunk_id", "text"]).to_pylist()
-    tokens = Tokens(index, row["text"]) if {"sparse", "colbert"} & found.scores.keys() else None
     has_sparse, has_colbert = "sparse" in found.scores, "colbert" in found.scores
     was_found = any(position in top.positions for top in found.tops.values())
     return Explanation(
@@ -116,8 +120,8 @@ def explain_row(
             {c: float(weight) for c, weight in rule.weights.items()},
             {c: float(part[place]) for c, part in found.parts(rule).items()},
         ),
-        sparse=sparse_matches(index, queries, 0, position, tokens) if tokens and has_sparse else (),
-        colbert=colbert_matches(index, ColbertQuery.of(index, queries, 0), position, tokens)
-        if tokens and has_colbert
+        sparse=sparse_matches(index, queries, 0, position, row["text"]) if has_sparse else (),
+        colbert=colbert_matches(index, ColbertQuery.of(index, queries, 0), position, row["text"])
+        if has_colbert
         else (),
     )

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.outputs import Array, IntArray
-from pipelines.retrieval.handle import IndexHandle
+from pipelines.retrieval.encoder import QueryEncoder
 
 Span = tuple[int, int]
 
@@ -16,14 +16,15 @@ Span = tuple[int, int]
 class Tokens:
     """Holds the tokens of one text as the model reads it: those with a ColBERT vector, and the span of each.
 
-    ids: int64 (m,), all but the first token. spans: (m, 2) characters, -1 for special and instruction tokens.
+    ids: int64 (m,); in M3 all but the first token. spans: (m, 2) characters, -1 for special and instruction tokens.
     """
 
-    def __init__(self, index: IndexHandle, text: str, kind: Literal["passage", "query"] = "passage") -> None:
-        embedder = index.encoder.embedder
+    def __init__(self, encoder: QueryEncoder, text: str, kind: Literal["passage", "query"] = "passage") -> None:
+        embedder = encoder.embedder
         self.tokenizer = embedder.tokenizer
-        self.ids = embedder.tokenise([text], kind).ids[1:].astype(np.int64)
-        self.spans = aligned_spans(self.ids, *self.tokenizer.offsets(text))
+        tokens = embedder.tokenise([text], kind)
+        scored, ids = embedder.scored_tokens(tokens, kind), tokens.ids.astype(np.int64)
+        self.ids, self.spans = ids[scored], aligned_spans(ids, *self.tokenizer.offsets(text))[scored]
 
     def name(self, token_id: int) -> str:
         """Returns a token as the tokenizer writes it."""
