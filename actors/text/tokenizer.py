@@ -23,6 +23,7 @@ from tokenizers import Encoding, Tokenizer
 
 from actors.checkpoints.files import CheckpointError, read_json
 from actors.checkpoints.loading import resolve_folder
+from actors.checkpoints.module_chain import RUNNABLE, read_module_chain
 from actors.outputs import IntArray, TokenBatch, offsets_of
 from actors.spec import EmbedderSpec
 from actors.text.tokenizer_file import TokenizerFile, read_tokenizer_file
@@ -292,6 +293,9 @@ def _special_frame(backend: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]
 
 
 def load_tokenizer(spec: EmbedderSpec) -> TextTokenizer:
-    """Loads the tokenizer of `spec.model` without weights. A model that is not cached is fetched whole."""
+    """Loads the tokenizer of `spec.model`'s passages without weights. A model that is not cached is fetched whole."""
     folder = resolve_folder(spec.model, spec.revision, spec.cache_dir, spec.trust_remote_code)
+    modules = read_module_chain(folder, spec.model_class) if spec.model_class in RUNNABLE else None
+    if modules is not None:  # its transformer may lie in a folder below, and its settings may change the tokenizer
+        return read_library_tokenizer(modules.transformer, modules.tokenizer_options, modules.lower_case)
     return read_tokenizer(folder, trust_remote_code=spec.trust_remote_code)

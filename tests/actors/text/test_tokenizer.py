@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import build, byte_level_tokenizer, sentencepiece_bpe_tokenizer, xlmr_tokenizer
+from checkpoints_chains import build_chain
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from actors.models.preparation import load_preparation
 from actors.spec import EmbedderSpec
 from actors.text.tokenizer import TextTokenizer, load_tokenizer, read_tokenizer
 
@@ -129,3 +131,10 @@ def test_which_tokens_go_on_with_a_word_is_read_off_the_vocabularys_marks(
     assert continued(tokenizer, "what is the panda") == []
     byte_level_tokenizer(tmp_path)
     assert continued(read_tokenizer(tmp_path), "ab c.") == ["a", "b", "c"]  # its vocabulary has no "Ġc"
+
+
+def test_a_module_chain_has_the_tokenizer_of_its_transformer(tmp_path: Path) -> None:
+    """Inference-free SPLADE keeps its document model in a folder below the root."""
+    folder = build_chain("inference_free", tmp_path)
+    spec = EmbedderSpec(model=str(folder), model_class="sparse-encoder")
+    assert load_tokenizer(spec).sha256 == load_preparation(spec).tokenizer.sha256

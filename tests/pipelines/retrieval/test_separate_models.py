@@ -185,6 +185,17 @@ def test_a_server_offers_the_joined_view_and_one_per_embedder(uri: str) -> None:
 
 
 @pytest.mark.ray
+def test_a_job_builds_an_index_of_an_inference_free_model(tmp_path: Path) -> None:
+    """Its tokenizer lies in a folder below the root, and its queries need no model."""
+    folder, uri = build_chain("inference_free", tmp_path / "model"), tmp_path / "index"
+    rows = [{"id": key, "text": text} for key, text in corpus(20).items()]
+    build_index(
+        rows, index=uri, embedders=[{"name": "m", "model": str(folder)}], ray={"num_cpus": 4, "progress": False}
+    )
+    assert len(open_index(uri).search(QUERY, k=3, mode="sparse")) == 3
+
+
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_job_builds_and_stores_the_channels(folders: dict[str, Path], tmp_path: Path) -> None:
     """A build of three models with a choice to make; a second build changes the stored choice and nothing else."""
