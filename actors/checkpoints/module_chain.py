@@ -51,6 +51,17 @@ OWN_SETTINGS = (
     "sentence_camembert_config.json", "sentence_albert_config.json", "sentence_xlm-roberta_config.json",
     "sentence_xlnet_config.json",
 )  # fmt: skip
+OLD_NAMES = {
+    "model_args": "model_kwargs", "config_args": "config_kwargs",
+    "tokenizer_args": "processor_kwargs", "tokenizer_kwargs": "processor_kwargs",
+}  # fmt: skip
+WITHOUT_EFFECT = frozenset({
+    "trust_remote_code", "revision", "token", "local_files_only", "cache_dir", "subfolder", "use_safetensors",
+    "low_cpu_mem_usage", "device_map", "attn_implementation", "torch_dtype", "dtype", "add_pooling_layer", "use_cache",
+    "use_memory_efficient_attention", "unpad_inputs", "reference_compile", "output_attentions", "output_hidden_states",
+    "return_dict",
+})  # fmt: skip
+"""Stored arguments that change where and how a model is loaded or computed; precision is the call's choice."""
 PYLATE_KEYS = frozenset({
     "query_prefix", "document_prefix", "query_length", "document_length", "attend_to_expansion_tokens",
     "do_query_expansion", "skiplist_words",
@@ -202,7 +213,7 @@ def _default_pooling(folder: Path) -> dict[str, Any]:
 
 
 def _read_modules(folder: Path, family: ModelClass, stored: Mapping[str, Any]) -> ModuleChain:
-    listed = _listed(folder)
+    listed = list_modules(folder)
     if not listed:
         raise CheckpointError(f"{folder / 'modules.json'} lists no modules")
     query_table = None
@@ -228,7 +239,7 @@ def _read_modules(folder: Path, family: ModelClass, stored: Mapping[str, Any]) -
         query_length=_query_length(stored, settings, late),
         document_length=(stored.get("document_length") or 180) if pylate else settings.get("document_length"),
         lower_case=bool(settings.get("do_lower_case")),
-        tokenizer_options=settings.get("processor_kwargs") or settings.get("tokenizer_args") or {},
+        tokenizer_options=settings.get("processor_kwargs") or {},
         truncate_dim=stored.get("truncate_dim"),
         max_active_dims=stored.get("max_active_dims"),
         query_table=query_table,
@@ -251,7 +262,8 @@ def _query_length(stored: Mapping[str, Any], settings: Mapping[str, Any], late: 
     return (stored.get("query_length") or 32) if late.strips else settings.get("query_length")
 
 
-def _listed(folder: Path) -> list[ModuleConfig]:
+def list_modules(folder: Path) -> list[ModuleConfig]:
+    """Lists the modules of modules.json. CheckpointError if it is no such list, or runs code of its own."""
     listed = read_json(folder / "modules.json")
     try:
         pairs = [(str(module["type"]), str(module.get("path", ""))) for module in listed]
@@ -300,13 +312,7 @@ def _routed(folder: Path, listed: list[ModuleConfig]) -> tuple[list[ModuleConfig
 
 def _transformer_settings(module: ModuleConfig, family: ModelClass) -> dict[str, Any]:
     """Reads sentence_bert_config.json (or its old names); rejects what needs more than text in a forward pass."""
-    for name in OWN_SETTINGS:
-        settings: dict[str, Any] | None = read_json(module.folder / name)
-        if settings:
-            break
-    else:
-        return {}
-    where = module.folder / name
+    where, settings = read_transformer_settings(module.folder)
     task = settings.get("transformer_task", "fill-mask" if module.kind == "MLMTransformer" else None)
     expected = "fill-mask" if family == "sparse-encoder" else "feature-extraction"
     if task not in (None, expected):
@@ -322,6 +328,31 @@ def _transformer_settings(module: ModuleConfig, family: ModelClass) -> dict[str,
     if processing := settings.get("processing_kwargs"):
         raise CheckpointError(f"{where} sets processing_kwargs {json.dumps(processing)}, which are not supported")
     return settings
+
+
+def read_transformer_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Reads the settings that sentence-transformers stores of a Transformer: the file, and {} if there is none.
+
+    Tokenizer arguments come out as `processor_kwargs`, their newest name. Raises CheckpointError for stored arguments
+    of the model or its configuration that would change its numbers: they are not applied, and ignoring them is wrong.
+    """
+    for name in OWN_SETTINGS:
+        settings: dict[str, Any] = read_json(folder / name) or {}
+        if settings:
+            break
+    where = folder / name
+    for old, new in OLD_NAMES.items():
+        if old in settings:
+            settings.setdefault(new, settings.pop(old))
+    config = read_json(folder / "config.json") or {}
+    for section in ("model_kwargs", "config_kwargs"):
+        for key, value in (settings.get(section) or {}).items():
+            if key not in WITHOUT_EFFECT and not (section == "config_kwargs" and config.get(key, value) == value):
+                raise CheckpointError(
+                    f"{where} sets {section} {key}={json.dumps(value)}, which tridex does not apply; "
+                    "write it into config.json if the model needs it, or remove it if it does not"
+                )
+    return where, settings
 
 
 def _late_interaction(

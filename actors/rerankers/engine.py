@@ -80,6 +80,12 @@ class RerankOptions:
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
 
 
+class Joiner(Protocol):
+    """Writes pairs, instructions included, as rows of token ids."""
+
+    def __call__(self, pairs: Sequence[tuple[str, str]], options: RerankOptions, /) -> PairBatch: ...
+
+
 class Scorer(Protocol):
     """Holds a loaded model with its head."""
 
@@ -102,8 +108,11 @@ class Scorer(Protocol):
 class Reranker:
     """Scores pairs by a loaded model. It keeps no state between calls, so any number of threads may share it."""
 
-    def __init__(self, checkpoint: Checkpoint, scorer: Scorer, options: RerankOptions) -> None:
-        self.checkpoint, self.tokenizer = checkpoint, checkpoint.tokenizer
+    def __init__(
+        self, checkpoint: Checkpoint, scorer: Scorer, options: RerankOptions, joiner: Joiner | None = None
+    ) -> None:
+        """joiner: writes pairs as rows of token ids; None: by FlagEmbedding's rules, in the scorer's layout."""
+        self.checkpoint, self.tokenizer, self.joiner = checkpoint, checkpoint.tokenizer, joiner
         self.scorer, self.options, self.executor = scorer, options, BatchExecutor(scorer.compute)
         scorer.outputs(options)
 
@@ -162,6 +171,8 @@ class Reranker:
         passages = instruct(
             [p for _, p in pairs], options.passage_instruction_for_rerank, options.passage_instruction_format
         )
+        if self.joiner is not None:
+            return self.joiner(list(zip(queries, passages, strict=True)), options)
         return join(
             self.tokenizer, layout, token_ids(self.tokenizer, queries), token_ids(self.tokenizer, passages),
             options.query_limit, options.max_length, options.passage_max_length,

@@ -33,8 +33,11 @@ PROMPT = (
 
 
 @dataclass(frozen=True, slots=True)
-class YesLogit:
-    """Scores by the row of 'Yes' in the LM head. yes: float32 (h,); softcap: Gemma2's limit on a logit."""
+class TokenLogit:
+    """Scores by the row of 'Yes' in the LM head, less the row of 'no' if there is one.
+
+    yes, no: float32 (h,); softcap: Gemma2's limit on a logit.
+    """
 
     compute: Compute
     tokenizer: TextTokenizer
@@ -42,6 +45,7 @@ class YesLogit:
     yes: Tensor
     softcap: float | None
     positions: int | None
+    no: Tensor | None = None
 
     @property
     def cutoffs(self) -> range:
@@ -61,7 +65,10 @@ class YesLogit:
         offsets = batch.tokens.offsets
         ids = to_device(batch.tokens.ids.astype(np.int64), self.compute.device)
         last = self.backbone.forward(ids, offsets)[to_device(offsets[1:] - 1, ids.device)]
-        return softcapped(last.float() @ self.yes, self.softcap)[:, None]
+        logits = softcapped(last.float() @ self.yes, self.softcap)
+        if self.no is not None:
+            logits = logits - softcapped(last.float() @ self.no, self.softcap)
+        return logits[:, None]
 
 
 def softcapped(logits: Tensor, cap: float | None) -> Tensor:
@@ -73,7 +80,8 @@ def yes_id(tokenizer: TextTokenizer) -> int:
     return tokenizer.ids(["Yes"])[0][0]
 
 
-def load_yes_logit(checkpoint: Checkpoint) -> YesLogit:
+def load_token_logit(checkpoint: Checkpoint, yes: int, no: int | None = None) -> TokenLogit:
+    """Loads a causal model with the rows of one or two tokens of its LM head."""
     config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
     compute = resolve_compute(checkpoint.compute, config)
     packed = config.model_type in PACKABLE
@@ -84,9 +92,10 @@ def load_yes_logit(checkpoint: Checkpoint) -> YesLogit:
     )  # fmt: skip
     if checkpoint.adapter is not None:
         merge_lora(dict(model.named_parameters()), checkpoint.adapter)
-    yes = model.get_output_embeddings().weight[yes_id(checkpoint.tokenizer)].float().clone()
+    rows = [None if i is None else model.get_output_embeddings().weight[i].float().clone() for i in (yes, no)]
+    assert rows[0] is not None
     backbone, positions = _unwrap_backbone(model, packed)
-    return YesLogit(compute, checkpoint.tokenizer, backbone, yes, _softcap(config), positions)
+    return TokenLogit(compute, checkpoint.tokenizer, backbone, rows[0], _softcap(config), positions, rows[1])
 
 
 def _unwrap_backbone(model: PreTrainedModel, packed: bool) -> tuple[Backbone, int | None]:
@@ -121,4 +130,4 @@ class FlagLLMReranker(DecoderCompat):
 
     @staticmethod
     def load(checkpoint: Checkpoint) -> Scorer:
-        return load_yes_logit(checkpoint)
+        return load_token_logit(checkpoint, yes_id(checkpoint.tokenizer))
