@@ -28,6 +28,8 @@ FAMILIES: dict[str, ModelClass] = {
     "ColBERT": "multi-vector-encoder",
 }
 """`model_type` of config_sentence_transformers.json -> class."""
+LIBRARIES = frozenset({"sentence_transformers", "pylate"})
+"""Packages whose modules are known here; a module of another package is code of the checkpoint's own."""
 TRANSFORMERS = frozenset({"Transformer", "MLMTransformer"})
 IGNORED = frozenset({"Dropout"})
 """Modules that do nothing outside training."""
@@ -221,7 +223,10 @@ def _read_modules(folder: Path, family: ModelClass, stored: Mapping[str, Any]) -
         listed, query_table = _routed(folder, listed)
     first, rest = listed[0], [module for module in listed[1:] if module.kind not in IGNORED]
     if first.kind not in TRANSFORMERS:
-        raise CheckpointError(f"{folder / 'modules.json'} begins with {first.kind}, which does not run here")
+        raise CheckpointError(
+            f"{folder / 'modules.json'} begins with {first.kind}, which does not run here; a chain that begins with a "
+            "Transformer does"
+        )
     if any(module.kind == "SpladePooling" for module in rest):
         family = "sparse-encoder"
     settings = _transformer_settings(first, family)
@@ -275,7 +280,7 @@ def list_modules(folder: Path) -> list[ModuleConfig]:
 def _module(root: Path, reference: str, folder: Path) -> ModuleConfig:
     """Parses one module; `reference` is a dotted class. Rejects code that lies in the folder itself."""
     *package, kind = reference.split(".")
-    if package and (root / f"{package[0]}.py").is_file() and package[0] != "sentence_transformers":
+    if package and package[0] not in LIBRARIES:
         raise CheckpointError(
             f"{root / 'modules.json'} runs its own code ({reference} in {package[0]}.py), which tridex does not run; "
             "a version of this model for transformers alone would be needed"
@@ -347,7 +352,8 @@ def read_transformer_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
     config = read_json(folder / "config.json") or {}
     for section in ("model_kwargs", "config_kwargs"):
         for key, value in (settings.get(section) or {}).items():
-            if key not in WITHOUT_EFFECT and not (section == "config_kwargs" and config.get(key, value) == value):
+            stated = section == "config_kwargs" and key in config and config[key] == value
+            if key not in WITHOUT_EFFECT and not stated:
                 raise CheckpointError(
                     f"{where} sets {section} {key}={json.dumps(value)}, which tridex does not apply; "
                     "write it into config.json if the model needs it, or remove it if it does not"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from actors.checkpoints.files import read_json
 from actors.checkpoints.loading import head_file, resolve_folder
 from actors.checkpoints.module_chain import ModuleChain, chain_width, pooling_modes
-from actors.models.catalogue import EMBEDDERS, CatalogueEntry, short_name
+from actors.models.catalogue import EMBEDDERS, PUBLISHED, CatalogueEntry, short_name
 from actors.models.identity import available_outputs, hidden_size
 from actors.models.preparation import Preparation, load_preparation
 from actors.spec import EmbedderSpec
@@ -17,7 +17,7 @@ M3_OUTPUTS = "dense, sparse, colbert"
 
 
 def catalogue_rows() -> list[dict[str, str | int]]:
-    """Lists the models that are known by name: class, outputs, pooling, length, and query prompt."""
+    """Lists the models that are known by name: class, outputs, dimensions, pooling, length, licence, query prompt."""
     return [_row(name, entry) for name, entry in EMBEDDERS.items()]
 
 
@@ -26,8 +26,10 @@ def _row(name: str, entry: CatalogueEntry) -> dict[str, str | int]:
         "model": name,
         "model_class": entry.model_class,
         "outputs": M3_OUTPUTS if entry.model_class == "encoder-only-m3" else "dense",
+        "dimensions": PUBLISHED[name][0],
         "pooling": entry.pooling,
         "max_length": entry.max_length,
+        "licence": PUBLISHED[name][1],
         "query_prompt": entry.query_instruction_format.replace("\n", "\\n"),
         "own_code": "yes" if entry.own_code else "",
     }

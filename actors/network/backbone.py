@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from actors.checkpoints.files import CheckpointError, read_json
 from actors.checkpoints.loading import aligned
 from actors.compute.resolve import Compute, HasHiddenSize
 from actors.models.catalogue import ENCODERS
@@ -46,8 +47,22 @@ class Backbone(Protocol):
 
 
 def read_model_config(folder: Path, trust_remote_code: bool = False) -> HasHiddenSize:
-    """Returns a checkpoint's configuration: our own reading for plain BERT and XLM-RoBERTa, else transformers'."""
+    """Returns a checkpoint's configuration: our own reading for plain BERT and XLM-RoBERTa, else transformers'.
+
+    Raises CheckpointError for weights that are stored quantised.
+    """
+    refuse_quantised(folder)
     return read_encoder_config(folder) or read_transformers_config(folder, trust_remote_code)
+
+
+def refuse_quantised(folder: Path) -> None:
+    """Raises CheckpointError, with the method's name, if config.json says that the weights are stored quantised."""
+    stored = (read_json(folder / "config.json") or {}).get("quantization_config")
+    if stored:
+        raise CheckpointError(
+            f"{folder}: its weights are stored quantised ({stored.get('quant_method', 'no method named')}), which "
+            "tridex does not load; take the checkpoint that they were made from"
+        )
 
 
 def read_transformers_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -118,6 +133,7 @@ def load_pretrained(
     auto: Any, folder: Path, compute: Compute, config: PretrainedConfig, **options: Any
 ) -> PreTrainedModel:
     """Loads a folder by one of transformers' Auto classes; ValueError names the missing weights."""
+    refuse_quantised(folder)
     from actors.checkpoints.quiet import quiet_transformers  # imports transformers
 
     with quiet_transformers():

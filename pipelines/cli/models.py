@@ -36,13 +36,13 @@ def inspect(
 ) -> None:
     """Show how a model would be loaded, and why. No weights are read."""
     from actors.models.inspection import as_lines, inspect_model
+    from actors.rerankers.inspection import inspect_reranker
     from actors.spec import EmbedderSpec
 
     known = cast(Any, model_class)
+    spec = EmbedderSpec(model=model, model_class=known, query_prompt=query_prompt, passage_prompt=passage_prompt)
     try:
-        report = inspect_model(
-            EmbedderSpec(model=model, model_class=known, query_prompt=query_prompt, passage_prompt=passage_prompt)
-        )
+        report = (inspect_reranker(model) if model_class is None else None) or inspect_model(spec)
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from error
     if as_json:

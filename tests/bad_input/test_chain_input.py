@@ -36,6 +36,31 @@ def own_code(folder: Path) -> None:
     (folder / "custom_st.py").write_text("raise SystemExit('this code must not run')")
 
 
+def code_elsewhere(folder: Path) -> None:
+    """As Jina v3 publishes it: the module's code lies in another repository."""
+    listed = json.loads((folder / "modules.json").read_text())
+    listed[0]["type"] = "custom_st.Transformer"
+    (folder / "modules.json").write_text(json.dumps(listed))
+
+
+def static_embedding(folder: Path) -> None:
+    listed = json.loads((folder / "modules.json").read_text())
+    listed[0]["type"] = "sentence_transformers.models.StaticEmbedding"
+    (folder / "modules.json").write_text(json.dumps(listed[:1]))
+
+
+def bidirectional(folder: Path) -> None:
+    edit(folder / "sentence_bert_config.json", config_kwargs={"is_causal": False})
+
+
+def model_argument(folder: Path) -> None:
+    edit(folder / "sentence_bert_config.json", model_args={"rotary_scaling_factor": 2})
+
+
+def quantised(folder: Path) -> None:
+    edit(folder / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
+
+
 def narrow_dense(folder: Path) -> None:
     edit(folder / "2_Dense" / "config.json", in_features=31)
 
@@ -67,6 +92,11 @@ def other_family(folder: Path) -> None:
     [
         (unknown_module, r"modules\.json lists WeightedLayerPooling.*Dense, LayerNorm, Normalize, Pooling"),
         (own_code, r"runs its own code \(custom_st\.Transformer in custom_st\.py\)"),
+        (code_elsewhere, r"runs its own code \(custom_st\.Transformer in custom_st\.py\)"),
+        (static_embedding, r"begins with StaticEmbedding, which does not run here"),
+        (bidirectional, r"sentence_bert_config\.json sets config_kwargs is_causal=false, which tridex does not apply"),
+        (model_argument, r"sets model_kwargs rotary_scaling_factor=2, which tridex does not apply"),
+        (quantised, r"its weights are stored quantised \(bitsandbytes\)"),
         (narrow_dense, r"2_Dense/config\.json: this Dense takes vectors of 31 dimensions, .* gives 32"),
         (other_shape, r"2_Dense: linear\.weight has the shape \(7, 32\), its config\.json says \(24, 32\)"),
         (own_activation, r"activation_function os\.system is no class of torch\.nn"),
@@ -118,3 +148,12 @@ def test_explicit_arguments_win_over_the_folder(tmp_path: Path) -> None:
     assert load(folder, truncate_dim=5).dim == 5
     assert load(folder, passage_max_length=4).embed_corpus(texts).n_tokens.max() == 4
     assert load(folder, pooling="mean").identity() != load(folder).identity()
+
+
+@pytest.mark.parametrize("name", ["tokenizer_args", "tokenizer_kwargs", "processor_kwargs"])
+def test_stored_tokenizer_arguments_are_applied(name: str, tmp_path: Path) -> None:
+    """By their names in sentence-transformers 3 to 6; arguments that change no number are accepted."""
+    folder = build_chain("mean_dense_tanh", tmp_path / "model")
+    kept = {name: {"model_max_length": 5}, "model_kwargs": {"torch_dtype": "float16", "attn_implementation": "sdpa"}}
+    (folder / "sentence_bert_config.json").write_text(json.dumps(kept))
+    assert load(folder).embed_corpus(["the panda is a bear of the river"]).n_tokens.max() == 5
