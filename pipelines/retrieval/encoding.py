@@ -36,11 +36,11 @@ def _encode_by_one(
 ) -> tuple[EmbeddingBatch, Floats | None]:
     """Encodes queries to the outputs that one model gives; returns them with a weight per ColBERT vector or None."""
     encoded, token_weights = encoder.encode(texts, outputs), None
-    frequencies = index.document_frequencies(outputs[0])
+    frequencies = index.document_frequencies_of(outputs[0])
     if frequencies is not None:
         words = encoder.words(texts) if encoded.colbert is not None else None
         encoded, token_weights = apply_idf(encoded, words, frequencies)
-    expander = index.query_expander("sparse") if encoded.sparse is not None else None
+    expander = index.query_expander_of("sparse") if encoded.sparse is not None else None
     if encoded.sparse is not None and expander is not None:
         encoded = replace(encoded, sparse=expander.expand(encoded.sparse))
     return encoded, token_weights

@@ -38,7 +38,7 @@ class IndexHandle:
         self.snapshot = snapshot
         self.encoders = dict(encoders)
         self._process = os.getpid()
-        self.idf_weighting, self.query_expansion = idf_weighting, query_expansion
+        self.given_weighting, self.given_expansion = idf_weighting, query_expansion
         self.column_cache = ColumnCache(snapshot, self.embedder_names, memory, local, disk)
         self._others: dict[str, QueryEncoder] = {}
         self._frequencies: dict[str, DocumentFrequencies | None] = {}
@@ -87,23 +87,45 @@ class IndexHandle:
             self._others[name] = QueryEncoder(self.snapshot.uri, self.identity, name)
         return searched.get(name) or self._others[name]
 
+    @property
+    def idf_weighting(self) -> bool:
+        """Returns whether query tokens of the first output are weighted by IDF, as given or by default."""
+        fitted = self.has_fitted_heads(next(iter(self.encoders)))
+        return fitted if self.given_weighting is None else self.given_weighting
+
+    @property
+    def query_expansion(self) -> bool:
+        """Returns whether lexical queries of the first output are expanded, as given or by default."""
+        fitted = self.has_fitted_heads(next(iter(self.encoders)))
+        return fitted if self.given_expansion is None else self.given_expansion
+
+    @property
+    def document_frequencies(self) -> DocumentFrequencies | None:
+        """Returns `document_frequencies_of` the first output."""
+        return self.document_frequencies_of(next(iter(self.encoders)))
+
+    @property
+    def query_expander(self) -> QueryExpander | None:
+        """Returns `query_expander_of` the first output."""
+        return self.query_expander_of(next(iter(self.encoders)))
+
     def has_fitted_heads(self, output: Output) -> bool:
         """Returns whether an output comes from the packaged model or from heads of `tridex fit-heads`."""
         embedder = self.identity.embedders[self.encoders[output].name]
         return embedder["model"] == DEFAULT_MODEL or bool(embedder.get("fitted_heads"))
 
-    def document_frequencies(self, output: Output) -> DocumentFrequencies | None:
+    def document_frequencies_of(self, output: Output) -> DocumentFrequencies | None:
         """Returns the token counts that weight an output's queries by IDF; None if off or if nothing is counted."""
-        on, name = self.idf_weighting, self.encoders[output].name
+        on, name = self.given_weighting, self.encoders[output].name
         if not (self.has_fitted_heads(output) if on is None else on):
             return None
         if name not in self._frequencies:
             self._frequencies[name] = read_document_frequencies(self.snapshot, name)
         return self._frequencies[name]
 
-    def query_expander(self, output: Output) -> QueryExpander | None:
+    def query_expander_of(self, output: Output) -> QueryExpander | None:
         """Returns the expander of an output's lexical queries; None if queries match only their own tokens."""
-        on, encoder = self.query_expansion, self.encoders[output]
+        on, encoder = self.given_expansion, self.encoders[output]
         if not (self.has_fitted_heads(output) if on is None else on):
             return None
         if encoder.name not in self._expanders:

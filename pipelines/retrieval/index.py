@@ -68,13 +68,13 @@ class Index(IndexHandle):
             table=self.snapshot.table,
             storage_options=self.snapshot.storage_options,
             embedder={e.name: e.given for e in self.encoders.values() if e.given is not None},
-            channels=self.embedder_names,
+            channels={str(output): name for output, name in self.embedder_names.items()},
             version=self.version,
             memory=column_cache.memory,
             local=column_cache.local,
             disk=column_cache.disk,
-            idf_weighting=self.idf_weighting,
-            query_expansion=self.query_expansion,
+            idf_weighting=self.given_weighting,
+            query_expansion=self.given_expansion,
         )
         return reopen, ()
 
@@ -126,7 +126,7 @@ class Index(IndexHandle):
         encoders = open_encoders(self.snapshot, dict(chosen), loaded)
         cache = self.column_cache
         return Index(
-            self.snapshot, encoders, cache.memory, cache.local, cache.disk, self.idf_weighting, self.query_expansion
+            self.snapshot, encoders, cache.memory, cache.local, cache.disk, self.given_weighting, self.given_expansion
         )
 
     @overload

@@ -32,7 +32,7 @@ def sparse_matches(
     row = index.column_cache.take("sparse", np.array([position]))
     assert isinstance(row, SparseVectors)
     query_ids, query_weights = queries.sparse(i)
-    encoder, expander = index.encoders["sparse"], index.query_expander("sparse")
+    encoder, expander = index.encoders["sparse"], index.query_expander_of("sparse")
     own = list(dict.fromkeys(encoder.token_ids([queries.texts[i]])[0].tolist())) if expander else []
     shared, mine, theirs = np.intersect1d(query_ids, row.token_ids, return_indices=True)
     matches = []

@@ -108,8 +108,9 @@ def test_channels_of_one_search(uri: str) -> None:
 def test_models_may_be_passed_in_by_name(uri: str) -> None:
     loaded = {encoder.name: encoder.embedder for encoder in open_index(uri).encoders.values()}
     assert open_index(uri, embedder=loaded).encoders["colbert"].loaded is loaded["late"]
-    with pytest.raises(ConfigError, match="embedder: this search takes dense, splade, late; give a mapping"):
-        open_index(uri, embedder=loaded["late"])
+    assert open_index(uri, embedder=loaded["late"]).embedder_names == {"colbert": "late"}
+    with pytest.raises(ConfigError, match="embedder: this search takes splade, late; give a mapping"):
+        open_index(uri, embedder=loaded["late"], channels=CHOSEN)
     with pytest.raises(ConfigError, match="embedder: the index has no 'x'"):
         open_index(uri, embedder={"x": loaded["late"]})
 
