@@ -222,7 +222,7 @@ def optimize(
 
 @app.command()
 def migrate(index: Index, as_json: Json = False) -> None:
-    """Bring an index of an earlier program up to date, without embedding."""
+    """Bring an index to the newest format, without embedding."""
     from pipelines.store.migrate import migrate_index
 
     done = migrate_index(index)
@@ -235,7 +235,7 @@ def backup(
     destination: Annotated[str, typer.Argument(help="Folder or URI that holds nothing.")],
     as_json: Json = False,
 ) -> None:
-    """Copy one version of an index elsewhere, verified by checksums."""
+    """Copy an index elsewhere, verified by checksums."""
     from pipelines.backup import back_up_index
 
     done = back_up_index(index, destination)
