@@ -1,7 +1,8 @@
 """Plans a job: samples the input, times the model for a few seconds, compares with the index, extrapolates.
 
 Nothing is written and Ray is not started, so a plan takes seconds; its figures are estimates, good to a few percent
-where the shards are alike (`pipelines.plan.sample` says what it looks at).
+where the shards are alike (`pipelines.plan.sample` says what it looks at). The time of a whole build rests on two
+measurements of now, the model's speed and an import of torch, so that other work on the machine counts in both.
 """
 
 from __future__ import annotations
@@ -27,17 +28,27 @@ from pipelines.plan.changes import PlannedChanges, plan_changes
 from pipelines.plan.checks import warnings_of
 from pipelines.plan.figures import EmbedderPlan, Plan
 from pipelines.plan.predict import Card, find_card, predict_embedder
-from pipelines.plan.sample import Sample, measure_int8_error, measure_throughput, model_config, take_sample
+from pipelines.plan.sample import (
+    Sample,
+    measure_import,
+    measure_int8_error,
+    measure_throughput,
+    model_config,
+    take_sample,
+)
 from pipelines.reading.listing import count_by_kind
 from pipelines.reading.units import plan_input
 from pipelines.store.schema import identity_of
 from pipelines.store.table import with_index_boundaries
 
 SAMPLE_ROWS = 2048
-STARTUP_SECONDS = 25.0
-"""Of a build with a local Ray: Ray's start, workers and actors that import torch and load their models."""
-NOTHING_TO_DO_SECONDS = 5.0
-"""Of a build that finds nothing to embed: imports, and the comparison with the index."""
+START_SECONDS = 8.0
+"""What the start of a build on a local Ray waits for, however fast the machine is. This and the next are estimates from
+the reports of small builds: 11 to 14 s on a quiet machine, 63 to 180 s at loads of 25 to 50 on two cores."""
+START_IMPORTS = 3.5
+"""The rest of the start, in imports of torch one after the other: the driver, a worker, the actors, the writers."""
+IDLE_IMPORTS = 2.7
+"""A build that finds nothing to embed, in imports of torch: its own imports, and the comparison with the index."""
 FULL_TEXT_SECONDS = 30e-6
 """Per chunk, of the full-text index."""
 
@@ -105,19 +116,22 @@ def _estimate_build_seconds(
     """Estimates the seconds of a build on this machine, with start-up and search indexes; None for given speeds.
 
     A local Ray's actors share the processors with the stages that feed them, so the processors' time bounds the build
-    from below as the slowest pool's does.
+    from below as the slowest pool's does. Start-up is counted in imports of torch, measured now, because a loaded or
+    slow machine stretches it as it stretches them (20 times at a load of 50 on two cores).
     """
     if any(not e.measured or e.tokens_per_second is None or e.hours is None for e in embedders):
         return None
     share = 1.0 if changes is None else changes.embedded_share
+    import_seconds = measure_import()
     if not share:
-        return NOTHING_TO_DO_SECONDS
+        return IDLE_IMPORTS * import_seconds
     chunks = sample.chunks_in_all * share
     cpus = os.cpu_count() or 1
     models = sum((e.hours or 0.0) * 3600 * e.actors for e in embedders) if not torch.cuda.is_available() else 0.0
     stages = chunks * sample.preparing / max(1, len(sample.chunks))
     embedding = max((models + stages) / cpus, *((e.hours or 0.0) * 3600 for e in embedders))
-    return STARTUP_SECONDS + embedding + chunks * (FULL_TEXT_SECONDS if config.index.full_text else 0.0)
+    start = START_SECONDS + START_IMPORTS * import_seconds
+    return start + embedding + chunks * (FULL_TEXT_SECONDS if config.index.full_text else 0.0)
 
 
 def _estimate_redo_seconds(config: BuildConfig, per_row: float, chunks: int, hours: float | None) -> float | None:

@@ -7,6 +7,8 @@ bytes stand for rows.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -108,6 +110,13 @@ def count_rows(units: Sequence[Unit], counted: Sequence[tuple[int, int]]) -> tup
 def model_config(preparation: Preparation) -> Any:
     """Returns transformers' configuration of a prepared model."""
     return AutoConfig.from_pretrained(preparation.folder, trust_remote_code=preparation.spec.trust_remote_code)
+
+
+def measure_import() -> float:
+    """Measures the seconds in which a new process imports torch: processor, disk and other load in one number."""
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import torch"], check=True, stdin=subprocess.DEVNULL)
+    return time.monotonic() - began
 
 
 def measure_throughput(embedder: EmbedderConfig, chunks: pa.Table) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from pipelines.config import BuildConfig, ConfigError, validate
 from pipelines.plan import Plan, Pool, make_plan
 from pipelines.plan import changes as planning
+from pipelines.plan import make as making
 from pipelines.plan import sample as sampling
 from pipelines.plan.changes import PlannedChanges
 from pipelines.store.documents import hold_lease, target_of
@@ -206,3 +208,21 @@ def test_a_plan_says_what_a_build_would_do_with_an_index_that_is_there(
     monkeypatch.setattr(planning, "QUICK_LOOK_BYTES", 0)
     sampled = planned("lang", "year", "tags").changes
     assert sampled == PlannedChanges(new=1, changed=2, metadata_only=1, same=4, gone=None, exact=False)
+
+
+def test_the_time_of_a_build_follows_the_machines_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = _config(_shards(tmp_path, ["cat " * 8] * 50), index={"uri": str(tmp_path / "idx"), "full_text": False})
+    monkeypatch.setattr(making, "measure_throughput", lambda embedder, chunks: 1000.0)
+    seconds = {}
+    for imported in (1.5, 30.0):
+        monkeypatch.setattr(making, "measure_import", lambda imported=imported: imported)
+        plan = make_plan(config)
+        assert plan.seconds is not None
+        seconds[imported] = plan.seconds
+    embedding = plan.embedders[0].tokens / 1000 / (os.cpu_count() or 1)
+    assert seconds[1.5] == pytest.approx(making.START_SECONDS + making.START_IMPORTS * 1.5 + embedding, rel=0.3)
+    assert seconds[30.0] - seconds[1.5] == pytest.approx(making.START_IMPORTS * 28.5, rel=0.05)
+
+
+def test_an_import_is_measured_in_a_process_of_its_own() -> None:
+    assert sampling.measure_import() > 0
