@@ -203,6 +203,13 @@ def fingerprint(folder: Path) -> str:
 
 
 def _sha256(path: Path) -> str:
+    """Hashes a file, once for each state of it: a packaged model is checked when it is found and when it is loaded."""
+    state = path.stat()
+    return _hash_contents(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _hash_contents(path: Path, size: int, modified: int) -> str:
     digest = hashlib.sha256()
     for block in _blocks(path):
         digest.update(block)

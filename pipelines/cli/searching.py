@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from threading import Thread
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +16,9 @@ from actors.output_paths import refuse_file, refuse_folder
 from pipelines.cli.app import Force, Index, Json, Qrels, Queries, app, print_json
 from pipelines.cli.search_options import SearchFile, read_options, takes_search_options
 from pipelines.config import InvalidRequest
+
+if TYPE_CHECKING:
+    from pipelines.retrieval.index import Index as OpenIndex
 
 SearchFiles = Annotated[
     list[Path] | None, typer.Option("--search", help="Search config (YAML) of `tridex tune`; may be repeated.")
@@ -41,13 +46,25 @@ def search(
     options = read_options(search_config, given)
     if options.mode == "bm25" and given.get("scores") is None:
         options = options.model_copy(update={"scores": "used"})  # the others' would need the model
-    results = open_index(index, memory=ONCE, local=local).search_with(query, options)
+    opened = open_index(index, memory=ONCE, local=local)
+    if options.mode == "hybrid":
+        Thread(target=read_ahead, args=(opened,)).start()
+    results = opened.search_with(query, options)
     if as_json:
         print_json([hits.to_dict() for hits in results])
         return
     colour, width = sys.stdout.isatty() and "NO_COLOR" not in os.environ, terminal_width()
     for hits in results:
         typer.echo(hits_as_text(hits, width, colour, options.columns or ()) + "\n")
+
+
+def read_ahead(opened: OpenIndex) -> None:
+    """Reads the columns that a hybrid search needs while the main thread imports torch and loads the model.
+
+    A failure is left to the search, which reads what is missing and reports it.
+    """
+    with suppress(Exception):
+        opened.warm()
 
 
 @app.command()

@@ -147,3 +147,19 @@ def test_show_prints_a_document_with_its_metadata_or_names_what_is_missing(uri: 
     refused = run(app, ["show", uri, "nowhere"])
     assert refused.exit_code == 2
     assert "id: the index has no document or chunk 'nowhere'" in refused.stderr
+
+
+@pytest.mark.parametrize(("mode", "reads"), [("hybrid", 1), ("dense", 0), ("bm25", 0)])
+def test_a_hybrid_search_reads_columns_ahead_and_does_not_depend_on_it(
+    uri: str, index: Index, monkeypatch: pytest.MonkeyPatch, mode: str, reads: int
+) -> None:
+    expected = [hit["chunk_id"] for hit in hits(uri, "--mode", mode)]
+    calls = []
+
+    def fail(self: Index) -> None:
+        calls.append(self)
+        raise OSError("the storage is away")
+
+    monkeypatch.setattr(Index, "warm", fail)
+    assert [hit["chunk_id"] for hit in hits(uri, "--mode", mode)] == expected
+    assert len(calls) == reads
