@@ -42,13 +42,13 @@ from pipelines.store.schema import identity_of
 from pipelines.store.table import with_index_boundaries
 
 SAMPLE_ROWS = 2048
-START_SECONDS = 8.0
-"""What the start of a build on a local Ray waits for, however fast the machine is. This and the next are estimates from
-the reports of small builds: 11 to 14 s on a quiet machine, 63 to 180 s at loads of 25 to 50 on two cores."""
-START_IMPORTS = 3.5
-"""The rest of the start, in imports of torch one after the other: the driver, a worker, the actors, the writers."""
-IDLE_IMPORTS = 2.7
-"""A build that finds nothing to embed, in imports of torch: its own imports, and the comparison with the index."""
+START_SECONDS = 5.0
+"""What the start of a build on a local Ray waits for, however fast the machine is."""
+START_IMPORTS = 12.0
+"""The rest of the start, in imports of torch: a build of 60 documents took 43 CPU seconds on two cores, an import 1.4
+(`tridex build` of SciFact's first 60; 304 s of wall while imports took 12 to 37 s)."""
+IDLE_IMPORTS = 2.0
+"""A build that finds nothing to embed, in imports of torch: 2.4 CPU seconds with 60 documents, 4.1 with 3,923."""
 FULL_TEXT_SECONDS = 30e-6
 """Per chunk, of the full-text index."""
 
