@@ -73,11 +73,16 @@ def epub(title: str, *chapters: str) -> bytes:
 
 
 def pdf(pages: Sequence[str]) -> bytes:
-    """Returns a PDF with a line of text on each page."""
+    """Returns a PDF with a line of text on each page, or with a table: lines of `a|b|c`."""
     objects = ["<</Type/Catalog/Pages 2 0 R>>", ""]
     kids = []
     for text in pages:
-        stream = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET"
+        cells = [
+            (72 + 160 * column, 720 - 20 * line, cell)
+            for line, row in enumerate(text.split("\n"))
+            for column, cell in enumerate(row.split("|"))
+        ]
+        stream = " ".join(f"BT /F1 12 Tf {x} {y} Td ({cell}) Tj ET" for x, y, cell in cells)
         first = len(objects) + 1
         kids.append(f"{first} 0 R")
         objects.append(

@@ -36,7 +36,7 @@ from pipelines.changes.diff import (
 from pipelines.changes.selection import ReadUnit, UnitPlan, join_updates
 from pipelines.changes.tasks import OnRay, Tasks
 from pipelines.store.ids import Keys, as_keys, hash_ids
-from pipelines.store.skipped import misfit_names
+from pipelines.store.skipped import misfit_names, misfit_types
 from pipelines.store.writer import DUPLICATE
 
 SCANNED = ("doc_id", "content_hash", "metadata_hash", "chunk_count")
@@ -62,6 +62,8 @@ class UnitSize:
     """(first row, source) of each file in the unit, in order."""
     misfits: Mapping[str, int] = field(default_factory=dict)
     """Metadata columns to the number of their values that did not fit the column's type."""
+    wider: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Such columns to the types that would hold all values of a block."""
 
     def source(self, row: int) -> str:
         return self.sources[bisect_right([first for first, _ in self.sources], row) - 1][1]
@@ -95,6 +97,7 @@ def scan_unit(number: int, unit: Any, read: ReadUnit) -> tuple[UnitSize, InputRo
     sources: dict[str, int] = {}
     unreadable: dict[str, None] = {}
     misfits: Counter[str] = Counter()
+    wider: dict[str, frozenset[str]] = {}
     for table in read(unit):
         parts.append(to_input_rows(table, number, rows))
         for source in table.column("source").unique().to_pylist():
@@ -103,8 +106,16 @@ def scan_unit(number: int, unit: Any, read: ReadUnit) -> tuple[UnitSize, InputRo
         rows += table.num_rows
         bad += table.num_rows - table.column("error").null_count
         misfits.update(misfit_names(table))
+        wider = _join_types([wider, {name: frozenset({type_}) for name, type_ in misfit_types(table).items()}])
     first_rows = tuple((first, source) for source, first in sources.items())
-    return UnitSize(rows, bad, tuple(unreadable), first_rows, misfits), concat_rows(parts)
+    return UnitSize(rows, bad, tuple(unreadable), first_rows, misfits, wider), concat_rows(parts)
+
+
+def _join_types(found: Sequence[Mapping[str, frozenset[str]]]) -> dict[str, frozenset[str]]:
+    joined: dict[str, frozenset[str]] = {}
+    for types in found:
+        joined |= {name: joined.get(name, frozenset()) | given for name, given in types.items()}
+    return joined
 
 
 def to_table_rows(tables: Iterable[pa.RecordBatch]) -> TableRows:
@@ -143,6 +154,8 @@ class Changes:
     """Files with rows whose id cannot be read, or that break off: what these rows held may look as if it were gone."""
     misfits: Mapping[str, int] = field(default_factory=dict)
     """Metadata columns to the number of their values that did not fit the column's type, and are null."""
+    wider: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Such columns to the types that would hold all values of one block or another."""
 
     @property
     def empty(self) -> bool:
@@ -216,6 +229,7 @@ class DiffAccumulator:
             prune=np.concatenate(self._gone),
             unreadable=tuple(source for s in self._sizes for source in s.unreadable),
             misfits=sum((Counter(s.misfits) for s in self._sizes), Counter[str]()),
+            wider=_join_types([s.wider for s in self._sizes]),
         )
 
 

@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from actors.extras import MissingExtraError
 from actors.output_paths import OutputExists
 from pipelines.cli.failures import describe_failure, is_closed_pipe
-from pipelines.config import BuildConfig, ConfigError, WorkFailed, load_config
+from pipelines.config import BuildConfig, ConfigError, WorkFailed, expand_path, load_config
 from pipelines.config.plain_json import plain_json
 
 CONFIG_SUFFIXES = (".yaml", ".yml")
@@ -110,8 +110,12 @@ Set = Annotated[list[str] | None, typer.Option("--set", help="KEY.PATH=VALUE ove
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output file that exists.")]
 Index = Annotated[str, typer.Argument(help="Folder or URI of an index.")]
-Queries = Annotated[Path, typer.Option(help="Queries: JSON Lines with _id and text, or id<TAB>text.")]
-Qrels = Annotated[Path, typer.Option(help="Relevance judgements: BEIR's three columns or TREC's four.")]
+Queries = Annotated[
+    Path, typer.Option(help="Queries: JSON Lines with _id and text, or id<TAB>text.", callback=expand_path)
+]
+Qrels = Annotated[
+    Path, typer.Option(help="Relevance judgements: BEIR's three columns or TREC's four.", callback=expand_path)
+]
 
 
 def print_json(value: Any) -> None:

@@ -9,13 +9,15 @@ from typing import Annotated
 import typer
 
 from pipelines.cli.app import ConfigFile, Index, IndexUri, Input, Json, Set, app, build_config, print_json
-from pipelines.config import BuildConfig, InvalidRequest
+from pipelines.config import BuildConfig, InvalidRequest, expand_path
 
 
 @app.command()
 def export(
     index: Index,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write, new or empty.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder to write, new or empty.", callback=expand_path)
+    ],
     to: Annotated[str, typer.Option(help="Format of the files: parquet.")] = "parquet",
     as_json: Json = False,
 ) -> None:

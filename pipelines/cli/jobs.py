@@ -12,7 +12,7 @@ import typer
 from actors.extras import require_extra
 from actors.output_paths import refuse_folder
 from pipelines.cli.app import ConfigFile, Index, IndexUri, Input, Json, Set, app, build_config, print_json, required
-from pipelines.config import ConfigError, RayConfig
+from pipelines.config import ConfigError, RayConfig, expand_path
 
 
 @app.command()
@@ -294,7 +294,9 @@ def drop(
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Option(help="Folder to write: a new one, or one that the demo made.")] = Path("demo"),
+    folder: Annotated[
+        Path, typer.Option(help="Folder to write: a new one, or one that the demo made.", callback=expand_path)
+    ] = Path("demo"),
 ) -> None:
     """Index the standard library's documentation and search it."""
     from pipelines.cli.demo import MARKER, QUESTIONS, check_model, claim_folder, write_corpus

@@ -10,7 +10,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from pipelines.cli.app import Json, app, print_json
-from pipelines.config import ConfigError, apply_override, parse_override
+from pipelines.config import ConfigError, apply_override, expand_path, parse_override
 
 
 @app.command("models")
@@ -104,7 +104,7 @@ def fit_heads(
 @app.command()
 def mix(
     models: Annotated[list[str], typer.Argument(help="Models to mix: names, hub ids or folders.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.", callback=expand_path)],
     kind: Annotated[str, typer.Option("--type", help="encoder, decoder or reranker.")] = "encoder",
     weight: Annotated[list[float] | None, typer.Option(help="Weight of each model; they sum to 1.")] = None,
     examples: Annotated[

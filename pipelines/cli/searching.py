@@ -15,7 +15,7 @@ import typer
 from actors.output_paths import refuse_file, refuse_folder
 from pipelines.cli.app import Force, Index, Json, Qrels, Queries, app, print_json
 from pipelines.cli.search_options import SearchFile, read_options, takes_search_options
-from pipelines.config import InvalidRequest
+from pipelines.config import InvalidRequest, expand_path
 
 if TYPE_CHECKING:
     from pipelines.retrieval.index import Index as OpenIndex
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 SearchFiles = Annotated[
     list[Path] | None, typer.Option("--search", help="Search config (YAML) of `tridex tune`; may be repeated.")
 ]
-Local = Annotated[Path | None, typer.Option(help="Folder that keeps local copies of the columns that scoring reads.")]
+Local = Annotated[
+    Path | None,
+    typer.Option(help="Folder that keeps local copies of the columns that scoring reads.", callback=expand_path),
+]
 ONCE = 2**29
 """Bytes of columns that one command reads whole: for a few queries it is not worth reading more."""
 PAGING = ("k", "rerank", "rerank_k", "group_by", "group_size", "offset", "columns", "scores")
@@ -103,10 +106,15 @@ def show(
 @app.command()
 def rerank(
     index: Index,
-    run: Annotated[Path, typer.Argument(help="Run file, TREC or JSON Lines: query id, document id.")],
+    run: Annotated[
+        Path, typer.Argument(help="Run file, TREC or JSON Lines: query id, document id.", callback=expand_path)
+    ],
     queries: Queries,
     model: Annotated[str, typer.Option(help="Reranker: name, hub id or folder.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Run file to write; an unfinished one is resumed.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Run file to write; an unfinished one is resumed.", callback=expand_path),
+    ],
     depth: Annotated[int, typer.Option(help="Documents per query to score.")] = 100,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE that overrides the job's settings; may be repeated.")
@@ -141,7 +149,7 @@ def evaluate(
     search_configs: SearchFiles = None,
     rerank: Annotated[list[str] | None, typer.Option(help="Reranker to measure as well; may be repeated.")] = None,
     candidates: Annotated[int, typer.Option(help="Rows per channel that enter the hybrid.")] = 200,
-    runs: Annotated[Path | None, typer.Option(help="Folder to write TREC run files to.")] = None,
+    runs: Annotated[Path | None, typer.Option(help="Folder to write TREC run files to.", callback=expand_path)] = None,
     expect: Annotated[
         str | None, typer.Option(help="MODEL or MODEL:COLLECTION whose published nDCG@10 is shown beside this index's.")
     ] = None,
@@ -181,7 +189,9 @@ def compare(
     a: Annotated[
         str | None, typer.Option("--a", help="One embedder of the index; by default the promoted one.")
     ] = None,
-    qrels: Annotated[Path | None, typer.Option(help="Relevance judgements, for nDCG@10 and a paired test.")] = None,
+    qrels: Annotated[
+        Path | None, typer.Option(help="Relevance judgements, for nDCG@10 and a paired test.", callback=expand_path)
+    ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Documents per ranking to compare.")] = 10,
     as_json: Json = False,
 ) -> None:
@@ -199,7 +209,9 @@ def tune(
     index: Index,
     queries: Queries,
     qrels: Qrels,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Search config to write.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Search config to write.", callback=expand_path)
+    ] = None,
     folds: Annotated[int, typer.Option(help="Folds of the cross-validation.")] = 5,
     seed: Annotated[int, typer.Option(help="Random seed of the folds.")] = 0,
     rerank: Annotated[

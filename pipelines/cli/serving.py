@@ -9,7 +9,7 @@ import typer
 
 from actors.extras import require_extra
 from pipelines.cli.app import Index, Json, app, print_json
-from pipelines.config import ConfigError, apply_override, parse_override, validated
+from pipelines.config import ConfigError, apply_override, expand_path, parse_override, validated
 
 if TYPE_CHECKING:
     from pipelines.serving.settings import ServeConfig
@@ -19,12 +19,17 @@ Keys = Annotated[
     Path | None, typer.Option(help="YAML file of hashed keys; without it the server listens on loopback only.")
 ]
 Aliases = Annotated[list[str] | None, typer.Option("--alias", help="NAME=INDEX or NAME=EMBEDDER; may be repeated.")]
-AliasFile = Annotated[Path | None, typer.Option("--aliases", help="YAML file of aliases, reloaded when it changes.")]
+AliasFile = Annotated[
+    Path | None, typer.Option("--aliases", help="YAML file of aliases, reloaded when it changes.", callback=expand_path)
+]
 Rerankers = Annotated[
     list[str] | None, typer.Option("--reranker", help="Reranker that requests may name: MODEL or NAME=MODEL.")
 ]
 ServeSet = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, such as limits.k=200; may be repeated.")]
-Local = Annotated[Path | None, typer.Option(help="Folder that keeps local copies of the columns that scoring reads.")]
+Local = Annotated[
+    Path | None,
+    typer.Option(help="Folder that keeps local copies of the columns that scoring reads.", callback=expand_path),
+]
 
 
 @app.command()

@@ -12,7 +12,15 @@ from pipelines.config.load import (
     validate,
     validated,
 )
-from pipelines.config.paths import absolute_model, absolute_uri, is_utf8, printable_uri, resolve_paths, scheme_of
+from pipelines.config.paths import (
+    absolute_model,
+    absolute_uri,
+    expand_path,
+    is_utf8,
+    printable_uri,
+    resolve_paths,
+    scheme_of,
+)
 from pipelines.config.search import Fusion, Reranker, SearchConfig, SearchKeywords, SearchOptions, search_options
 from pipelines.config.settings import (
     DEFAULT_MODEL,
@@ -73,6 +81,7 @@ __all__ = [
     "absolute_model",
     "absolute_uri",
     "apply_override",
+    "expand_path",
     "find_packaged",
     "is_utf8",
     "load_config",

@@ -39,6 +39,13 @@ def absolute_uri(uri: str | os.PathLike[str]) -> str:
     return os.path.realpath(path) if parent else os.path.abspath(path)  # noqa: PTH100  # Path keeps `a/./b`
 
 
+def expand_path(path: Path | None) -> Path | None:
+    """Expands `~` and `file:` URIs of an argument, which a shell leaves alone in `--output=~/x`; None stays None."""
+    if path is None or not str(path).startswith(("~", FILE_SCHEME)):
+        return path
+    return Path(absolute_uri(path))
+
+
 def _path_of_file_uri(uri: str) -> str:
     """Decodes `file:///a%20b`, `file:/a%20b` and `file://localhost/a%20b` to `/a b`, invalid UTF-8 to surrogates."""
     rest = uri[len(FILE_SCHEME) :]

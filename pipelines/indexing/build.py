@@ -25,6 +25,7 @@ from pipelines.cluster.connect import run_on_worker
 from pipelines.config import BuildConfig, ConfigError, load_config, plain_options, resolve_paths
 from pipelines.indexing.backfill import backfill_outputs, missing_outputs
 from pipelines.indexing.codec_training import load_or_train_codecs
+from pipelines.indexing.column_types import widen_columns
 from pipelines.indexing.driver import JobFailed, commit_records, iterate_records, prune_documents, quarantine_units
 from pipelines.indexing.metadata import write_metadata
 from pipelines.indexing.operators import IO_STAGE_RESOURCES, Job, add_embedder_pool, count_most_actors
@@ -40,13 +41,12 @@ from pipelines.indexing.stages import chunk, read_sample, select_documents, toke
 from pipelines.indexing.warm import WarmModels
 from pipelines.monitor.runlog import RunLog
 from pipelines.monitor.summary import Summary
-from pipelines.reading.columns import PLACES
 from pipelines.reading.documents import dropped_values
-from pipelines.reading.formats import READERS
 from pipelines.reading.images import check_pillow, stored_fields, with_pictures
 from pipelines.reading.listing import count_by_kind
-from pipelines.reading.memory import LABEL, Rows, spooled
-from pipelines.reading.units import Unit, metadata_fields, plan_input, read_unit
+from pipelines.reading.memory import LABEL, Rows, remove_left_spools, spooled
+from pipelines.reading.stored_columns import fields_of_job
+from pipelines.reading.units import Unit, plan_input, read_unit
 from pipelines.store.commit import Committer, Totals, create_or_open
 from pipelines.store.datasets import check_writable, open_dataset, open_version
 from pipelines.store.embedder_choice import channels_metadata, check_defaults, write_channels
@@ -110,6 +110,7 @@ def config_for_data(
 def build_resolved(config: BuildConfig, only: RowFilter | None = None, warm: WarmModels | None = None) -> Summary:
     """Builds as `build_index`, for a config with absolute paths. warm: models that stay loaded after the build."""
     check_writable(config.index.uri)
+    remove_left_spools(config.index)
     config = with_index_boundaries(config)
     log = RunLog(config)
     with closing(log.status), interruptible():
@@ -117,7 +118,7 @@ def build_resolved(config: BuildConfig, only: RowFilter | None = None, warm: War
             check_pillow(config.input)
             planned = plan_input(config.input)
             units, skipped = planned.units, count_by_kind(planned.skipped)
-            fields = with_places_of_index(config, units, metadata_fields(config.input, units))
+            fields = fields_of_job(config, units)
         if not uses_running_ray(config.ray):
             with log.phase("finding the models"):
                 find_models(config.embedders)
@@ -154,6 +155,11 @@ def run(job: Job, lease: Lease, log: RunLog, session: RaySession, warm: WarmMode
     committer = Committer(job.target, lease, config.index.commit_fragments, config.index.commit_seconds)
     with log.phase("comparing the input with the index"):
         changes = detect(job, version, session)
+        if (wider := widen_columns(job, changes, lease)) is not job:
+            job = wider
+            committer = Committer(job.target, lease, config.index.commit_fragments, config.index.commit_seconds)
+            version = create_or_open(job.target, lease).version
+            changes = detect(job, version, session)
     skipped = (*job.skipped, *dropped_values(changes.misfits, job.fields))
     write_skipped(job.target, skipped)
     updated = 0
@@ -188,16 +194,6 @@ def run(job: Job, lease: Lease, log: RunLog, session: RaySession, warm: WarmMode
             skipped=skipped,
         )
     )
-
-
-def with_places_of_index(config: BuildConfig, units: Sequence[Unit], fields: list[pa.Field]) -> list[pa.Field]:
-    """Adds `heading` and `page` if the index has them from documents that the input lacks now."""
-    if not any(READERS[unit.format].is_document for unit in units):
-        return fields
-    uri, options = table_uri(config.index.uri, config.index.table), plain_options(config.index.storage_options)
-    dataset = open_dataset(uri, options)
-    there = set() if dataset is None else {*dataset.schema.names} - {field.name for field in fields}
-    return [*fields, *(field for name, field in PLACES.items() if name in there)]
 
 
 def quick_look_pays(config: BuildConfig, units: Sequence[Unit]) -> bool:

@@ -27,7 +27,8 @@ from pipelines.changes.tasks import InProcess
 from pipelines.config import BuildConfig, plain_options
 from pipelines.plan.sample import Sample
 from pipelines.reading.images import stored_fields
-from pipelines.reading.units import Unit, metadata_fields, read_unit
+from pipelines.reading.stored_columns import fields_of_job
+from pipelines.reading.units import Unit, read_unit
 from pipelines.store.datasets import open_dataset
 from pipelines.store.documents import COMPARED, find_rows
 from pipelines.store.evolve import check_columns
@@ -86,13 +87,13 @@ def _target(config: BuildConfig, units: Sequence[Unit], described: Mapping[str, 
     found = {e.name: from_metadata(metadata, e.name) for e in config.embedders}
     parameters = {name: each for name, each in found.items() if each is not None}
     identity = identity_of(config, described, parameters)
-    fields = stored_fields(config.input, metadata_fields(config.input, units))
+    fields = stored_fields(config.input, fields_of_job(config, units))
     schema = documents_schema(identity, fields, parameters)
     return Target(config.index.uri, schema, config.index.table, options)
 
 
 def _compare_all(config: BuildConfig, units: Sequence[Unit], dataset: lance.LanceDataset) -> PlannedChanges:
-    fields = metadata_fields(config.input, units)
+    fields = fields_of_job(config, units)
     read = partial(read_unit, config=config.input, batch_rows=SCAN_BATCH_ROWS, fields=fields)
     found = detect_changes(units, read, lambda: dataset, run=InProcess())
     return PlannedChanges(found.new, found.changed, found.metadata_only, found.same, found.gone, exact=True)

@@ -6,7 +6,7 @@ that Lance cannot hold is stored as text or as JSON. Hive's `year=2020/` is a co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,7 +73,7 @@ def metadata_field(name: str, columns: Columns, schemas: Sequence[tuple[str, pa.
     """Returns the type of a metadata column: the configured one, or one that holds the values of all these files."""
     stated = columns.metadata_types.get(name)
     if stated is not None:
-        return pa.field(name, _stated_type(stated))
+        return pa.field(name, state_type(stated))
     source = columns.source_of(name)
     common: tuple[str, pa.DataType] | None = None
     for path, schema in schemas:
@@ -87,9 +87,42 @@ def metadata_field(name: str, columns: Columns, schemas: Sequence[tuple[str, pa.
     return pa.field(name, _replace_null_types(found))
 
 
-def _stated_type(alias: str) -> pa.DataType:
+def widest_type(names: Iterable[str]) -> str:
+    """Returns the type that holds all values of these: of `double`, `list<double>`, `list<string>` and `string`."""
+    several = set(names)
+    if several == {"list<double>", "list<string>"}:
+        return "list<string>"
+    return several.pop() if len(several) == 1 else "string"
+
+
+def with_types_of_index(fields: Sequence[pa.Field], columns: Columns, schema: pa.Schema | None) -> list[pa.Field]:
+    """Gives guessed columns the index's type if that holds what was guessed: a guess changes with the files."""
+    return [
+        _type_of_index(field, schema) if schema is not None and field.name not in columns.metadata_types else field
+        for field in fields
+    ]
+
+
+def _type_of_index(field: pa.Field, schema: pa.Schema) -> pa.Field:
+    if field.name not in schema.names:
+        return field
+    there = schema.field(field.name).type
+    return field.with_type(there) if pa.types.is_string(there) or _holds(there, field.type) else field
+
+
+def _holds(type_: pa.DataType, other: pa.DataType) -> bool:
+    """Tells whether every value of another type has its like in a type, as integers have in floats."""
+    both = [pa.schema([("x", t)]) for t in (type_, other)]
+    try:
+        return bool(pa.unify_schemas(both, promote_options="permissive").field("x").type == type_)
+    except pa.ArrowException:
+        return False
+
+
+def state_type(alias: str) -> pa.DataType:
+    """Returns the type of a name as configs state it: `int64`, `list<string>`."""
     if alias.startswith("list<"):
-        return pa.list_(_stated_type(alias[5:-1]))
+        return pa.list_(state_type(alias[5:-1]))
     return pa.type_for_alias(alias)
 
 

@@ -56,14 +56,50 @@ def decompress(file: pa.NativeFile, name: str) -> io.BufferedReader:
     """Opens a stream of the file's content, decompressed by the suffix of its name."""
     codec = codec_of(name)
     if codec == "gzip":
-        return buffered(_Closing(gzip.GzipFile(fileobj=file), file))
+        return buffered(_Filled(_Closing(gzip.GzipFile(fileobj=file), file)))
     if codec == "bz2":
-        return buffered(_Closing(bz2.BZ2File(file), file))
+        return buffered(_Filled(_Closing(bz2.BZ2File(file), file)))
     if codec == "xz":
-        return buffered(_Closing(lzma.LZMAFile(file), file))
+        return buffered(_Filled(_Closing(lzma.LZMAFile(file), file)))
     if codec == "zstd":
-        return buffered(_ZstdReader(file))
-    return buffered(file) if codec is None else buffered(pa.CompressedInputStream(file, codec), ARROW_BUFFER)
+        return buffered(_Filled(_ZstdReader(file)))
+    return buffered(file) if codec is None else buffered(_Filled(pa.CompressedInputStream(file, codec)), ARROW_BUFFER)
+
+
+class _Filled(io.RawIOBase):
+    """Fills every buffer, so that a `peek` sees a file's beginning even if its first compressed member is a few bytes.
+
+    An error is raised by the read after the one that returns what precedes it.
+    """
+
+    def __init__(self, raw: io.RawIOBase | pa.NativeFile) -> None:
+        self._raw = raw
+        self._error: Exception | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        if self._error is not None:
+            raise self._error
+        filled = 0
+        while filled < len(buffer):
+            try:
+                count = self._raw.readinto(buffer[filled:])
+            except Exception as error:
+                if not filled:
+                    raise
+                self._error = error
+                break
+            if not count:
+                break
+            filled += count
+        return filled
+
+    def close(self) -> None:
+        if not self.closed:
+            self._raw.close()
+        super().close()
 
 
 class _Closing(io.RawIOBase):
@@ -147,7 +183,7 @@ def sniff_encoding(head: bytes) -> str:
 def as_utf8(stream: io.BufferedReader, encoding: str) -> io.BufferedReader:
     """Returns the stream as UTF-8; `auto` detects the encoding from its first bytes. A UTF-8 byte order mark stays."""
     encoding = sniff_encoding(stream.peek(4)[:4]) if encoding == "auto" else encoding
-    return stream if encoding == "utf-8" else buffered(_Transcoder(stream, encoding))
+    return stream if encoding == "utf-8" else buffered(_Filled(_Transcoder(stream, encoding)))
 
 
 class _Transcoder(io.RawIOBase):

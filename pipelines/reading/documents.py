@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.config import Columns, InputConfig
-from pipelines.reading.columns import is_filled_by_chunks, stored_type
+from pipelines.reading.columns import is_filled_by_chunks, state_type, stored_type
 from pipelines.reading.formats.base import Column, RawRows, to_storable
 from pipelines.store.hashes import HASH, hash_content, hash_metadata
-from pipelines.store.skipped import MISFIT_NAMES, MISFITS, Skipped
+from pipelines.store.skipped import MISFIT_NAMES, MISFITS, Skipped, misfit_entry
 
 Errors = dict[int, str]
 
@@ -52,6 +52,7 @@ def to_documents(
     _check_texts(text, config.max_text_bytes, errors, optional=config.pictures is not None)
     misfits: dict[int, list[str]] = {}
     kept = {f.name: _cast_column(_column(raw, columns.source_of(f.name)), f, misfits) for f in fields}
+    _note_wider_types(raw, columns, fields, misfits)
     content = text if config.pictures is None else _join_picture(text, kept[config.pictures.column])
     ids = _ids(_column(raw, columns.id), errors) if columns.id is not None else _content_ids(content)
     bad = np.zeros(n, dtype=bool)
@@ -237,6 +238,31 @@ def _cast_column(column: Column, field: pa.Field, misfits: dict[int, list[str]])
             return pa.concat_arrays([_cast_row(values, i, field, misfits) for i in range(len(values))])
     misfits.setdefault(0, []).append(field.name)
     return pa.nulls(1, field.type)
+
+
+def _note_wider_types(
+    raw: RawRows, columns: Columns, fields: Sequence[pa.Field], misfits: dict[int, list[str]]
+) -> None:
+    """Adds to the first misfit of each column the type that would hold all of the column's values."""
+    first = {name: row for row in sorted(misfits, reverse=True) for name in misfits[row]}
+    for field in fields:
+        if (row := first.get(field.name)) is not None:
+            entry = misfit_entry(field.name, _wider_type(_column(raw, columns.source_of(field.name)), field))
+            misfits[row][misfits[row].index(field.name)] = entry
+
+
+def _wider_type(column: Column, field: pa.Field) -> str:
+    """Returns the first of `double`, lists of it, lists of strings and `string` that a column can be cast to."""
+    t = pa.types
+    is_list = t.is_list(field.type)
+    is_number = t.is_integer(field.type.value_type if is_list else field.type)
+    candidates = ["list<double>"] * (is_list and is_number) + ["double"] * (not is_list and is_number)
+    for name in [*candidates, *["list<string>"] * is_list]:
+        wider = field.with_type(state_type(name))
+        with contextlib.suppress(pa.ArrowException, UnicodeError, OverflowError):
+            _cast(_to_castable(column, wider), wider.type)
+            return name
+    return "string"
 
 
 def _to_castable(column: Column, field: pa.Field) -> Column:

@@ -17,6 +17,8 @@ from pipelines.reading.formats import READERS, format_of
 from pipelines.reading.listing import Listing, SkippedFile
 
 BESIDE_DATA = "a document beside data files; name it by itself to index it"
+BINARY = ("parquet", "arrow", "orc", "avro", "lance", "document")
+"""Formats whose files are of no other format, whatever the config says."""
 NO_READER = "no reader for such files"
 OTHER_FORMAT = "not of input.format"
 
@@ -45,10 +47,11 @@ def choose_formats(
 
 
 def _select_format(format_: str, where: str, listing: Listing) -> tuple[list[tuple[File, str]], list[SkippedFile]]:
-    """Selects files whose names have the configured format's suffix; all files if none has."""
+    """Selects files whose names have the configured format's suffix; if none has, those that may be of any format."""
     if (missing := describe_missing_reader(format_)) is not None:
         raise ConfigError(f"{where}: {missing}")
-    named = [file for file in listing.files if format_of(file.name) == format_] or list(listing.files)
+    named = [file for file in listing.files if format_of(file.name) == format_]
+    named = named or [file for file in listing.files if format_of(file.name) not in BINARY] or list(listing.files)
     rest = {file.uri for file in listing.files} - {file.uri for file in named}
     return [(file, format_) for file in named], [SkippedFile(uri, OTHER_FORMAT) for uri in sorted(rest)]
 

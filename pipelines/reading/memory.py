@@ -10,23 +10,31 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import logging
+import os
+import re
 import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from pipelines.config import ConfigError, IndexConfig, InputConfig
-from pipelines.reading.files import filesystem
+from pipelines.reading.files import READ_ERRORS, filesystem
 from pipelines.reading.formats.parquet import JSON_KEY
+from pipelines.store.lease import machine_name, process_name
 
 if TYPE_CHECKING:
     import datasets
     import pandas as pd
     import polars as pl
     import ray.data
+
+logger = logging.getLogger(__name__)
 
 Rows: TypeAlias = (
     "pd.DataFrame | pl.DataFrame | pl.LazyFrame | pa.Table | pa.RecordBatch | pa.RecordBatchReader | datasets.Dataset"
@@ -48,7 +56,7 @@ def spooled(data: Rows, config: InputConfig, index: IndexConfig) -> Iterator[Inp
 
     TypeError for what holds no rows.
     """
-    folder = f"{index.uri.rstrip('/')}{SPOOL}{uuid.uuid4().hex[:12]}"
+    folder = f"{index.uri.rstrip('/')}{SPOOL}{_owner(os.getpid())}-{uuid.uuid4().hex[:8]}"
     files, path = filesystem(folder, index.storage_options)
     batches = None if _is_ray(data) else record_batches(data)
     try:
@@ -64,6 +72,33 @@ def spooled(data: Rows, config: InputConfig, index: IndexConfig) -> Iterator[Inp
     finally:
         with contextlib.suppress(FileNotFoundError):
             files.delete_dir(path)
+
+
+def _owner(pid: int) -> str:
+    """Returns a process's id with hashes of its machine and its start, as parts of a folder's name."""
+    parts = (machine_name(), process_name(pid) or "")
+    return "-".join([str(pid), *(blake2b(part.encode(), digest_size=4).hexdigest() for part in parts)])
+
+
+def remove_left_spools(index: IndexConfig) -> None:
+    """Removes what killed processes of this machine have left beside an index; names what others may have left.
+
+    Nothing happens if the folder around the index cannot be listed.
+    """
+    files, path = filesystem(index.uri, index.storage_options)
+    pattern = re.compile(rf"{re.escape(path.rpartition('/')[2])}{re.escape(SPOOL)}((\d+)-(\w+)-\w+)-\w+")
+    beside: list[pafs.FileInfo] = []
+    with contextlib.suppress(*READ_ERRORS):
+        beside = files.get_file_info(pafs.FileSelector(path.rpartition("/")[0] or "/", allow_not_found=True))
+    for info in beside:
+        found = pattern.fullmatch(info.base_name)
+        if found is None or found[1] == _owner(int(found[2])):
+            continue
+        if machine_name() and found[3] == _owner(int(found[2])).split("-")[1]:
+            files.delete_dir(info.path)
+            logger.warning("removed %s, which a killed run had left", info.path)
+        else:
+            logger.warning("%s is of a run on another machine; if that has ended, remove it", info.path)
 
 
 def _is_ray(data: object) -> bool:

@@ -15,13 +15,13 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Annotated, Any, TextIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from ray.data import ActorPoolStrategy
 
 from actors.arrow.isolate import isolate_failures
@@ -29,7 +29,7 @@ from actors.output_paths import refuse_file
 from actors.outputs import IntArray
 from actors.pool import pool_size
 from pipelines.cluster.connect import as_config_error, run_on_worker, running
-from pipelines.config import ComputeConfig, ConfigError, Model, PoolConfig, RayConfig
+from pipelines.config import ComputeConfig, ConfigError, Model, PoolConfig, RayConfig, absolute_model, absolute_uri
 from pipelines.evaluation.qrels import read_queries
 from pipelines.evaluation.run_file import read_run, write_run
 from pipelines.monitor.progress import format_duration
@@ -51,14 +51,18 @@ SCORED = pa.schema(
 )
 
 
+_AbsolutePath = Annotated[Path, AfterValidator(lambda path: Path(absolute_uri(path)))]
+"""A local path with `~` expanded, the same in every process."""
+
+
 class RerankConfig(Model):
     """Configures `rerank_run`. `model_options` are fields of `actors.rerankers.engine.RerankOptions`."""
 
-    index: str
-    run: Path
-    queries: Path
-    output: Path
-    model: str
+    index: Annotated[str, AfterValidator(absolute_uri)]
+    run: _AbsolutePath
+    queries: _AbsolutePath
+    output: _AbsolutePath
+    model: Annotated[str, AfterValidator(absolute_model)]
     model_class: str | None = None
     revision: str | None = None
     peft_path: str | None = None

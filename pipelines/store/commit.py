@@ -60,7 +60,8 @@ def compare_settings(dataset: lance.LanceDataset, target: Target) -> None:
         have_type = dataset.schema.field(column.name).type
         if have_type != column.type:
             raise ConfigError(
-                f"{target.documents_uri}: column {column.name!r} is {have_type} in the index, {column.type} in the job"
+                f"{target.documents_uri}: column {column.name!r} is {have_type} in the index, {column.type} in the "
+                f"job; `input.columns.metadata: {{{column.name}: TYPE}}` states the index's type"
             )
 
 

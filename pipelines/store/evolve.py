@@ -8,7 +8,7 @@ them is taken up by the next.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import lance
@@ -75,6 +75,22 @@ def evolve_table(target: Target, lease: Lease, drop: Sequence[str] = ()) -> Targ
         lease.check()
         dataset.add_columns(added)
     return order_columns(target, dataset.schema)
+
+
+def retype_columns(target: Target, lease: Lease, types: Mapping[str, pa.DataType]) -> Target:
+    """Gives metadata columns another type, those of `types` that hold no value in the table; returns the new target."""
+    dataset = open_dataset(target.documents_uri, target.storage_options)
+    there = set() if dataset is None else {*dataset.schema.names} & {*types}
+    filled = {name for name in there if dataset is not None and dataset.count_rows(filter=f"`{name}` IS NOT NULL")}
+    fields = {name: target.schema.field(name).with_type(type_) for name, type_ in types.items() if name not in filled}
+    schema = pa.schema([fields.get(f.name, f) for f in target.schema], metadata=target.schema.metadata)
+    empty = sorted(there - filled)
+    if dataset is not None and empty:
+        lease.check()
+        dataset.drop_columns(empty)
+        dataset.add_columns([fields[name] for name in empty])
+        return order_columns(replace(target, schema=schema), dataset.schema)
+    return replace(target, schema=schema)
 
 
 def order_columns(target: Target, schema: pa.Schema) -> Target:

@@ -66,12 +66,13 @@ def process_name(pid: int) -> str | None:
     """
     try:
         started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-        return f"{_machine_name()} {started}"
+        return f"{machine_name()} {started}"
     except OSError:
         return None
 
 
-def _machine_name() -> str:
+def machine_name() -> str:
+    """Returns boot and pid namespace of this machine; empty on other systems than Linux."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     namespace = Path("/proc/self/ns/pid")
     return f"{boot.read_text().strip()} {namespace.readlink()}" if boot.exists() else ""
@@ -99,7 +100,7 @@ class Holder:
 
     def is_gone(self) -> bool:
         """Returns whether the holder certainly ended: it ran on this machine, since this boot, and runs no more."""
-        here = _machine_name()
+        here = machine_name()
         return bool(here) and self.process.startswith(here) and process_name(self.pid) != self.process
 
     def __str__(self) -> str:

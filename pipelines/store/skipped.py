@@ -29,6 +29,8 @@ SKIPPED_SCHEMA = pa.schema(
 MISFITS = "_misfits"
 """Column of a block of documents: names of the metadata columns whose value did not fit the column's type."""
 MISFIT_NAMES = pa.list_(pa.string())
+_WIDER = "\0"
+"""Stands between a name and the type that would hold the values of its block, in the first entry of a block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,5 +75,22 @@ def misfit_names(table: pa.Table) -> list[str]:
     """Returns the metadata column of each value in a block of documents that did not fit its type."""
     if MISFITS not in table.column_names or table[MISFITS].null_count == len(table):
         return []
-    names: list[str] = table[MISFITS].combine_chunks().flatten().to_pylist()
-    return names
+    return [entry.partition(_WIDER)[0] for entry in _misfit_entries(table)]
+
+
+def misfit_types(table: pa.Table) -> dict[str, str]:
+    """Returns, for each metadata column with misfits, the name of a type that would hold all values of the block."""
+    if MISFITS not in table.column_names or table[MISFITS].null_count == len(table):
+        return {}
+    pairs = (entry.partition(_WIDER) for entry in _misfit_entries(table))
+    return {name: type_ for name, mark, type_ in pairs if mark}
+
+
+def _misfit_entries(table: pa.Table) -> list[str]:
+    entries: list[str] = table[MISFITS].combine_chunks().flatten().to_pylist()
+    return entries
+
+
+def misfit_entry(name: str, type_: str) -> str:
+    """Returns the entry of a misfit that tells the type, too."""
+    return f"{name}{_WIDER}{type_}"

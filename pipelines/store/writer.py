@@ -145,13 +145,13 @@ def describe_failure(row: Mapping[str, Any]) -> str:
 
 
 def describe_place(source: str | None, position: int | None) -> str:
-    """Formats a row's place: `FILE line 4` of text formats whole, `FILE row 3` of others, `FILE` for a whole file.
+    """Formats a row's place: `FILE line 4` of formats of lines, `FILE row 3` of others, `FILE` for a whole file.
 
     Lines count from 1, rows from 0. A piece of a large file is FILE@BYTE, and its rows count from that byte.
     """
     if source is None or position is None or position < 0:
         return str(source)
-    lines = re.search(r"\.(jsonl|ndjson)(\.\w+)?$", source)
+    lines = re.search(r"\.(jsonl|ndjson|csv|tsv|tab)(\.\w+)?$", source)
     return f"{source} line {position + 1}" if lines else f"{source} row {position}"
 
 

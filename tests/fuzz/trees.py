@@ -231,13 +231,15 @@ def trees(draw: st.DrawFn) -> Tree:
     files: dict[str, TreeFile] = {}
     for number, format_ in enumerate(formats):
         file = _file(draw, number, format_, style)
-        files.setdefault(file.place, file)
+        if not any(f"{a}/".startswith(f"{b}/") for f in files for a, b in ((f, file.place), (file.place, f))):
+            files[file.place] = file
     kept = draw(st.booleans())
     metadata = {f"kept_{i}" if kept else name: name for i, name in enumerate(columns) if draw(st.integers(0, 4))}
-    return Tree(tuple(files.values()), _links(draw, tuple(files)), _reader(main), id_, metadata)
+    return Tree(tuple(files.values()), _links(draw, tuple(files)), reader_of(main), id_, metadata)
 
 
-def _reader(format_: str) -> str:
+def reader_of(format_: str) -> str:
+    """Returns the reader of a file."""
     if format_ in DOCUMENTS:
         return "document" if format_ == "html" else "text"
     return "jsonl" if format_.startswith("json") else format_.removesuffix("-stream")

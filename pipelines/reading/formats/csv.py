@@ -12,6 +12,7 @@ import contextlib
 import csv
 import io
 import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +33,8 @@ from pipelines.reading.formats.base import (
 from pipelines.reading.formats.jsonl import SAMPLE_BYTES, SAMPLE_ROWS, Row
 
 _TYPES = (pa.int64(), pa.float64(), pa.bool_())
+_SEPARATOR = re.compile(r"sep=.?", re.IGNORECASE)
+_CODE = re.compile(r"[+-]?0[0-9]")
 DELIMITERS = (",", ";", "\t", "|")
 
 Records = Iterator[list[str]]
@@ -89,7 +92,9 @@ def _schema(file: File, options: ReadOptions, delimiter: str) -> pa.Schema | Non
     sample = _sample(file, options, dialect)
     if not sample:
         return None
-    header, rest = (sample[0], sample[1:]) if dialect.names is None else (dialect.names, sample)
+    rows = iter(sample)
+    header = _read_header(rows) if dialect.names is None else dialect.names
+    rest = list(rows)
     return pa.schema([(name, _type_of([row[i] for row in rest if i < len(row)])) for i, name in enumerate(header)])
 
 
@@ -122,19 +127,27 @@ def choose_dialect(file: File, options: ReadOptions, delimiter: str = ",") -> Di
 
 def _sample_header(file: File, options: ReadOptions, dialect: Dialect) -> list[str]:
     with contextlib.suppress(*READ_ERRORS, csv.Error), _text(file, options) as lines:
-        return next(dialect.records(lines), [])
+        return _read_header(dialect.records(lines))
     return []
+
+
+def _read_header(records: Iterator[list[str]]) -> list[str]:
+    """Returns the first row, after blank lines and the line `sep=;` with which Excel is told the delimiter."""
+    return next((row for row in records if row and not _SEPARATOR.fullmatch("".join(row))), [])
 
 
 def _is_even(file: File, options: ReadOptions, dialect: Dialect) -> bool:
     """Tells whether all rows of the sample have as many values as there are columns."""
-    sample = [row for row in _sample(file, options, dialect) if row]
-    width = len(dialect.names or (sample[0] if sample else ()))
-    return all(len(row) == width for row in sample)
+    rows = iter(_sample(file, options, dialect))
+    width = len(dialect.names or _read_header(rows))
+    return all(len(row) == width for row in rows if row)
 
 
 def _type_of(values: Sequence[str]) -> pa.DataType:
+    """Returns the common type of values; string for codes such as postcodes, whose leading zeros count."""
     filled = [value for value in values if value]
+    if any(_CODE.match(value) for value in filled):
+        return pa.string()
     for type_ in _TYPES if filled else ():
         try:
             pa.array(filled).cast(type_)
@@ -163,21 +176,41 @@ def rows(
     csv.field_size_limit(4 * options.max_bytes)
     dialect = choose_dialect(file, options, delimiter)
     with _text(file, options) as lines:
-        parsed = _parse(dialect.records(lines), dialect.names)
+        parsed = _parse(_Counted(dialect.records(lines)), dialect.names)
         yield from raise_after_good_rows(parsed, lambda good: group_into_batches(good, columns, batch_rows))
 
 
-def _parse(reader: Records, names: Sequence[str] | None) -> Iterator[Row]:
+class _Counted:
+    """Counts the lines that a reader of rows has consumed: rows of CSV may have several, other rows have one."""
+
+    def __init__(self, records: Records) -> None:
+        self._records, self._rows = records, 0
+
+    @property
+    def lines(self) -> int:
+        return int(getattr(self._records, "line_num", self._rows))
+
+    def __iter__(self) -> Records:
+        return self
+
+    def __next__(self) -> list[str]:
+        self._rows += 1
+        return next(self._records)
+
+
+def _parse(reader: _Counted, names: Sequence[str] | None) -> Iterator[Row]:
+    """Yields rows; their position is the number of the line, from 0, that they begin on."""
     try:
-        header = list(names) if names is not None else next(reader, [])
+        header = list(names) if names is not None else _read_header(reader)
     except csv.Error as error:
         raise OSError(f"header is not CSV: {error}") from error
-    for position in itertools.count():
+    while True:
+        position = reader.lines
         try:
             values = next(reader, None)
         except csv.Error as error:
             if "field larger" in str(error):
-                raise OSError(f"row {position}: a value without end, perhaps an open quote: {error}") from error
+                raise OSError(f"line {position + 1}: a value without end, perhaps an open quote: {error}") from error
             yield position, 0, f"row is not CSV: {error}"
             continue
         if values is None:

@@ -8,6 +8,7 @@ bad row.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import logging
@@ -68,8 +69,30 @@ def _convert(file: File) -> str:
     suffix = f".{file.name.lower().rpartition('.')[2]}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = _converter(suffix).convert(io.BytesIO(content), StreamInfo(extension=suffix))
+        convert = _converter(suffix).convert
+        result = convert(io.BytesIO(content), StreamInfo(extension=suffix))
+        if suffix == ".pdf" and "\f" not in result.markdown and len(pages := _split_pages(content)) > 1:
+            parts = [convert(io.BytesIO(page), StreamInfo(extension=suffix)).markdown for page in pages]
+            return "\f".join(part.removesuffix("\f") for part in parts)
     return _prepend_title(result.markdown, result.title)
+
+
+def _split_pages(content: bytes) -> list[bytes]:
+    """Returns each page of a PDF as a file; none if pdfium cannot split it.
+
+    markitdown ends pages with a form feed, unless any page looks like a form or a table: then it joins them without.
+    """
+    import pypdfium2
+
+    pages = []
+    with contextlib.suppress(pypdfium2.PdfiumError), pypdfium2.PdfDocument(content) as whole:
+        for number in range(len(whole)):
+            with pypdfium2.PdfDocument.new() as single:
+                single.import_pages(whole, [number])
+                out = io.BytesIO()
+                single.save(out)
+                pages.append(out.getvalue())
+    return pages
 
 
 def _prepend_title(text: str, title: str | None) -> str:

@@ -110,6 +110,29 @@ def test_chunks_know_their_heading_and_page(tmp_path: Path) -> None:
     ]
 
 
+def test_pages_of_a_pdf_with_a_table_and_sheets_of_a_workbook(tmp_path: Path) -> None:
+    rows = "\n".join(f"bird {i}|place {i}|{i} seen" for i in range(8))
+    long = " ".join(["word"] * 30)
+    _write(
+        tmp_path,
+        {
+            "a.pdf": documents.pdf([f"One {long}", rows, f"Three {long}"]),
+            "b.xlsx": documents.xlsx(
+                Birds=[["name"], *[[f"heron {i}"] for i in range(20)]],
+                Fish=[["name"], *[[f"carp {i}"] for i in range(20)]],
+            ),
+        },
+    )
+    table = chunk_table(_read(tmp_path), Words(), Window(34, 0, "sentences"))
+    found = [(row["doc_id"].rpartition("/")[2], row["heading"], row["page"]) for row in table.to_pylist()]
+    pages = [page for name, _, page in found if name == "a.pdf"]
+    assert pages == sorted(pages)
+    assert set(pages) == {1, 2, 3}
+    assert {heading for name, heading, _ in found if name == "b.xlsx"} == {"Birds", "Fish"}
+    first, second, third = _read(tmp_path)["text"].to_pylist()[0].split("\f")
+    assert ("One" in first, "place 7" in second, "Three" in third) == (True, True, True)
+
+
 def test_an_outline() -> None:
     outline = Outline.of("Before.\n\n# A\n\ntext\n\n## B #\n\ntext\n\n# C\ntext")
     text = outline.text

@@ -19,7 +19,8 @@ from pyarrow import feather, orc
 
 from pipelines.config import Columns, ConfigError, CsvConfig, InputConfig
 from pipelines.reading.units import metadata_fields, plan_units, read_unit
-from pipelines.store.skipped import MISFITS
+from pipelines.store.skipped import MISFITS, misfit_entry
+from pipelines.store.writer import describe_place
 
 ROWS = [{"id": f"d{i}", "text": f"Text {i} of möwen."} for i in range(5)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -55,6 +56,15 @@ def test_compressed_files_of_several_members(tmp_path: Path, suffix: str) -> Non
     half = LINES.index(b"\n", len(LINES) // 2) + 1
     packed = pack(LINES) if suffix == "lzma" else pack(LINES[:half]) + pack(LINES[half:])
     (tmp_path / f"a.jsonl.{suffix}").write_bytes(packed)
+    assert _documents(_read(tmp_path)) == EXPECTED
+
+
+@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz", "zst", "lz4"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_first_member_of_one_byte_hides_nothing(tmp_path: Path, suffix: str, encoding: str) -> None:
+    pretty = "\n".join(json.dumps(json.loads(line), indent=1) for line in LINES.splitlines()).encode(encoding)
+    packed = PACKERS[suffix](pretty[:1]) + PACKERS[suffix](pretty[1:])
+    (tmp_path / f"a.json.{suffix}").write_bytes(packed)
     assert _documents(_read(tmp_path)) == EXPECTED
 
 
@@ -170,6 +180,24 @@ def test_damaged_json(tmp_path: Path, text: str, good: list[str], error: str) ->
 def test_delimiters_and_names(tmp_path: Path, name: str, text: str, csv: CsvConfig) -> None:
     (tmp_path / name).write_text(text)
     assert _documents(_read(tmp_path, csv=csv)) == {"a": "Some text, and more"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "lines"),
+    [
+        ("a.csv", 'id,text\na,"two\nlines"\n\nb,one\n', [2, 5]),
+        ("a.csv", "\n\nid,text\r\na,one\r\nb,two\r\n", [4, 5]),
+        ("a.csv", "sep=;\nid;text\na;one\nb;two\n", [3, 4]),
+        ("a.tsv", "id\ttext\n\na\tone\nb\ttwo\n", [3, 4]),
+        ("a.csv", "id,text\rb,one\rc,two\r", [2, 3]),
+    ],
+)
+def test_positions_of_csv_are_lines(tmp_path: Path, name: str, text: str, lines: list[int]) -> None:
+    (tmp_path / name).write_bytes(text.encode())
+    table = _read(tmp_path / name)
+    assert table["error"].null_count == 2
+    assert [position + 1 for position in table["position"].to_pylist()] == lines
+    assert describe_place("a.csv", lines[0] - 1) == f"a.csv line {lines[0]}"
 
 
 def test_quotes_in_tsv(tmp_path: Path) -> None:
@@ -295,10 +323,17 @@ def test_a_value_of_another_type_costs_the_value(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     guessed = _read(tmp_path, columns=Columns(metadata=("price", "tags", "stars"))).to_pylist()[-1]
     assert (guessed["price"], guessed["tags"], guessed["stars"]) == (None, ["x", "y"], "4")
-    assert (guessed["error"], guessed[MISFITS]) == (None, ["price"])
+    assert (guessed["error"], guessed[MISFITS]) == (None, [misfit_entry("price", "double")])
     columns = Columns.model_validate({"metadata": {"price": "float64", "stars": "int"}})
     stated = _read(tmp_path, columns=columns).to_pylist()[-1]
     assert (stated["price"], stated["stars"], stated[MISFITS]) == (3.5, 4, None)
+
+
+def test_codes_with_leading_zeros_stay_texts(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,text,zip,share,n\na,x,01234,0.5,0\nb,y,10115,-0.5,7\n")
+    found = _read(tmp_path, columns=Columns(metadata=("zip", "share", "n")))
+    assert found["zip"].to_pylist() == ["01234", "10115"]
+    assert (found["share"].to_pylist(), found["n"].to_pylist()) == ([0.5, -0.5], [0, 7])
 
 
 @pytest.mark.parametrize(("given", "type_"), [("float", pa.float64()), ("list<string>", pa.list_(pa.string())),

@@ -69,6 +69,14 @@ def test_a_stated_format_names_the_rest(tmp_path: Path) -> None:
     assert (_read(plan, tmp_path), _skipped(plan, tmp_path)) == (["a.jsonl"], {"b.csv": OTHER_FORMAT})
 
 
+def test_a_stated_format_is_not_that_of_files_which_say_another(tmp_path: Path) -> None:
+    _write(tmp_path, "lines.txt", "lines", "x.parquet", "x.arrow")
+    plan = _plan(tmp_path, format="jsonl")
+    assert _read(plan, tmp_path) == ["lines", "lines.txt"]
+    assert _skipped(plan, tmp_path) == {"x.parquet": OTHER_FORMAT, "x.arrow": OTHER_FORMAT}
+    assert _read(_plan(tmp_path / "x.parquet", format="jsonl"), tmp_path) == ["x.parquet"]
+
+
 def test_an_empty_folder_says_what_lies_there(tmp_path: Path) -> None:
     _write(tmp_path, "_SUCCESS", ".a.crc")
     with pytest.raises(ConfigError, match=r"no file matches .*; left out: 2 hidden"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 
 from pipelines.config import Columns, ConfigError, IndexConfig, InputConfig
 from pipelines.reading import memory
-from pipelines.reading.memory import spooled
+from pipelines.reading.memory import SPOOL, _owner, remove_left_spools, spooled
 from pipelines.reading.units import metadata_fields, plan_units, read_unit
 
 ROWS = [{"id": f"d{i}", "body": f"Text {i}", "year": 1990 + i} for i in range(5)]
@@ -117,3 +119,33 @@ def test_wrong_rows_and_none_at_all(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the data has no rows"):
         _read([], tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def _spool(folder: Path, process: int) -> Path:
+    left = folder / f"idx{SPOOL}{_owner(process)}-0123abcd"
+    left.mkdir()
+    (left / "rows-000000000000.parquet").touch()
+    return left
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ended = subprocess.Popen(["sleep", "60"])
+    of_ended, of_ours = _spool(tmp_path, ended.pid), _spool(tmp_path, os.getpid())
+    (tmp_path / f"idx{SPOOL}notes").mkdir()
+    ended.kill()
+    ended.wait()
+    remove_left_spools(IndexConfig(uri=str(tmp_path / "idx")))
+    assert (of_ended.exists(), of_ours.exists(), (tmp_path / f"idx{SPOOL}notes").exists()) == (False, True, True)
+    assert caplog.messages == [f"removed {of_ended}, which a killed run had left"]
+
+
+def test_what_another_machine_left_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    left = tmp_path / f"idx{SPOOL}1-aaaaaaaa-bbbbbbbb-0123abcd"
+    left.mkdir()
+    remove_left_spools(IndexConfig(uri=str(tmp_path / "idx")))
+    assert left.exists()
+    assert caplog.messages == [f"{left} is of a run on another machine; if that has ended, remove it"]
+
+
+def test_an_index_in_a_folder_that_does_not_exist_yet(tmp_path: Path) -> None:
+    remove_left_spools(IndexConfig(uri=str(tmp_path / "new" / "idx")))
