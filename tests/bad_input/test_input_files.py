@@ -17,7 +17,7 @@ import zstandard
 
 from pipelines.config import Columns, ConfigError, InputConfig
 from pipelines.reading.units import metadata_fields, plan_units, read_unit
-from pipelines.store.skipped import MISFITS
+from pipelines.store.skipped import MISFITS, misfit_entry
 
 
 def _input(*paths: Path | str, **rest: Any) -> InputConfig:
@@ -211,7 +211,7 @@ def test_metadata_that_does_not_fit_its_column(tmp_path: Path) -> None:
     table = pa.concat_tables(read_unit(unit, config, 1000, [pa.field("year", pa.int64())]))
     assert _good(table) == ["0", "1", "2", "3", "4"]  # the value is lost, the document is not
     assert table["year"].to_pylist() == [1990, 1991, None, None, None]
-    assert table[MISFITS].to_pylist() == [None, None, ["year"], ["year"], None]
+    assert table[MISFITS].to_pylist() == [None, None, [misfit_entry("year", "string")], ["year"], None]
     assert not _errors(table)
 
 
@@ -231,7 +231,7 @@ def test_a_bad_csv_row(tmp_path: Path, line: str | bytes, message: str) -> None:
     table = _read(_input(path))
     assert _good(table) == ["a", "c"]
     assert message in _errors(table)[0]
-    assert table["position"].to_pylist() == [0, 1, 2]
+    assert table["position"].to_pylist() == [1, 2, 3]  # lines, from 0
 
 
 def test_a_csv_with_an_open_quote(tmp_path: Path) -> None:
