@@ -14,7 +14,7 @@ from pipelines.config import ConfigError, InputConfig
 from pipelines.reading.compression import codec_of
 from pipelines.reading.files import File
 from pipelines.reading.formats import READERS, format_of
-from pipelines.reading.listing import Listing, SkippedFile
+from pipelines.reading.listing import Listing, SkippedFile, count_by_kind
 
 BESIDE_DATA = "a document beside data files; name it by itself to index it"
 BINARY = ("parquet", "arrow", "orc", "avro", "lance", "document")
@@ -41,9 +41,15 @@ def choose_formats(
         raise ConfigError(f"{where}: {path!r}: {without[0].reason}")
     formats = sorted({format_ for _, format_ in data or chosen})
     if not chosen or (data and len(formats) > 1):
-        problem = f"it holds {' and '.join(formats)}" if formats else "its name does not tell the format"
+        problem = f"it holds {' and '.join(formats)}" if formats else _unknown_names(listing, skipped)
         raise ConfigError(f"{where}: {path!r}: {problem}; set input.format to one of {', '.join(READERS)}")
     return chosen, [*skipped, *without]
+
+
+def _unknown_names(listing: Listing, skipped: Sequence[SkippedFile]) -> str:
+    if listing.exact:
+        return "its name does not tell the format"
+    return f"no name in it tells the format ({'; '.join(map(str, count_by_kind(skipped)[:3]))})"
 
 
 def _select_format(format_: str, where: str, listing: Listing) -> tuple[list[tuple[File, str]], list[SkippedFile]]:
@@ -93,7 +99,8 @@ def _layout_reason(file: File, beir: set[str], saved: set[str]) -> str | None:
     in_qrels = folder.endswith("/qrels") and folder.removesuffix("/qrels") in beir
     if in_qrels or (folder in beir and _QUERIES.fullmatch(_unpacked(file.name))):
         return BEIR
-    return SAVED if folder in saved and _SAVED.fullmatch(file.name) else None
+    is_state = file.name == "dataset_infos.json" or (folder in saved and _SAVED.fullmatch(file.name) is not None)
+    return SAVED if is_state else None
 
 
 def _folder(file: File) -> str:

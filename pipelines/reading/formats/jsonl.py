@@ -104,7 +104,7 @@ def _is_incomplete(text: str) -> bool:
     except json.JSONDecodeError as error:
         in_string = error.msg.startswith("Unterminated") and "\n" not in text[error.pos :]
         return in_string or error.pos >= len(text.rstrip())
-    except RecursionError:
+    except (ValueError, RecursionError):  # Python reads no integer of more than 4,300 digits
         return False
     return False
 

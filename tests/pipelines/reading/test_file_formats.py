@@ -200,6 +200,13 @@ def test_positions_of_csv_are_lines(tmp_path: Path, name: str, text: str, lines:
     assert describe_place("a.csv", lines[0] - 1) == f"a.csv line {lines[0]}"
 
 
+def test_an_integer_that_python_does_not_read_is_one_bad_row(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"id": "a", "text": "x", "n": 1' + "0" * 5000 + '}\n{"id": "b", "text": "y"}\n')
+    good, bad = _read(tmp_path).sort_by([("error", "descending")]).to_pylist()[::-1]
+    assert (good["doc_id"], bad["position"]) == ("b", 0)
+    assert bad["error"].startswith("line is not JSON: Exceeds the limit")
+
+
 def test_quotes_in_tsv(tmp_path: Path) -> None:
     text = 'id\ttext\n1\t"A ""prophet""."\n2\tA 5" pipe.\n3\t"Five" feet.\n4\t"An open quote.\n5\tLast.\n'
     (tmp_path / "a.tsv").write_text(text)

@@ -184,6 +184,18 @@ def test_files_without_a_byte_are_named(tmp_path: Path, name: str) -> None:
     assert _skipped(plan_input(InputConfig(paths=(str(tmp_path / name),))), tmp_path) == {name: NO_ROWS}
 
 
+def test_a_folder_without_any_known_name_says_what_it_holds(tmp_path: Path) -> None:
+    _write(tmp_path, "a.zip", "b.zip", "LICENSE")
+    with pytest.raises(ConfigError, match=r"no name in it tells the format \(2 .zip: no reader for such files"):
+        _plan(tmp_path)
+
+
+def test_the_card_of_a_repository_of_datasets_is_no_data(tmp_path: Path) -> None:
+    _write(tmp_path, "data/a.jsonl", "dataset_infos.json")
+    plan = _plan(tmp_path)
+    assert (_read(plan, tmp_path), _skipped(plan, tmp_path)) == (["data/a.jsonl"], {"dataset_infos.json": SAVED})
+
+
 def test_state_files_of_datasets(tmp_path: Path) -> None:
     import pyarrow as pa
 
