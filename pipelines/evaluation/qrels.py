@@ -6,6 +6,7 @@ judgement that is skipped in silence changes every figure that follows.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,10 +32,12 @@ def read_queries(path: str | Path) -> dict[str, str]:
 def _json_query(path: str | Path, number: int, line: str) -> tuple[str, str]:
     row = parse_json_object(path, number, line)
     try:
-        query_id, text = str(row["_id"] if "_id" in row else row["id"]), row["text"]
+        query_id, text = row["_id"] if "_id" in row else row["id"], row["text"]
     except KeyError as error:
         raise ConfigError(f"{path} line {number}: has no {error}") from error
-    return query_id, _checked_text(path, number, query_id, text)
+    if not isinstance(query_id, (str, int)) or isinstance(query_id, bool):
+        raise ConfigError(f"{path} line {number}: the query's id is {query_id!r}, a string or an integer is needed")
+    return str(query_id), _checked_text(path, number, str(query_id), text)
 
 
 def _checked_text(path: str | Path, number: int, query_id: str, text: object) -> str:
@@ -62,10 +65,11 @@ def read_qrels(path: str | Path) -> Qrels:
         if len(fields) not in (3, 4):
             raise ConfigError(f"{path} line {number}: expected 3 columns (BEIR) or 4 (TREC), got {len(fields)}")
         query_id, document, grade = fields[0], fields[-2], fields[-1]
-        try:
-            qrels.setdefault(query_id, {})[document] = int(grade)
-        except ValueError:
-            raise ConfigError(f"{path} line {number}: the judgement {grade!r} is not an integer") from None
+        if not re.fullmatch(r"[+-]?[0-9]{1,9}", grade.strip()):  # what trec_eval holds in a C int
+            raise ConfigError(
+                f"{path} line {number}: the judgement {grade[:80]!r} is not an integer of 9 digits at most"
+            )
+        qrels.setdefault(query_id, {})[document] = int(grade)
     if not qrels:
         raise ConfigError(f"{path}: holds no judgement")
     return qrels

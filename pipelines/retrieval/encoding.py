@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from actors.outputs import EmbeddingBatch, merge_outputs
 from actors.spec import Output
-from pipelines.config import InvalidRequest
+from pipelines.config import InvalidRequest, is_utf8
 from pipelines.retrieval.encoder import QueryEncoder
 from pipelines.retrieval.handle import IndexHandle
 from pipelines.retrieval.queries import EncodedQueries, Floats
@@ -53,3 +53,5 @@ def check_queries(texts: Sequence[str]) -> None:
             raise InvalidRequest(f"query {i}: expected a text, got {type(text).__name__}")
         if not text.strip():
             raise InvalidRequest(f"query {i}: is empty")
+        if not is_utf8(text):
+            raise InvalidRequest(f"query {i}: holds half of a surrogate pair, which is no character")

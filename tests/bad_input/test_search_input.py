@@ -74,6 +74,7 @@ def test_a_wrong_request_is_refused_by_its_argument(index: Index, options: dict[
     [
         ("", "query 0: is empty"),
         (" \n\t", "query 0: is empty"),
+        ("lone \ud800", "query 0: holds half of a surrogate pair"),
         (["kernel", ""], "query 1: is empty"),
         (["kernel", None], "query 1: expected a text, got NoneType"),
     ],

@@ -69,3 +69,21 @@ def test_an_id_that_trec_cannot_hold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run: the id 'a\\tb' holds a tab or a line break; write a file"):
         write_run(tmp_path / "run", [("q", {"a\tb": 1.0})])
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("grade", ["1.0", "good", "1" + "0" * 30, "nan", ""])
+def test_a_judgement_that_trec_cannot_hold_is_named_by_its_line(tmp_path: Path, grade: str) -> None:
+    path = tmp_path / "qrels.tsv"
+    path.write_text(f"q1\td1\t1\nq1\td2\t{grade}\n")
+    with pytest.raises(ConfigError, match=rf"qrels.tsv line 2: the judgement '{grade}' is not an integer"):
+        read_qrels(path)
+
+
+@pytest.mark.parametrize("given", ["null", "1.5", "[1]", "true"])
+def test_a_query_s_id_is_a_string_or_an_integer(tmp_path: Path, given: str) -> None:
+    path = tmp_path / "queries.jsonl"
+    path.write_text(f'{{"_id": 7, "text": "a"}}\n{{"_id": {given}, "text": "b"}}\n')
+    with pytest.raises(
+        ConfigError, match=r"queries.jsonl line 2: the query's id is .*, a string or an integer is needed"
+    ):
+        read_queries(path)
