@@ -82,9 +82,8 @@ def _split_pages(content: bytes) -> list[bytes]:
 
     markitdown ends pages with a form feed, unless any page looks like a form or a table: then it joins them without.
     """
-    import pypdfium2
-
-    pages = []
+    pypdfium2: Any = importlib.import_module("pypdfium2")
+    pages: list[bytes] = []
     with contextlib.suppress(pypdfium2.PdfiumError), pypdfium2.PdfDocument(content) as whole:
         for number in range(len(whole)):
             with pypdfium2.PdfDocument.new() as single:
