@@ -41,13 +41,13 @@ class Filters:
         """Finds the rows that both the key's filter and a condition allow; None if that is every row."""
         if key.filter is None and where is None:
             return None
-        if where is not None:
-            check_filter(where)
         wanted = (key.filter, where)
         with self._lock:
             if wanted in self._kept:
                 self._kept.move_to_end(wanted)
                 return self._kept[wanted]
+        if where is not None:
+            check_filter(where)
         made = self._evaluate(key, where)
         self._keep(wanted, made)
         return made

@@ -234,9 +234,9 @@ class Snapshot:
 
     def _rows_with(self, column: str, values: Sequence[str]) -> npt.NDArray[np.bool_]:
         """Returns a mask of the rows whose text in the column is one of the values; reads the column."""
-        wanted = pa.array(values, pa.string())
-        parts = [pc.is_in(batch.column(0), value_set=wanted) for batch in self.scan([column], 65_536)]
-        return np.concatenate([np.zeros(0, bool), *(part.to_numpy(zero_copy_only=False) for part in parts)])
+        stored = pa.chunked_array([batch.column(0) for batch in self.scan([column], 65_536)], pa.string())
+        found = pc.is_in(stored, value_set=pa.array(values, pa.string()))
+        return np.asarray(found.to_numpy(), bool)
 
     def _positions_matching(self, where: str) -> IntArray:
         return self.rows.positions(evaluate_condition(where, self.filter_columns, self._addresses_matching))

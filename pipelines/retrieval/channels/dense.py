@@ -19,6 +19,9 @@ from pipelines.search_indexes.vectors import VectorIndex, find_vector_index
 
 DENSE_OVERSAMPLING = 1.5
 """Rows that the vector index returns per row wanted; their exact scores choose among them."""
+UNFILTERED_SHARE = 0.5
+"""Share of the rows near a query that a filter must allow for it to search no more partitions than without one."""
+PROBE_SAMPLE_ROWS = 1024
 ROWS_PER_THREAD = 8192
 """Rows of a scan that are worth a thread."""
 QUERY_BLOCK = 2**26
@@ -51,20 +54,46 @@ class DenseChannel:
     def _search_index(
         self, index: VectorIndex, queries: EncodedQueries, i: int, n: int, where: Filter | None
     ) -> Ranking:
+        vector, k = queries.dense()[i], round(n * DENSE_OVERSAMPLING)
+        probes = index.probes if where is None else self._choose_probes(index, vector, where)
+        positions = self._probe(index, vector, k, probes, where)
+        if where is not None and len(positions) < min(k, len(where.positions)) and probes < index.partitions:
+            positions = self._probe(index, vector, k, index.partitions, where)
+        return rank_rows(self.scores(queries, i, positions), positions, n)
+
+    def _probe(self, index: VectorIndex, vector: Floats, k: int, probes: int, where: Filter | None) -> IntArray:
+        """Returns the positions, ascending, of the k rows that the vector index finds in the nearest partitions."""
         nearest = {
             "column": self.columns.column("dense"),
-            "q": queries.dense()[i],
-            "k": round(n * DENSE_OVERSAMPLING),
+            "q": vector,
+            "k": k,
             "metric": index.metric,
-            "minimum_nprobes": index.probes,
-            "maximum_nprobes": index.probes if where is None else index.partitions,
+            "minimum_nprobes": probes,
+            "maximum_nprobes": probes,
         }
         snapshot, filtered = self.columns.snapshot, {} if where is None else where.scanner_arguments
         scanner = snapshot.dataset.scanner(
             columns=["_rowaddr"], nearest=nearest, prefilter=True, disable_scoring_autoprojection=True, **filtered
         )
-        positions = np.sort(snapshot.rows.positions(scanner.to_table()["_rowaddr"].to_numpy()))
-        return rank_rows(self.scores(queries, i, positions), positions, n)
+        return np.sort(snapshot.rows.positions(scanner.to_table()["_rowaddr"].to_numpy()))
+
+    def _choose_probes(self, index: VectorIndex, vector: Floats, where: Filter) -> int:
+        """Chooses how many partitions to search: the more, the fewer of the rows near the query the filter allows.
+
+        The share of the rows near it, not of all: a condition such as a language may exclude the query's whole region.
+        """
+        rows, vectors = self.probe_sample
+        scores = np.empty(len(rows), np.float32)
+        dense_dots(vector, vectors, np.arange(len(rows)), scores)
+        near = rows[np.argsort(-scores)[: max(1, len(rows) // 8)]]
+        share = max(float(where.allowed[near].mean()), 1e-3)
+        return min(index.partitions, max(index.probes, round(index.probes * UNFILTERED_SHARE / share)))
+
+    @cached_property
+    def probe_sample(self) -> tuple[IntArray, Floats]:
+        """Returns rows at equal distances and their vectors, which tell how much of a region a filter allows."""
+        rows = np.unique(np.linspace(0, len(self.columns) - 1, PROBE_SAMPLE_ROWS).astype(np.int64))
+        return rows, self.vectors(rows)
 
     def _scan(self, queries: EncodedQueries, n: int, where: Filter | None) -> list[Ranking]:
         vectors = queries.dense()
