@@ -55,11 +55,11 @@ def test_a_caller_that_submits_again_at_once_is_answered(workers: int) -> None:
         together = MicroBatcher(Doubler(), ThreadPoolExecutor(2), 8, 0.0, lambda: False, workers=workers)
 
         async def several(first: int) -> list[int]:
-            return [(await together.submit("g", [first + i]))[0] for i in range(20)]
+            return [(await together.submit("g", [first + i]))[0] for i in range(20, 40)]
 
         return await asyncio.wait_for(asyncio.gather(*(several(100 * n) for n in range(5))), 20)
 
-    assert asyncio.run(run()) == [[2 * (100 * n + i) for i in range(20)] for n in range(5)]
+    assert asyncio.run(run()) == [[2 * (100 * n + i) for i in range(20, 40)] for n in range(5)]
 
 
 def test_groups_are_not_mixed() -> None:
