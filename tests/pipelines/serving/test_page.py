@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pipelines.serving.app import create_app
 from pipelines.serving.routes_page import read_page
 from pipelines.serving.run import bind
 from pipelines.serving.settings import ServeConfig
-from tests.indexes import corpus, make_index
+from tests.indexes import WordEmbedder, corpus, make_index
 
 ROOT = Path(__file__).resolve().parents[3]
 AXE = ROOT / ".venv-clients" / "node_modules" / "axe-core" / "axe.min.js"
@@ -43,13 +44,27 @@ def test_the_page_loads_nothing_and_runs_nothing_but_itself(client: TestClient) 
     assert len(response.content) < 64_000
 
 
+def picture() -> bytes:
+    """A JPEG of 40 by 30 pixels, as an index keeps it."""
+    from PIL import Image
+
+    file = BytesIO()
+    Image.new("RGB", (40, 30), "teal").save(file, "JPEG")
+    return file.getvalue()
+
+
 @pytest.fixture(scope="module")
 def url(_word_model: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    texts = {**corpus(60), "hostile/<b>id</b>": HOSTILE}
-    metadata = {"title": pa.array([HOSTILE if "hostile" in name else f"Title {name}" for name in texts])}
+    texts = {**corpus(60), "hostile/<b>id</b>": HOSTILE, "picture": "a zeppelin above the sea"}
+    metadata = {
+        "title": pa.array([HOSTILE if "hostile" in name else f"Title {name}" for name in texts]),
+        "thumbnail": pa.array([picture() if name == "picture" else None for name in texts], pa.binary()),
+    }
     index = make_index(tmp_path_factory.mktemp("page"), texts, metadata=metadata)
+    older = make_index(tmp_path_factory.mktemp("older"), corpus(40), embedder=WordEmbedder(outputs=("dense",)))
+    config = ServeConfig(indexes=(f"words={index}", f"older={older}"), aliases={"current": "words"})
     listening = bind("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(create_app(ServeConfig(indexes=(f"words={index}",))), log_config=None))
+    server = uvicorn.Server(uvicorn.Config(create_app(config), log_config=None))
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{listening.getsockname()[1]}"
@@ -84,7 +99,7 @@ class Page:
         self.driver.get(f"{self.url}/{query}")
         self.wait(lambda: self.one("#index option"))
 
-    def wait(self, condition: Any, seconds: float = 30) -> Any:
+    def wait(self, condition: Any, seconds: float = 120) -> Any:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             try:
@@ -252,6 +267,51 @@ def test_keys_alone_are_enough(page: Page) -> None:
     assert page.driver.switch_to.active_element.get_attribute("id") == "query"
 
 
+def test_two_indexes_stand_side_by_side(page: Page) -> None:
+    import httpx2
+
+    page.one("#options summary").click()
+    page.driver.execute_script("document.getElementById('compare').value = 'older'")
+    page.search("the scheduler locks a buffer")
+    page.wait(lambda: page.all("#other-hits .hit"))
+    asked = {"query": "the scheduler locks a buffer", "k": 10}
+    ranks: dict[str, dict[str, int]] = {}
+    for name, selector in (("words", "#hits"), ("older", "#other-hits")):
+        (result,) = httpx2.post(f"{page.url}/v1/search", json={**asked, "index": name}).json()["results"]
+        ranks[name] = {hit["chunk_id"]: hit["rank"] for hit in result["hits"]}
+        shown = [hit.get_attribute("data-chunk") for hit in page.all(f"{selector} .hit")]
+        assert shown == list(ranks[name])
+    for hit in page.all("#hits .hit"):
+        there = ranks["older"].get(hit.get_attribute("data-chunk"))
+        told = hit.find_element("css selector", ".moved").text
+        assert told.startswith("not on this page of older" if there is None else f"rank {there} in older"), told
+    assert not page.one("#weights").is_displayed()
+    page.one("#other-hits .hit:first-child .why").click()
+    page.wait(lambda: page.all("#other-1-why table"))
+    page.open("?" + page.driver.current_url.split("?")[1])
+    page.wait(lambda: page.all("#other-hits .hit"))
+    page.driver.execute_script("document.getElementById('compare').value = ''")
+    page.search("the scheduler locks a buffer")
+    assert page.all("#other-hits .hit") == []
+    assert page.one("#weights").is_displayed()
+
+
+def test_an_alias_is_compared_with_its_index(page: Page) -> None:
+    page.open("?q=timer&compare=current")
+    page.wait(lambda: page.all("#other-hits .hit"))
+    assert page.one("#other-title").text.startswith("current, version")
+    moved = [told.text for told in page.all("#hits .moved")]
+    assert moved == [f"rank {i} in current" for i in range(1, len(moved) + 1)]
+
+
+def test_a_picture_is_shown(page: Page) -> None:
+    page.search("zeppelin")
+    assert page.ids()[0] == "picture"
+    (shown,) = page.all(".hit:first-child img")
+    assert page.wait(lambda: page.driver.execute_script("return arguments[0].naturalWidth", shown)) == 40
+    assert shown.get_attribute("alt") == "picture of picture"
+
+
 def test_hostile_text_stays_text(page: Page) -> None:
     page.search("zebra quotes")
     assert page.ids()[0] == "hostile/<b>id</b>"
@@ -266,7 +326,8 @@ def test_hostile_text_stays_text(page: Page) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_axe_finds_no_violation(page: Page, scheme: str, width: int) -> None:
+@pytest.mark.parametrize("compared", [False, True])
+def test_axe_finds_no_violation(page: Page, scheme: str, width: int, compared: bool) -> None:
     if not AXE.exists():
         pytest.skip("axe-core is absent; `make test-clients` installs it where there is npm")
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
@@ -282,7 +343,14 @@ def test_axe_finds_no_violation(page: Page, scheme: str, width: int) -> None:
         page.one("#options summary").click()
         page.one(".hit:first-child .why").click()
         page.wait(lambda: page.all(".hit:first-child table"))
-        page.one("#copy").click()
+        if compared:
+            page.driver.execute_script("document.getElementById('compare').value = 'older'")
+            page.search("the kernel writes dirty pages")
+            page.wait(lambda: page.all("#other-hits .hit"))
+            page.one("#other-hits .hit:first-child .why").click()
+            page.wait(lambda: page.all("#other-1-why table"))
+        else:
+            page.one("#copy").click()
         page.driver.execute_cdp_cmd("Runtime.evaluate", {"expression": AXE.read_text(encoding="utf-8")})
         found = page.driver.execute_async_script("axe.run().then(arguments[arguments.length - 1])")
         assert [(v["id"], [n["html"][:120] for n in v["nodes"]]) for v in found["violations"]] == []
