@@ -29,6 +29,8 @@ RAY_FAILURES = {
 }
 """Classes of Ray, by their names so that Ray is not imported, to what happened."""
 _NO_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_WRITE_WORDS = ("Permission denied", "Read-only file system")
+_DISK_FULL = "No space left on device"
 
 
 def describe_failure(error: BaseException) -> str | None:
@@ -57,17 +59,25 @@ def _line(error: BaseException) -> str | None:
         return f"out of memory: {text}".rstrip(": ")
     if type(error).__module__.startswith("ray."):
         happened = next((RAY_FAILURES[c.__name__] for c in type(error).__mro__ if c.__name__ in RAY_FAILURES), None)
-        return None if happened is None else f"{happened}: {text}"
+        return _worker_line(error) if happened is None else f"{happened}: {text}"
     if type(error).__name__ == "OutOfMemoryError":  # torch's
         return f"out of memory on the device: {text}"
     return _os_line(None, text) if "LanceError(IO)" in text or "Generic LocalFileSystem error" in text else None
 
 
+def _worker_line(error: BaseException) -> str | None:
+    """Finds a full disk or a missing permission in the traceback of a worker, which is all that Ray keeps of an error
+    that a user function of Ray Data raised; None for any other traceback."""
+    lines = (line.strip() for line in reversed(str(error).splitlines()))
+    found = next((line for line in lines if any(words in line for words in (_DISK_FULL, *_NO_WRITE_WORDS))), None)
+    return None if found is None else _os_line(None, _without_positions(found))
+
+
 def _os_line(error: OSError | None, text: str) -> str:
     code = None if error is None else error.errno
-    if code == errno.ENOSPC or "No space left on device" in text:
+    if code == errno.ENOSPC or _DISK_FULL in text:
         return f"the disk is full: {text}"
-    if code in _NO_WRITE or "Permission denied" in text or "Read-only file system" in text:
+    if code in _NO_WRITE or any(words in text for words in _NO_WRITE_WORDS):
         return f"no permission: {text}"
     return text
 
@@ -77,6 +87,11 @@ def plain_message(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     if type(error).__module__.startswith("ray.") and "Traceback" in text:
         text = text.rstrip().rpartition("\n")[2]
+    return _without_positions(text)
+
+
+def _without_positions(text: str) -> str:
+    """Removes positions in Rust sources and line breaks, and cuts what is longer than 500 characters."""
     text = re.sub(r",? ?(at )?/?[\w./~-]+\.rs:\d+(:\d+)?", "", " ".join(text.split()))
     return text if len(text) <= 500 else f"{text[:497]}..."
 

@@ -51,6 +51,22 @@ def test_mistakes_of_ours_are_none(error: BaseException) -> None:
     assert describe_failure(error) is None
 
 
+def test_a_full_disk_in_a_user_function_of_ray_data() -> None:
+    from ray.exceptions import RayTaskError
+
+    class UserCodeException(Exception):
+        """As `ray.exceptions.UserCodeException`: its cause does not survive pickling."""
+
+    trace = (
+        "ray::MapBatches(write)() (pid=7)\n  File 'x.py', line 3, in write\n"
+        "OSError: LanceError(IO): No space left on device (os error 28), /src/lance/local.rs:77:12\n"
+        "The above exception was the direct cause of the following exception:\nUserCodeException: UDF failed"
+    )
+    told = describe_failure(RayTaskError("f", trace, UserCodeException("UDF failed")))
+    assert told == "the disk is full: OSError: LanceError(IO): No space left on device (os error 28)"
+    assert describe_failure(RayTaskError("f", trace.replace("No space left", "Odd"), UserCodeException("x"))) is None
+
+
 def test_what_ray_wraps() -> None:
     from ray.exceptions import RayTaskError, WorkerCrashedError
 
