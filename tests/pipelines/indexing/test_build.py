@@ -251,7 +251,8 @@ def test_skipped_files_and_dropped_values_are_on_the_screen_and_in_status(ray_se
     write_lines(tmp_path / "in" / "a.jsonl", rows)
     for name in ("notes.pdf", "more.pdf", "x.bin"):
         (tmp_path / "in" / name).write_bytes(b"%PDF")
-    config = configure(tmp_path, f"input.paths=[{tmp_path / 'in'}]")
+    stated = "input.columns.metadata={lang: int64}"  # a guessed type would widen
+    config = configure(tmp_path, f"input.paths=[{tmp_path / 'in'}]", stated)
     planned = make_plan(config, Pool(tokens_per_second=1000))
     summary = build_index(config)
     status = read_status(str(tmp_path / "index"))

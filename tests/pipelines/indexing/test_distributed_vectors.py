@@ -7,8 +7,8 @@ import pytest
 from indexes import WordEmbedder, corpus, make_index
 from typer.testing import CliRunner
 
+from actors.extras import MissingExtraError
 from pipelines.cli import app
-from pipelines.config import ConfigError
 from pipelines.indexing.distributed_vectors import create_on_ray
 from pipelines.retrieval import open_index
 from pipelines.search_indexes.vectors import Kind, find_vector_index, update_vector_indexes
@@ -48,5 +48,5 @@ def test_optimize_takes_the_address_of_a_ray(tmp_path: Path, monkeypatch: pytest
 def test_without_lance_ray_the_package_to_install_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lance_ray", None)
     uri = make_index(tmp_path, corpus(20), full_text=False)
-    with pytest.raises(ConfigError, match=r"needs lance-ray: pip install 'tridex\[distributed\]'"):
+    with pytest.raises(MissingExtraError, match=r"needs lance-ray: pip install 'tridex\[distributed\]'"):
         update_vector_indexes(uri, kind="IVF_RQ", create=create_on_ray)
