@@ -37,7 +37,7 @@ class ComputeSpec:
     dtype: DType = "auto"
     """fp32 is exact; auto takes bf16 where the processor multiplies it in hardware, fp32 otherwise.
 
-    int8: products of BERT and XLM-RoBERTa encoders on a CPU in 8 bits, everything else in fp32.
+    int8: products of BERT and XLM-RoBERTa encoders on a CPU in 8 bits; embeddings, norms and heads in fp32.
     """
     budget: int | None = None
     """Tokens in one forward pass; None chooses by device and model size."""

@@ -108,7 +108,7 @@ def _budget(spec: ComputeSpec, device: torch.device, config: HasHiddenSize) -> t
 
 def _int8_hardware() -> str:
     if has_int8_linear():
-        return "8-bit products, one scale per channel and per token; embeddings, attention, norms and heads in fp32"
+        return "8-bit products, one scale per channel and per token; embeddings, norms and heads in fp32"
     return "this processor has no fast 8-bit product, so rounded numbers are multiplied in fp32: slower than fp32"
 
 
