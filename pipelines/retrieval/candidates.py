@@ -190,9 +190,7 @@ class CandidateGenerator:
     ) -> list[Candidates]:
         """Joins every query's rankings into candidates; ColBERT's best scores among them are its own ranking."""
         each = range(len(queries))
-        rows = [
-            np.unique(np.concatenate([np.zeros(0, np.int64), *(t.positions for t in top.values())])) for top in tops
-        ]
+        rows = [_union(top) for top in tops]
         known: list[Scores] = [{} for _ in each]
         if plan.rule is not None and plan.rescores:
             for i in (i for i in each if len(rows[i]) > plan.depth("colbert")):

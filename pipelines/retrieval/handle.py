@@ -104,11 +104,6 @@ class IndexHandle:
         """Returns `document_frequencies_of` the first output."""
         return self.document_frequencies_of(next(iter(self.encoders)))
 
-    @property
-    def query_expander(self) -> QueryExpander | None:
-        """Returns `query_expander_of` the first output."""
-        return self.query_expander_of(next(iter(self.encoders)))
-
     def has_fitted_heads(self, output: Output) -> bool:
         """Returns whether an output comes from the packaged model or from heads of `tridex fit-heads`."""
         embedder = self.identity.embedders[self.encoders[output].name]

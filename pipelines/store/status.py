@@ -83,10 +83,6 @@ class Status:
         return "\n".join(lines)
 
 
-def _format_example(reason: Mapping[str, Any]) -> str:
-    return describe_place(reason["source"], reason["position"])
-
-
 def read_status(uri: str, table: str = "documents", storage_options: Mapping[str, str] | None = None) -> Status:
     """Reads the facts; ConfigError if there is no index."""
     options = dict(storage_options or {})
