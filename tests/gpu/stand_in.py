@@ -196,7 +196,7 @@ class StandIn(TorchDispatchMode):
         own = {id(x.inner): x for x in inputs}
         wrapped = pytree.tree_map(lambda x: self.wrap(x, own) if isinstance(x, Tensor) else x, found)
         made = [x for x in pytree.tree_leaves(wrapped) if isinstance(x, DeviceTensor)]
-        self.queued(made, [] if func._schema.is_mutable else inputs)
+        self.queued(made, [] if func._schema.is_mutable and name != "detach_" else inputs)  # detach_ writes no memory
         return wrapped
 
     def subscript(self, x: Tensor, index: Any, *value: Any) -> Any:
@@ -211,10 +211,11 @@ class StandIn(TorchDispatchMode):
             found = self.wrap(x.inner[plain], {})
             self.queued([found], [x])
             return found
-        if isinstance(value[0], Tensor) and not isinstance(value[0], DeviceTensor) and value[0].dim():
-            self.from_host(value[0], False)
         x.inner[plain] = value[0].inner if isinstance(value[0], DeviceTensor) else value[0]
-        self.queued([x], [])
+        if isinstance(value[0], Tensor) and not isinstance(value[0], DeviceTensor) and value[0].dim():
+            self.from_host(value[0], x, False)
+        else:
+            self.queued([x], [])
         return None
 
     def wrap(self, x: Tensor, own: dict[int, DeviceTensor]) -> DeviceTensor:
@@ -275,9 +276,8 @@ class StandIn(TorchDispatchMode):
                 self.to_host(target, source.inner, bool((args[2:] or (kwargs.get("non_blocking"),))[0]))
                 return target
             if isinstance(target, DeviceTensor):
-                self.from_host(source, bool((args[2:] or (kwargs.get("non_blocking"),))[0]))
                 target.inner.copy_(source)
-                self.queued([target], [])
+                self.from_host(source, target, bool((args[2:] or (kwargs.get("non_blocking"),))[0]))
                 return target
         return NotImplemented
 
@@ -299,19 +299,20 @@ class StandIn(TorchDispatchMode):
                 return wrapped
             return made
         if device.type == "cuda":
-            self.from_host(inner, non_blocking)
             wrapped = self.wrap(inner.to(dtype, copy=True), {})
-            self.queued([wrapped], [])
+            self.from_host(inner, wrapped, non_blocking)
             return wrapped
         self.wait("copy to ordinary memory")
         self.complete(self.stream, self.stream.issued)
         return inner.to(dtype, copy=True)
 
-    def from_host(self, source: Tensor, non_blocking: bool) -> None:
+    def from_host(self, source: Tensor, target: DeviceTensor, non_blocking: bool) -> None:
+        """Queues a copy to the device; from ordinary memory the host waits until it, too, has arrived."""
+        self.queued([target], [])
         if source.untyped_storage().data_ptr() in self.pinned and non_blocking:
             self.note("copy from pinned memory")
             with self.lock:
-                self.sources.append((self.stream, self.stream.issued + 1, source, source.clone()))
+                self.sources.append((self.stream, self.stream.issued, source, source.clone()))
         elif source.dim():
             self.wait("copy from ordinary memory")
             self.complete(self.stream, self.stream.issued)
