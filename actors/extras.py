@@ -1,6 +1,6 @@
-"""Says which optional extra brings a package that is missing, in one message for commands, readers and adapters.
+"""Names the optional extra that installs a missing package, in one message for commands, readers and adapters.
 
-A command asks before it starts any work (`require_extra`): `find_spec` looks for a package without importing it.
+A command checks before it starts any work (`require_extra`): `find_spec` looks for a package without importing it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "dspy": ("dspy",),
     "mteb": ("mteb",),
 }
-"""Extra of pyproject.toml -> modules that it brings."""
+"""Extra of pyproject.toml -> modules that it installs."""
 DISTRIBUTIONS = {
     "PIL": "Pillow",
     "lance_ray": "lance-ray",

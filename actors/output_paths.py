@@ -28,7 +28,7 @@ def refuse_file(path: str | Path, *, force: bool = False, name: str = "output") 
 def refuse_folder(path: str | Path, *, marker: str | None = None, name: str = "output") -> None:
     """Raises OutputExists where a folder is to be written and there is a file, or a folder with something in it.
 
-    marker: name of a file that says that tridex made the folder, which may then be used again. A folder is never
+    marker: name of a file that marks the folder as made by tridex, which may then be used again. A folder is never
     emptied for somebody: there is no `force`.
     """
     path = Path(path)

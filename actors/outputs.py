@@ -151,7 +151,7 @@ class MultiVectors:
     """Holds several vectors per text (ColBERT).
 
     offsets: int64 (n + 1,), counted in vectors; vectors: (m, d) float32 or float16, or (m, bytes) uint8 where a codec
-    has already encoded them (`actors.codecs.table` says which one and how to read it).
+    has already encoded them (`actors.codecs.table` lists the codecs and how to read them).
 
     >>> vectors = MultiVectors(offsets_of(np.array([2, 1])), np.zeros((3, 4), np.float32))
     >>> len(vectors), vectors.row(1).shape
@@ -216,7 +216,7 @@ def matrix_from_arrow(column: pa.FixedSizeListArray) -> Array:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EmbeddingBatch:
-    """Holds everything that one forward pass gave for n texts; an output that was not asked for is None.
+    """Holds everything that one forward pass gave for n texts; an output that was not requested is None.
 
     dense: (n, d) float32, or float16 from a half-precision GPU pass. n_tokens, n_truncated: int32 (n,), tokens that
     the model saw (special tokens included) and tokens that were dropped to fit.

@@ -1,6 +1,6 @@
 """Defines the actor that Ray runs, one model in one process, and the size of a pool of them.
 
-The shell knows nothing of storage: it takes a block with token ids, gives back the same block with output columns.
+The actor does not depend on storage: it takes a block with token ids, gives back the same block with output columns.
 A row that the model cannot take is found by halving the batch and marked in the block's `error` column; it costs
 log2(rows) extra forward passes, once, and no other row is lost.
 """

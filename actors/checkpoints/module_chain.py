@@ -178,8 +178,8 @@ class ModuleChain:
 def read_module_chain(folder: Path, model_class: ModelClass | None = None) -> ModuleChain | None:
     """Reads the chain of a folder; None if it is no sentence-transformers, PyLate or Stanford ColBERT checkpoint.
 
-    model_class: what to read the folder as; None takes what it says of itself. Raises CheckpointError for a module
-    that cannot be run here, with its name and what it would need.
+    model_class: what to read the folder as; None reads its class from its own files. Raises CheckpointError for a
+    module that cannot be run here, with its name and what it would need.
     """
     stored = read_json(folder / "config_sentence_transformers.json") or {}
     family = model_class or _family(folder, stored)

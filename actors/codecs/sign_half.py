@@ -26,7 +26,9 @@ class SignHalf(TrainedCodec):
     def __init__(self, parameters: CodecParameters | None = None) -> None:
         super().__init__(parameters)
         if parameters is not None and len(parameters) == 2 and parameters.shape[1] > 2:
-            raise ValueError("sign_half has changed since this index was built, and its codes say something else now")
+            raise ValueError(
+                "sign_half has changed since this index was built, and its codes decode to other vectors now"
+            )
 
     @classmethod
     def train(cls, vectors: Array) -> npt.NDArray[np.float16]:

@@ -2,8 +2,8 @@
 
 The figures follow from the sizes in config.json, so a plan needs neither weights nor a card. FLOPs are exact (tests
 compare them with torch's FlopCounterMode); activations are a bound within 25% of what fake tensors show to be alive at
-the peak. What no formula knows is how much of a card's rate its kernels reach: `pipelines.plan.predict` states that as
-a range.
+the peak. What no formula contains is how much of a card's rate its kernels reach: `pipelines.plan.predict` states that
+as a range.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ MEMORY_SHARE = 0.8
 
 
 def choose_budget(shape: ModelShape | None, hidden: int, free_bytes: int) -> tuple[int, str]:
-    """Chooses the tokens of one pass from a card's free memory, before the weights are loaded, and says why.
+    """Chooses the tokens of one pass from a card's free memory, before the weights are loaded, with the reason.
 
     shape None: no formula, so that memory is not considered.
     """

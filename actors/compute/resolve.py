@@ -50,7 +50,7 @@ class Compute:
 def resolve_compute(spec: ComputeSpec, config: HasHiddenSize, *, allows_int8: bool = False) -> Compute:
     """Fills in every `auto` of `spec` for a model of this configuration on this machine.
 
-    allows_int8: the model has an int8 forward. Raises ValueError where int8 is asked for and there is none.
+    allows_int8: the model has an int8 forward. Raises ValueError where int8 is requested and there is none.
     """
     device, why_device = _device(spec)
     if spec.dtype == "int8":
@@ -58,9 +58,9 @@ def resolve_compute(spec: ComputeSpec, config: HasHiddenSize, *, allows_int8: bo
     dtype, why_dtype = _dtype(spec, device)
     budget, why_budget = _budget(spec, device, config)
     compiled = bool(spec.compile)
-    why_compile = f"compile: {compiled}, " + ("pays in long jobs only" if spec.compile is None else "as asked")
+    why_compile = f"compile: {compiled}, " + ("pays in long jobs only" if spec.compile is None else "as set")
     threads = spec.threads if device.type == "cpu" else None
-    why_threads = f"threads: {threads or torch.get_num_threads()}, " + ("as asked" if threads else "torch's choice")
+    why_threads = f"threads: {threads or torch.get_num_threads()}, " + ("as set" if threads else "torch's choice")
     rounding = None if spec.rounding is None else DTYPES[spec.rounding]
     why = (why_device, why_dtype, why_budget, why_compile, why_threads)
     return Compute(device, dtype, budget, threads, compiled, why, rounding, int8=spec.dtype == "int8")
@@ -75,7 +75,7 @@ def _check_int8(device: torch.device, allowed: bool) -> None:
 
 def _device(spec: ComputeSpec) -> tuple[torch.device, str]:
     if spec.device is not None:
-        return torch.device(spec.device), f"device: {spec.device}, as asked"
+        return torch.device(spec.device), f"device: {spec.device}, as set"
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device()), f"device: cuda, {torch.cuda.get_device_name()}"
     return torch.device("cpu"), "device: cpu, no accelerator found"
@@ -83,9 +83,9 @@ def _device(spec: ComputeSpec) -> tuple[torch.device, str]:
 
 def _dtype(spec: ComputeSpec, device: torch.device) -> tuple[torch.dtype, str]:
     if spec.dtype == "int8":
-        return torch.float32, f"dtype: int8, as asked: {_int8_hardware()}"
+        return torch.float32, f"dtype: int8, as requested: {_int8_hardware()}"
     if spec.dtype != "auto":
-        return DTYPES[spec.dtype], f"dtype: {spec.dtype}, as asked"
+        return DTYPES[spec.dtype], f"dtype: {spec.dtype}, as set"
     if device.type == "cpu":
         if cpu_has_bf16():
             return torch.bfloat16, "dtype: bf16, the processor multiplies bf16 in hardware"
@@ -97,7 +97,7 @@ def _dtype(spec: ComputeSpec, device: torch.device) -> tuple[torch.dtype, str]:
 
 def _budget(spec: ComputeSpec, device: torch.device, config: HasHiddenSize) -> tuple[int, str]:
     if spec.budget is not None:
-        return spec.budget, f"budget: {spec.budget} tokens, as asked"
+        return spec.budget, f"budget: {spec.budget} tokens, as set"
     if device.type == "cpu":
         return 4096, "budget: 4096 tokens, activations of a layer stay near the caches"
     shape = read_shape(config)

@@ -44,10 +44,10 @@ class FlagAutoModel:
         where the name is unknown.
 
         `model_class` (as upstream: then the class's plain defaults hold) and every other argument win over both.
-        normalize_embeddings None: True, or what an unknown checkpoint's modules.json says. Raises ValueError if
+        normalize_embeddings None: True, or what an unknown checkpoint's modules.json states. Raises ValueError if
         the checkpoint needs remote code that was not trusted.
         """
-        asked = EmbedderSpec(
+        requested = EmbedderSpec(
             model=str(model_name_or_path),
             model_class=_model_class(model_class),
             pooling=cast("Pooling | None", pooling_method),
@@ -59,11 +59,14 @@ class FlagAutoModel:
             revision=options.get("revision"),
             cache_dir=options.get("cache_dir"),
         )
-        known = complete(asked, resolve_folder(asked.model, asked.revision, asked.cache_dir, asked.trust_remote_code))
+        known = complete(
+            requested,
+            resolve_folder(requested.model, requested.revision, requested.cache_dir, requested.trust_remote_code),
+        )
         assert known.model_class is not None, "the spec is complete"
         compat: Any = COMPAT_CLASSES[known.model_class]
         made: FlagEmbeddingCompat[Any] = compat(
-            asked.model,
+            requested.model,
             bool(known.normalize),
             use_fp16,
             use_bf16,
@@ -71,7 +74,7 @@ class FlagAutoModel:
             known.query_instruction_format or "",
             devices=devices,
             pooling_method=known.pooling or "",
-            trust_remote_code=asked.trust_remote_code,
+            trust_remote_code=requested.trust_remote_code,
             truncate_dim=truncate_dim,
             query_max_length=known.query_max_length,
             passage_max_length=known.passage_max_length,

@@ -93,9 +93,9 @@ class Embedder:
 
         device_codec: ColBERT vectors come encoded. Raises ValueError for an output that this model has no head for.
         """
-        asked = checked_outputs(outputs, self.outputs, self.spec.model)
+        requested = checked_outputs(outputs, self.outputs, self.spec.model)
         prompt_length = self.preparation.prompt_length(kind)
-        request = EncodeRequest(asked, device_codec=device_codec, kind=kind, prompt_length=prompt_length)
+        request = EncodeRequest(requested, device_codec=device_codec, kind=kind, prompt_length=prompt_length)
         return self.engine.embed_tokens(tokens, request)
 
     def embed_rows(
@@ -116,10 +116,10 @@ class Embedder:
         >>> batch.dense.shape, batch.colbert.row(0).shape
         ((2, 384), (6, 384))
         """
-        asked = checked_outputs(outputs, self.outputs, self.spec.model)
+        requested = checked_outputs(outputs, self.outputs, self.spec.model)
         tokenised = prefetch_one(partial(self.tokenise, kind="passage"), slices_of(checked_texts(texts), WINDOW))
-        parts = [self.embed_tokens(tokens, asked) for tokens in tokenised]
-        return concat(parts) if parts else self.embed_tokens(self.tokenise([]), asked)
+        parts = [self.embed_tokens(tokens, requested) for tokens in tokenised]
+        return concat(parts) if parts else self.embed_tokens(self.tokenise([]), requested)
 
     def embed_queries(self, texts: Iterable[str], outputs: Sequence[Output] | None = None) -> EmbeddingBatch:
         """Embeds queries with the query instruction and length.
@@ -164,15 +164,15 @@ def prefetch_one(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
             yield coming.popleft().result()
 
 
-def checked_outputs(asked: Sequence[Output] | None, has: tuple[Output, ...], model: str) -> tuple[Output, ...]:
+def checked_outputs(requested: Sequence[Output] | None, has: tuple[Output, ...], model: str) -> tuple[Output, ...]:
     """Returns the requested outputs (None: all); ValueError names what the model has."""
-    if asked is None:
+    if requested is None:
         return has
-    missing = [output for output in asked if output not in has]
-    if missing or not asked:
+    missing = [output for output in requested if output not in has]
+    if missing or not requested:
         why = f": the checkpoint has no {missing[0]} head" if missing and missing[0] in OUTPUTS else ""
-        raise ValueError(f"{model} gives {', '.join(has)}, asked for {', '.join(asked) or 'nothing'}{why}")
-    return tuple(asked)
+        raise ValueError(f"{model} gives {', '.join(has)}, asked for {', '.join(requested) or 'nothing'}{why}")
+    return tuple(requested)
 
 
 def load_chain_engine(preparation: Preparation, chain: ModuleChain) -> ModuleEngine:
@@ -234,9 +234,9 @@ def _head(preparation: Preparation, output: Output, compute: Compute, hidden_siz
     loaded = load_head(folder, name)
     if loaded is None:
         return None
-    width, asked = len(loaded.weight), 1 if output == "sparse" else preparation.spec.colbert_dim
-    if loaded.weight.shape != (asked or width, hidden_size):
-        found, expected = tuple(loaded.weight.shape), (asked or width, hidden_size)
+    width, requested = len(loaded.weight), 1 if output == "sparse" else preparation.spec.colbert_dim
+    if loaded.weight.shape != (requested or width, hidden_size):
+        found, expected = tuple(loaded.weight.shape), (requested or width, hidden_size)
         raise CheckpointError(f"{folder}: {name} has a weight of shape {found}, expected {expected}")
     linear = nn.Linear(hidden_size, width, device="meta")
     linear.weight, linear.bias = nn.Parameter(loaded.weight), nn.Parameter(loaded.bias)

@@ -83,11 +83,11 @@ class DenseCompat(FlagEmbeddingCompat[Floats | Tensor]):
         options["convert_to_numpy"] = convert_to_numpy
         return self._encode_queries(queries, batch_size, max_length, options)
 
-    def _asked(self, chosen: dict[str, Any]) -> tuple[Output, ...]:
+    def _requested_layers(self, chosen: dict[str, Any]) -> tuple[Output, ...]:
         return ("dense",)
 
     def _result(self, batch: EmbeddingBatch, chosen: dict[str, Any], one: bool) -> Floats | Tensor:
-        assert batch.dense is not None, "dense was asked for"
+        assert batch.dense is not None, "dense was requested"
         vectors = batch.dense if self.pooling_method == "mean" else self._as_upstream(batch.dense)
         rows = vectors[0] if one else vectors
         return rows if chosen["convert_to_numpy"] else torch.from_numpy(rows).to(self.target_devices[0])

@@ -2,7 +2,7 @@
 
 Arguments are dataclass fields in upstream's order with upstream's defaults: here the six that every class begins with,
 in each class the others, whose order differs between upstream's classes. They stay attributes and are read at every
-call, as upstream, so `model.query_max_length = 64` works. A class says how queries are tokenised and what a result
+call, as upstream, so `model.query_max_length = 64` works. A class defines how queries are tokenised and what a result
 looks like; the rest is here and in the engine.
 """
 
@@ -184,7 +184,7 @@ class FlagEmbeddingCompat(ArgumentsOfEachClass, ABC, Generic[Result]):
 
     def _encode(self, given: object, tokens: TokenBatch, batch_size: int | None, options: dict[str, Any]) -> Result:
         chosen = self._chosen(options)
-        batch = self._embed(tokens, self._asked(chosen), batch_size, domain=self._domain(chosen))
+        batch = self._embed(tokens, self._requested_layers(chosen), batch_size, domain=self._domain(chosen))
         return self._result(batch, chosen, isinstance(given, str))
 
     def _embed(
@@ -194,8 +194,8 @@ class FlagEmbeddingCompat(ArgumentsOfEachClass, ABC, Generic[Result]):
         if rows < 1:
             raise ValueError(f"batch_size must be at least 1, got {rows}")
         budget = rows * int(tokens.lengths.max(initial=1))
-        asked = checked_outputs(outputs, self.outputs, self.model_name_or_path)
-        return self.runner.embed_tokens(tokens, EncodeRequest(asked, max(budget, 1), **options))
+        requested = checked_outputs(outputs, self.outputs, self.model_name_or_path)
+        return self.runner.embed_tokens(tokens, EncodeRequest(requested, max(budget, 1), **options))
 
     def _chosen(self, options: dict[str, Any]) -> dict[str, Any]:
         """Returns every call option: as given, else the attribute. TypeError for an argument that does not exist."""
@@ -213,7 +213,7 @@ class FlagEmbeddingCompat(ArgumentsOfEachClass, ABC, Generic[Result]):
         return None
 
     @abstractmethod
-    def _asked(self, chosen: dict[str, Any]) -> tuple[Output, ...]:
+    def _requested_layers(self, chosen: dict[str, Any]) -> tuple[Output, ...]:
         """Returns the outputs that these call options request."""
 
     @abstractmethod
@@ -228,7 +228,7 @@ def as_list(texts: str | Sequence[str]) -> Sequence[str]:
 def precision(use_fp16: bool, use_bf16: bool, device: str, explicit_bf16: bool = False) -> ComputeSpec:
     """Chooses bf16 before fp16 before fp32. On a CPU both only round the weights: upstream computes in fp32 there.
 
-    explicit_bf16: bf16 was asked for by name, and is computed in where the processor has it.
+    explicit_bf16: bf16 was set by name, and is computed in where the processor has it.
     """
     if not (use_fp16 or use_bf16):
         return ComputeSpec(dtype="fp32", device=device)

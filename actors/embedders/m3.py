@@ -57,7 +57,7 @@ class BGEM3FlagModel(FlagEmbeddingCompat[dict[str, Any]]):
     """Embeds by bge-m3 and models of its kind.
 
     encode* return `{"dense_vecs": (n, d) float32, "lexical_weights": [{str(token id): weight}], "colbert_vecs":
-    [(tokens - 1, d)]}`, None for what was not asked, and single values for a single str.
+    [(tokens - 1, d)]}`, None for what was not requested, and single values for a single str.
 
     >>> flag = BGEM3FlagModel("all-MiniLM-L6-v2", use_fp16=False, devices="cpu")
     >>> found = flag.encode(["A panda eats bamboo."], return_sparse=True)
@@ -165,7 +165,7 @@ class BGEM3FlagModel(FlagEmbeddingCompat[dict[str, Any]]):
     def _spec(self, device: str) -> EmbedderSpec:
         return replace(super()._spec(device), colbert_dim=self.colbert_dim if self.colbert_dim > 0 else None)
 
-    def _asked(self, chosen: dict[str, Any]) -> tuple[Output, ...]:
+    def _requested_layers(self, chosen: dict[str, Any]) -> tuple[Output, ...]:
         return tuple(output for name, output in RETURNS.items() if chosen[name])
 
     def _result(self, batch: EmbeddingBatch, chosen: dict[str, Any], one: bool) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from actors.fitting.result import FitResult
 
 HEADS = ("sparse_linear", "colbert_linear")
 ENCODER_FILES = ("*.json", "*.txt", "*.model", "1_Pooling/config.json")
-"""Config and tokenizer; weights are asked of `checkpoint.weight_files`."""
+"""Config and tokenizer; weights come from `checkpoint.weight_files`."""
 
 
 def check_existing_heads(folder: Path, hidden: int) -> None:

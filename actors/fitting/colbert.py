@@ -2,7 +2,7 @@
 
 The identity costs nothing and is hard to beat: MaxSim over the last hidden states is the strongest single output of
 all-MiniLM-L6-v2, and trained layers of this size gained in domain what they lost outside. So training starts at the
-identity (or at PCA, where fewer dimensions are asked for) and has to earn its place on the development split.
+identity (or at PCA, where fewer dimensions are requested) and has to earn its place on the development split.
 """
 
 from __future__ import annotations

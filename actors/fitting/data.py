@@ -129,10 +129,16 @@ def _beir(folder: Path) -> Source:
     documents = {str(row.get("_id")): _document(row) for _, row in _rows(corpus)}
     at = {key: i for i, key in enumerate(documents)}
     judged = _qrels(folder / "qrels.tsv", at)
-    asked = [(row, judged[key]) for _, row in _rows(folder / "queries.jsonl") if (key := str(row.get("_id"))) in judged]
-    queries = [_text(row, "text", f"{folder / 'queries.jsonl'}, query {row['_id']}") for row, _ in asked]
+    judged_queries = [
+        (row, judged[key]) for _, row in _rows(folder / "queries.jsonl") if (key := str(row.get("_id"))) in judged
+    ]
+    queries = [_text(row, "text", f"{folder / 'queries.jsonl'}, query {row['_id']}") for row, _ in judged_queries]
     return Source(
-        "-".join(folder.parts[-2:]), queries, list(documents.values()), [rows for _, rows in asked], [[] for _ in asked]
+        "-".join(folder.parts[-2:]),
+        queries,
+        list(documents.values()),
+        [rows for _, rows in judged_queries],
+        [[] for _ in judged_queries],
     )
 
 
@@ -211,7 +217,7 @@ def _check(source: Source, path: Path) -> None:
     distinct = {(query, rows[0]) for query, rows in zip(source.queries, source.positives, strict=True)}
     if len(distinct) == 1:
         what = "is a single pair" if len(source) == 1 else f"holds {len(source)} pairs that are all the same"
-        raise ValueError(f"{path} {what}: there is nothing to tell right passages from wrong ones by")
+        raise ValueError(f"{path} {what}: nothing separates right passages from wrong ones")
     if len({rows[0] for rows in source.positives}) < 2:
         raise ValueError(f"{path}: all {len(source)} queries have the same passage, so there are no wrong ones")
 

@@ -144,10 +144,15 @@ def _spread_ratio(tasks: Sequence[Task], head: nn.Linear, encoder: Encoder) -> f
     dense, lexical = 0.0, 0.0
     for task in tasks:
         queries, rows = task.held_queries(), task.mined.rows[task.held]
-        asked, found = dense_vectors(queries, encoder.pooling), dense_vectors(task.passages, encoder.pooling)
-        dense += _spread((asked @ found.T).numpy(), rows)
-        asks, holds = (sparse.lexical_weights(texts, head, encoder.excluded) for texts in (queries, task.passages))
-        lexical += _spread(sparse_scores(asks, holds, encoder.vocab), rows)
+        query_vectors, passage_vectors = (
+            dense_vectors(queries, encoder.pooling),
+            dense_vectors(task.passages, encoder.pooling),
+        )
+        dense += _spread((query_vectors @ passage_vectors.T).numpy(), rows)
+        query_weights, passage_weights = (
+            sparse.lexical_weights(texts, head, encoder.excluded) for texts in (queries, task.passages)
+        )
+        lexical += _spread(sparse_scores(query_weights, passage_weights, encoder.vocab), rows)
     return dense / lexical if lexical else 1.0
 
 

@@ -71,17 +71,19 @@ class Shared:
 def gather_shared_tokens(queries: States, passages: States, mined: Mined, rows: IntArray, vocab: int) -> Shared:
     """Gathers what the given query rows share with their candidates."""
     place = np.full(vocab, ABSENT, np.int64)
-    sizes, asked, found = [], [], []
+    sizes, in_queries, in_passages = [], [], []
     for row in rows:
         own = queries.positions(np.array([row]))
         own = own[queries.weighted[own]]
         distinct, slots = np.unique(queries.tokens.ids[own], return_inverse=True)
         place[distinct] = np.arange(len(distinct))
-        asked.append((own, slots))
-        found.append(_matches(passages, mined.rows[row], place, len(distinct)))
+        in_queries.append((own, slots))
+        in_passages.append(_matches(passages, mined.rows[row], place, len(distinct)))
         place[distinct] = ABSENT
         sizes.append(len(distinct))
-    return Shared(_gather_states(queries, asked), _gather_states(passages, found), np.array(sizes), mined.rows.shape[1])
+    return Shared(
+        _gather_states(queries, in_queries), _gather_states(passages, in_passages), np.array(sizes), mined.rows.shape[1]
+    )
 
 
 def _gather_states(texts: States, parts: Sequence[tuple[IntArray, IntArray]]) -> Gathered:

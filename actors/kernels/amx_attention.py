@@ -1,8 +1,8 @@
 """Computes softmax attention in AMX tiles: bf16, one text and one head at a time, with all operands in L2.
 
 torch's CPU kernel leaves the tiles unused for heads of 32 or 64 dimensions, which is what BGE's encoders have. Here 16
-queries at a time meet all keys of their text. What it brought: MiniLM in bf16 against sentence-transformers in bf16
-1.60 to 2.05 times (benchmarks/RESEARCH_LOG.md). The price is LLVM written by hand, since numba knows neither tiles nor
+queries at a time meet all keys of their text. Effect: MiniLM in bf16 against sentence-transformers in bf16
+1.60 to 2.05 times (benchmarks/RESEARCH_LOG.md). The price is LLVM written by hand, since numba has neither tiles nor
 bf16, and some seconds of compilation on a machine's first use.
 
 AMX in three lines: a tile is 16 rows of 64 bytes. `tdpbf16ps C, A, B` adds A @ B to C: C is 16 x 16 float32, A 16 x 32
@@ -20,8 +20,8 @@ One call of `attend_block`, for 16 queries of one head (d = 32 x depth dimension
 
 Queries stand across, so that softmax's maximum and sum go down a column: each of the 16 numbers of a register belongs
 to another query, and nothing is ever reduced across a register. The scores leave `_score` in just the order in which
-`_mix` wants its right side, so the weights are stored once and never rearranged. Measured on the way, microseconds per
-token and layer at 184 tokens, 12 heads of 32 (torch: 3.8): softmax by numba's vectoriser 6.8, softmax by hand along
+`_mix` takes its right operand, so the weights are stored once and never rearranged. Measured on the way, microseconds
+per token and layer at 184 tokens, 12 heads of 32 (torch: 3.8): softmax by numba's vectoriser 6.8, softmax by hand along
 rows 3.2, keys and values packed by hand as well 2.2 to 2.4, queries as columns 2.0, four maxima at a time 1.7.
 """
 

@@ -3,7 +3,7 @@
 torch's CPU kernel takes 7.2 microseconds per token and layer at 200 tokens and 12 heads of 32, more than a third of an
 int8 encoder's time. Here queries and keys have one scale per token and head, values one per dimension and text, and the
 softmax weights are rounded to 1/255 of each query's largest. What it costs in accuracy beside the encoder's other
-rounding, and what it brings: benchmarks/RESULTS.md, "int8".
+rounding, and the speed gained: benchmarks/RESULTS.md, "int8".
 
 One instruction, `vpdpbusd`, multiplies 16 x 4 unsigned bytes with 16 x 4 signed ones and adds each four products to one
 of 16 int32. As in `actors.kernels.amx_attention` 16 queries stand across, so that softmax's maximum and sum go down a
@@ -97,7 +97,7 @@ def _score(context: Any, builder: Builder, signature: Any, arguments: Any) -> An
     keys, starts = (_data(context, builder, signature, arguments, i, I32) for i in (1, 2))
     key_scales, lane_scales = (_data(context, builder, signature, arguments, i, F32) for i in (3, 4))
     scores, tops = (_data(context, builder, signature, arguments, i, _FLOATS) for i in (6, 7))
-    asked = [_load(builder, queries, c) for c in range(words)]
+    query_codes = [_load(builder, queries, c) for c in range(words)]
     lanes = builder.load(builder.bitcast(lane_scales, _FLOATS.as_pointer()), align=4)
     top = cgutils.alloca_once_value(builder, ir.Constant(_FLOATS, [-3e38] * LANES))
     with cgutils.for_range(builder, arguments[5]) as loop:
@@ -105,7 +105,7 @@ def _score(context: Any, builder: Builder, signature: Any, arguments: Any) -> An
         places = [builder.add(first, i64(u)) for u in range(KEYS)]
         sums = [_broadcast(builder, starts, place) for place in places]
         rows = [builder.mul(place, i64(words)) for place in places]
-        for c, codes in enumerate(asked):
+        for c, codes in enumerate(query_codes):
             for u, row in enumerate(rows):
                 four = _broadcast(builder, keys, builder.add(row, i64(c)))
                 sums[u] = call(builder, MULTIPLY, _INTS, sums[u], codes, four)

@@ -1,7 +1,7 @@
 """Helpers for kernels written in LLVM IR: types, calls of intrinsics by name, broadcasts.
 
-The kernels are numba intrinsics. numba knows no tiles, no bf16, no 8-bit dot product and no populations of planes; what
-it does know stays Python.
+The kernels are numba intrinsics. numba has no tiles, no bf16, no 8-bit dot product and no populations of planes; what
+it has stays Python.
 """
 
 from __future__ import annotations

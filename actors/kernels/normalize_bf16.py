@@ -1,7 +1,7 @@
 """Converts bf16 vectors to float32 and L2-normalises them in one pass; torch takes a conversion, a norm, a division.
 
-numba knows no bf16, but its 16 bits are the upper half of a float32. The price is a second way to the same numbers (a
-row is multiplied by 1 / norm, not divided by it: within 6e-8) and a second of compiling on a machine's first use.
+numba has no bf16 type, but its 16 bits are the upper half of a float32. The price is a second way to the same numbers
+(a row is multiplied by 1 / norm, not divided by it: within 6e-8) and a second of compiling on a machine's first use.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from actors.outputs import IntArray
 
 
 def normalize_token_rows(tokens: Tensor, offsets: IntArray, out: Tensor) -> None:
-    """Fills out, float32 (T - n, d), with all vectors of n texts but each text's first, brought to length 1.
+    """Fills out, float32 (T - n, d), with all vectors of n texts but each text's first, scaled to length 1.
 
     tokens: bf16 (T, d), on a CPU; offsets: int64 (n + 1,). A norm below 1e-12 counts as 1e-12.
     """

@@ -48,7 +48,7 @@ def pack_weight(weight: Tensor) -> Tensor:
 
 
 def packed_linear(x: Tensor, packed_weight: Tensor, bias: Tensor | None, *, fused_gelu: bool = False) -> Tensor:
-    """Computes `x @ weight.T + bias`, and erf-GELU of it in the same pass where asked."""
+    """Computes `x @ weight.T + bias`, and erf-GELU of it in the same pass where requested."""
     activation = "gelu" if fused_gelu else "none"
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed_weight, bias, activation, [], "none")
     return y
@@ -96,7 +96,7 @@ def int8_linear(codes: Tensor, packed_weight: Tensor, scales: Tensor) -> Tensor:
 def cpu_supports(instructions: str) -> bool:
     """Returns whether the CPU has `amx_tile`, `avx512_bf16`, `avx512_vnni`, ...; False if torch cannot tell.
 
-    torch says it publicly since 2.13 (`torch.cpu.get_capabilities`), privately before.
+    torch exposes it publicly since 2.13 (`torch.cpu.get_capabilities`), privately before.
     """
     public: Any = getattr(torch.cpu, "get_capabilities", None)
     if public is not None:

@@ -104,7 +104,7 @@ def embedder_loss(folder: Path, batches: Sequence[ContrastiveBatch], max_length:
 
 def _dense(embedder: Embedder, texts: Sequence[str], max_length: int) -> Tensor:
     dense = embedder.embed_tokens(embedder.tokenise(texts, "plain", max_length), ["dense"]).dense
-    assert dense is not None, "dense was asked for"
+    assert dense is not None, "dense was requested"
     return torch.from_numpy(dense)
 
 

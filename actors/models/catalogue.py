@@ -2,7 +2,7 @@
 
 The table holds FlagEmbedding's 47 embedders and the packaged default. A name that is not in it is read off its files:
 M3 heads, the architecture in config.json, sentence-transformers' modules.json. The table never switches remote code
-on: a model that needs it is refused with the reason until the user says `trust_remote_code=True`.
+on: a model that needs it is refused with the reason unless the user sets `trust_remote_code=True`.
 """
 
 from __future__ import annotations
@@ -298,12 +298,12 @@ def max_positions(folder: Path) -> int | None:
     return int(rows)
 
 
-def _length(asked: int | None, entry: CatalogueEntry, folder: Path, name: str) -> int:
+def _length(requested: int | None, entry: CatalogueEntry, folder: Path, name: str) -> int:
     positions = max_positions(folder)
-    if asked is None:
+    if requested is None:
         return min(entry.max_length, positions or entry.max_length)
-    check_length(asked, positions, name)
-    return asked
+    check_length(requested, positions, name)
+    return requested
 
 
 def check_length(length: int, positions: int | None, name: str) -> None:

@@ -1,7 +1,7 @@
 """Describes an embedder from the model's files: its outputs, and the identity of an index built with it.
 
-No weights are loaded: a driver, a plan and a loaded model all ask here, so they cannot disagree. Large files are read
-once, for their fingerprint.
+No weights are loaded: a driver, a plan and a loaded model all read it here, so they cannot disagree. Large files are
+read once, for their fingerprint.
 """
 
 from __future__ import annotations

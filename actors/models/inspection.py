@@ -62,7 +62,7 @@ def inspect_model(spec: EmbedderSpec) -> Report:
 
 def _reason(spec: EmbedderSpec, prepared: Preparation) -> str:
     if spec.model_class is not None:
-        return "the class was asked for"
+        return "the class was requested"
     if short_name(spec.model) in EMBEDDERS:
         return f"{short_name(spec.model)} is in FlagEmbedding's table"
     if prepared.chain is not None and prepared.chain.projection_in_root:

@@ -174,19 +174,19 @@ def _instruction(given: str | None, chain: ModuleChain, kind: Kind, name: str | 
     return chain.prompt(kind, name) if given is None else given
 
 
-def _chain_length(asked: int | None, chain: ModuleChain, kind: Kind, tokenizer: TextTokenizer) -> int:
+def _chain_length(requested: int | None, chain: ModuleChain, kind: Kind, tokenizer: TextTokenizer) -> int:
     """Returns the requested length, else the folder's for this kind, else its own; at most the model's positions."""
     if kind == "query" and chain.query_table is not None:
-        return asked or tokenizer.max_length or UNLIMITED
+        return requested or tokenizer.max_length or UNLIMITED
     own = chain.query_length if kind == "query" else chain.document_length
     config = read_json(chain.transformer / "config.json") or {}
     stated = config.get("max_position_embeddings") or config.get("n_positions")
     limits = [chain.max_length] if chain.max_length is not None else [tokenizer.max_length, stated]
     general = min((limit for limit in limits if limit is not None and limit > 0), default=DEFAULT_LENGTH)
     positions = max_positions(chain.transformer)
-    if asked is not None:
-        check_length(asked, positions, "query_max_length" if kind == "query" else "passage_max_length")
-        return asked
+    if requested is not None:
+        check_length(requested, positions, "query_max_length" if kind == "query" else "passage_max_length")
+        return requested
     return min(own or general, positions or own or general)
 
 

@@ -2,7 +2,7 @@
 
 Nothing here takes part in encoding, which has its own tokenizer and its own forward pass. Callers that reach through a
 model find what they expect: `model.tokenizer(texts)["input_ids"]`, `model.model.config.hidden_size`,
-`model.model.colbert_linear.out_features`. A module is loaded when it is first asked for, and its weights stay mapped as
+`model.model.colbert_linear.out_features`. A module is loaded when it is first requested, and its weights stay mapped as
 far as transformers maps them; what is changed in it changes no result of `encode`.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def load_transformers_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Reads a checkpoint's tokenizer as transformers does, with the ids that encoding uses.
 
-    It gives token types to models that know several, as upstream's do.
+    It gives token types to models that have several, as upstream's do.
     """
     tokenizer = read_transformers_tokenizer(folder, trust_remote_code)
     config = read_json(folder / "config.json") or {}

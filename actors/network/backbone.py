@@ -56,7 +56,7 @@ def read_model_config(folder: Path, trust_remote_code: bool = False) -> HasHidde
 
 
 def refuse_quantised(folder: Path) -> None:
-    """Raises CheckpointError, with the method's name, if config.json says that the weights are stored quantised."""
+    """Raises CheckpointError, with the method's name, if config.json states that the weights are stored quantised."""
     stored = (read_json(folder / "config.json") or {}).get("quantization_config")
     if stored:
         raise CheckpointError(

@@ -1,7 +1,7 @@
 """Implements the two decoders that no current transformers release runs: layerwise MiniCPM and cost-wise Gemma2.
 
 Both are read from the published weight names and run packed. A score may be taken after any layer, so `states` returns
-the normed state of each text's last token at the layers asked for and stops at the deepest of them. Gemma2 can also
+the normed state of each text's last token at the layers requested and stops at the deepest of them. Gemma2 can also
 shorten the passages on its way. What this costs is that two architectures are written out here; it buys that they
 neither follow nor break with the internals of transformers.
 """
@@ -254,7 +254,7 @@ class Gemma2(Decoder):
     ) -> dict[int, Tensor]:
         """Computes layer -> (n, h), the normed state of each text's last token after that many layers.
 
-        ids: int64 (T,) on the device; offsets: int64 (n + 1,) on the host. Where a layer is asked for and compresses as
+        ids: int64 (T,) on the device; offsets: int64 (n + 1,) on the host. Where a layer is requested and compresses as
         well, its state is taken before.
         """
         x = embedding(ids, self.words)

@@ -54,8 +54,8 @@ class FirstTokenEncoder(PackedEncoder):
         x = pad(x, (0, 0, 0, round_up_tokens(len(x)) - len(x)))
         for layer, exact in zip(self.layers, self.firsts, strict=True):
             query, key, value = self._split(layer.qkv(_for(layer, x)))
-            (asked,) = self._split(exact.qkv(first))
-            first = _after_attention(exact, attend_firsts(asked, key, value, segments, self.options), first)
+            (first_query,) = self._split(exact.qkv(first))
+            first = _after_attention(exact, attend_firsts(first_query, key, value, segments, self.options), first)
             if exact is not self.firsts[-1]:
                 x = _after_attention(layer, attend(query, key, value, segments, self.options), x)
                 x[places] = first

@@ -3,9 +3,9 @@
 Weights have one scale per output channel, activations one range per token and product, found as they appear: nothing is
 calibrated and no weights are written. Attention runs in 8 bits on AVX512-VNNI (`actors.kernels.int8_attention`), in
 float32 elsewhere; embeddings, residual sums, norms and heads stay in float32. What it costs is accuracy
-(benchmarks/RESULTS.md, "int8": cosines to fp32 and the loss of search quality); what it brings is the speed of 8-bit
-dot products on processors that have them and no AMX. Without such instructions the same rounded numbers are multiplied
-in fp32, which is slower than not to quantise at all.
+(benchmarks/RESULTS.md, "int8": cosines to fp32 and the loss of search quality); in return products run at the speed of
+8-bit dot products on processors that have them and no AMX. Without such instructions the same rounded numbers are
+multiplied in fp32, which is slower than not to quantise at all.
 
 Products run in oneDNN with packed weights; everything between two products is one pass over each row
 (`actors.kernels.int8_rows`).

@@ -89,7 +89,7 @@ class PackedEncoder:
     ) -> None:
         config = model.config
         if config.is_decoder:
-            raise ValueError("PackedEncoder: the checkpoint says is_decoder, but this forward is bidirectional")
+            raise ValueError("PackedEncoder: the checkpoint sets is_decoder, but this forward is bidirectional")
         self.config: PretrainedConfig | EncoderConfig = config
         self.hidden_size: int = config.hidden_size
         self.vocab_size: int = config.vocab_size

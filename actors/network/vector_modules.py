@@ -203,7 +203,9 @@ def _dense(chain: ModuleChain, module: ModuleConfig, tensors: dict[str, Tensor])
     shape = tuple(tensors["linear.weight"].shape)
     if not chain.projection_in_root and shape != (config["out_features"], config["in_features"]):
         expected = (config["out_features"], config["in_features"])
-        raise CheckpointError(f"{module.folder}: linear.weight has the shape {shape}, its config.json says {expected}")
+        raise CheckpointError(
+            f"{module.folder}: linear.weight has the shape {shape}, its config.json states {expected}"
+        )
     activation = _activation(module)
     bias, residual = tensors.get("linear.bias") if biased else None, tensors.get("residual.weight")
     return Dense(tensors["linear.weight"], bias, activation, residual if differs else None, is_residual)

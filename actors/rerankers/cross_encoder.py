@@ -6,7 +6,7 @@ multiplications, so it stays in float32 even where the encoder does not.
 
 In half precision only matrix products and attention are halved: embeddings, norms and the sums between layers stay in
 float32, and on a CPU so does the first token's own row (`actors.network.first_token_encoder`). Neither costs time that
-could be measured on a CPU; together they bring the error of a score down to a tenth.
+could be measured on a CPU; together they reduce the error of a score to a tenth.
 """
 
 from __future__ import annotations

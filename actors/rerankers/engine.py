@@ -58,8 +58,8 @@ class RerankOptions:
     compress_ratio: int = 1
     """Lightweight: before each of `compress_layers`, 1, 2, 4 or 8 neighbours of the passage become their mean."""
     heads_by_layer: bool = False
-    """Lightweight: True gives each layer the head trained for it; False picks heads by position among the asked layers,
-    as upstream does and as published scores were computed."""
+    """Lightweight: True gives each layer the head trained for it; False picks heads by position among the
+    requested layers, as upstream does and as published scores were computed."""
 
     def __post_init__(self) -> None:
         for name in ("max_length", "query_max_length", "passage_max_length", "batch_size"):
@@ -134,7 +134,7 @@ class Reranker:
     def compute_score(self, pairs: Any, **changes: Any) -> list[float] | list[list[float]]:
         """Scores one (query, passage) or a list of them, in order, as Python floats.
 
-        A list of lists, one for each of `cutoff_layers` as asked, where there are several; else one list. `changes`
+        A list of lists, one for each of `cutoff_layers` as requested, where there are several; else one list. `changes`
         are fields of `RerankOptions`, for this call alone. Raises TypeError or ValueError that names the pair.
         """
         return score_lists(self.score_pairs(checked_pairs(pairs), self.options.changed(changes)))

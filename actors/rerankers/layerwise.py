@@ -1,6 +1,6 @@
 """Implements layerwise MiniCPM rerankers: every layer from `start_layer` on has a head, so a pass may stop early.
 
-A layer's own head scores it, in whatever order the layers are asked for, and scores come back in that order. Upstream
+A layer's own head scores it, in whatever order the layers are requested, and scores come back in that order. Upstream
 takes heads by position in the request and layers in ascending order, so there only ascending requests are right.
 """
 
@@ -34,13 +34,13 @@ def asked_layers(cutoffs: int | Sequence[int] | None, valid: range) -> tuple[int
     """
     if cutoffs is None:
         return (valid[-1],)
-    asked = (cutoffs,) if isinstance(cutoffs, int) else tuple(cutoffs)
-    wrong = [layer for layer in asked if layer not in valid]
-    if wrong or not asked:
+    requested = (cutoffs,) if isinstance(cutoffs, int) else tuple(cutoffs)
+    wrong = [layer for layer in requested if layer not in valid]
+    if wrong or not requested:
         steps = f" in steps of {valid.step}" if valid.step > 1 else ""
         got = f"got {wrong[0]!r}" if wrong else "got none"
         raise ValueError(f"cutoff_layers: the model can be cut at layers {valid[0]} to {valid[-1]}{steps}, {got}")
-    return asked
+    return requested
 
 
 def always_bos(checkpoint: Checkpoint) -> int:
@@ -69,16 +69,16 @@ class Layerwise:
         return prompt_layout(self.tokenizer, self.bos, llm.PROMPT if options.prompt is None else options.prompt)
 
     def outputs(self, options: RerankOptions) -> int:
-        return len(self._asked(options))
+        return len(self._requested_layers(options))
 
     @torch.inference_mode()
     def score(self, batch: PairBatch, layout: Layout, options: RerankOptions) -> Tensor:
-        asked = self._asked(options)
+        requested = self._requested_layers(options)
         ids = to_device(batch.tokens.ids.astype(np.int64), self.compute.device)
-        states = self.decoder.states(ids, batch.tokens.offsets, set(asked))
-        return torch.stack([states[layer].float() @ self._head(layer) for layer in asked], 1)
+        states = self.decoder.states(ids, batch.tokens.offsets, set(requested))
+        return torch.stack([states[layer].float() @ self._head(layer) for layer in requested], 1)
 
-    def _asked(self, options: RerankOptions) -> tuple[int, ...]:
+    def _requested_layers(self, options: RerankOptions) -> tuple[int, ...]:
         return asked_layers(options.cutoff_layers, self.cutoffs)
 
     def _head(self, layer: int) -> Tensor:

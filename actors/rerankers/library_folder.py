@@ -1,4 +1,4 @@
-"""Parses cross-encoder folders of sentence-transformers, and tells them from those that FlagEmbedding's classes run.
+"""Parses cross-encoder folders of sentence-transformers, and separates them from those of FlagEmbedding's classes.
 
 Both libraries read the same transformers checkpoints and score them differently: sentence-transformers cuts a pair by
 `longest_first`, applies the activation that the folder names, and may end in a LogitScore over a language model. A
@@ -43,15 +43,15 @@ class CrossEncoderFolder:
     tokenizer_options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_cross_encoder(folder: Path, asked: bool = False) -> CrossEncoderFolder | None:
-    """Reads a folder that names sentence-transformers; None for others. asked: read any sequence classifier as one.
+def read_cross_encoder(folder: Path, requested: bool = False) -> CrossEncoderFolder | None:
+    """Reads a folder that names sentence-transformers; None for others. requested: read any sequence classifier as one.
 
     Raises CheckpointError for a module, an activation or a setting that cannot be run here, with its name.
     """
     stored = read_json(folder / "config_sentence_transformers.json") or {}
     modules = list_modules(folder) if (folder / "modules.json").is_file() else []
     has_score = any(module.kind == "LogitScore" for module in modules)
-    if modules and (asked or has_score or stored.get("model_type") == "CrossEncoder"):
+    if modules and (requested or has_score or stored.get("model_type") == "CrossEncoder"):
         kinds = [module.kind for module in modules if module.kind != "Dropout"]
         if kinds not in (["Transformer"], ["Transformer", "LogitScore"]):
             raise CheckpointError(
@@ -61,7 +61,7 @@ def read_cross_encoder(folder: Path, asked: bool = False) -> CrossEncoderFolder 
         score = next((module.config for module in modules if module.kind == "LogitScore"), None)
         return _describe(modules[0].folder, stored, score)
     config = read_json(folder / "config.json") or {}
-    if asked or "sentence_transformers" in config or LEGACY_KEY in config:
+    if requested or "sentence_transformers" in config or LEGACY_KEY in config:
         return _describe(folder, stored, None) if _is_classifier(config) else None
     return None
 

@@ -1,6 +1,6 @@
 """Implements lightweight Gemma2 rerankers: scores from several layers, and passages compressed between layers.
 
-Heads stand at start_layer, start_layer + layer_sep, ... Upstream gives the i-th layer asked for (in ascending order)
+Heads stand at start_layer, start_layer + layer_sep, ... Upstream gives the i-th layer requested (in ascending order)
 the i-th head, so a single cutoff always runs on the head of `start_layer`; published scores were computed that way and
 it is the default here. `heads_by_layer=True` gives every layer the head that was trained for it.
 """
@@ -53,24 +53,24 @@ class Lightweight:
     def outputs(self, options: RerankOptions) -> int:
         if options.compress_ratio not in RATIOS:
             raise ValueError(f"compress_ratio must be one of {RATIOS}, got {options.compress_ratio!r}")
-        return len(self._asked(options))
+        return len(self._requested_layers(options))
 
     @torch.inference_mode()
     def score(self, batch: PairBatch, layout: Layout, options: RerankOptions) -> Tensor:
-        asked, cap = self._asked(options), self.decoder.config.final_logit_softcapping
+        requested, cap = self._requested_layers(options), self.decoder.config.final_logit_softcapping
         ids = to_device(batch.tokens.ids.astype(np.int64), self.compute.device)
         compression = _compression(batch, layout, options)
-        states = self.decoder.states(ids, batch.tokens.offsets, set(asked), compression)
-        heads = self._heads_of(asked, options.heads_by_layer)
-        scores = [states[layer].float() @ self.heads[head] for layer, head in zip(asked, heads, strict=True)]
+        states = self.decoder.states(ids, batch.tokens.offsets, set(requested), compression)
+        heads = self._heads_of(requested, options.heads_by_layer)
+        scores = [states[layer].float() @ self.heads[head] for layer, head in zip(requested, heads, strict=True)]
         return llm.softcapped(torch.stack(scores, 1), cap)
 
-    def _asked(self, options: RerankOptions) -> tuple[int, ...]:
+    def _requested_layers(self, options: RerankOptions) -> tuple[int, ...]:
         return asked_layers(options.cutoff_layers, self.cutoffs)
 
-    def _heads_of(self, asked: tuple[int, ...], by_layer: bool) -> list[int]:
-        places = list(self.cutoffs) if by_layer else sorted(set(asked))
-        return [places.index(layer) for layer in asked]
+    def _heads_of(self, requested: tuple[int, ...], by_layer: bool) -> list[int]:
+        places = list(self.cutoffs) if by_layer else sorted(set(requested))
+        return [places.index(layer) for layer in requested]
 
 
 def _compression(batch: PairBatch, layout: Layout, options: RerankOptions) -> Compression | None:
@@ -85,7 +85,7 @@ def load_lightweight(checkpoint: Checkpoint) -> Lightweight:
     config = read_config(Gemma2Config, checkpoint.config)
     if not config.layer_wise:
         raise CheckpointError(
-            f"{checkpoint.folder}: config.json does not say layer_wise, so there are no heads to score with"
+            f"{checkpoint.folder}: config.json does not set layer_wise, so there are no heads to score with"
         )
     compute = resolve_compute(checkpoint.compute, config)
     weights = load_weights(checkpoint.folder)

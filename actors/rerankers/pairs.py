@@ -27,7 +27,7 @@ class Layout:
     """Describes a row: head + query + middle + passage + tail.
 
     extra: tokens that a row may have beyond `max_length`. cuts_middle: the middle counts as the passage's beginning
-    when the passage is cut. kinds: token types of the two halves, None if the model knows one type alone.
+    when the passage is cut. kinds: token types of the two halves, None if the model has a single type.
     positions: the longest row that the model can take, None if rotary positions set no limit.
     """
 
@@ -47,7 +47,7 @@ class Layout:
 def encoder_layout(tokenizer: TextTokenizer, positions: int | None, has_types: bool) -> Layout:
     """Returns the frame that the tokenizer's post-processor puts around a pair of texts.
 
-    has_types: whether the model tells the two halves apart by token type.
+    has_types: whether the model marks the two halves by token type.
     """
     probe = tokenizer.backend.encode("a", "a", add_special_tokens=True)
     sides = probe.sequence_ids

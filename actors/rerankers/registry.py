@@ -133,7 +133,7 @@ def _load_library(
 
     if adapter is not None and library == "cross-encoder":
         raise ValueError("peft_path: adapters are merged into decoders only")
-    found = read_cross_encoder(folder, asked=True) if library == "cross-encoder" else None
+    found = read_cross_encoder(folder, requested=True) if library == "cross-encoder" else None
     if library == "cross-encoder" and found is None:
         raise ValueError(f"{model}: config.json names no architecture for sequence classification")
     inner = folder if found is None else found.folder

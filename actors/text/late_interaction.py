@@ -1,6 +1,6 @@
 """Tokenises as ColBERT-type models do: a marker after the first token, queries padded with mask tokens, skip lists.
 
-Query expansion adds tokens that a query is scored with; unless the model says otherwise the encoder does not attend to
+Query expansion adds tokens that a query is scored with; unless the model sets otherwise the encoder does not attend to
 them, so they soak up the query's meaning without changing it. The skip list (punctuation, as a rule) drops document
 tokens from the index.
 """

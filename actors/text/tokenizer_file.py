@@ -2,7 +2,7 @@
 
 transformers takes the pipeline from the file and applies tokenizer_config.json and special_tokens_map.json on top of
 it. Where these only name special tokens that the file has, the result is the file's own pipeline, and the import of
-transformers is saved. For every other folder `read_tokenizer_file` returns None, and the caller asks transformers.
+transformers is saved. For every other folder `read_tokenizer_file` returns None, and the caller uses transformers.
 """
 
 from __future__ import annotations

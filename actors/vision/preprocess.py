@@ -3,8 +3,8 @@
 CPU only.
 
 Strict where upstream guesses: a truncated file is an error and no grey area, 16-bit pictures are scaled and not clipped
-to white, a palette is applied before resizing, a photo is turned as its EXIF data say. Sizes are checked on the header,
-before anything is decoded, so that no picture takes more than `MAX_PIXELS` times four bytes.
+to white, a palette is applied before resizing, a photo is rotated by its EXIF orientation. Sizes are checked on the
+header, before anything is decoded, so that no picture takes more than `MAX_PIXELS` times four bytes.
 """
 
 from __future__ import annotations

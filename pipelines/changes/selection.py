@@ -1,7 +1,7 @@
 """Stores the result of change detection per input unit, and selects the rows for the main pass.
 
 A plan is a bit a row and the exceptions, so it travels with the unit's read task; the rows are found again by their
-number within the unit. That costs an assumption, that a unit reads alike twice; where it does not, the job says so.
+number within the unit. That costs an assumption, that a unit reads alike twice; where it does not, the job reports it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Runs the steps of change detection and of metadata updates: in this process, or as Ray tasks.
 
-Both have the same two methods, so the steps do not know where they run.
+Both have the same two methods, so the steps do not depend on where they run.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Builds the demo's corpus from docstrings of the Python standard library, which every machine with Python has.
 
-The sources are parsed, not imported, so nothing runs; docstrings shorter than a sentence say nothing and are left out.
+The sources are parsed, not imported, so nothing runs; docstrings shorter than a sentence are left out.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ RAY_FAILURES = {
     "ObjectStoreFullError": "Ray's object store is full",
     "OutOfDiskError": "the disk that Ray spills to is full",
     "RaySystemError": "Ray failed",
-    "AuthenticationError": "the Ray cluster asks for a token that is missing or wrong",
+    "AuthenticationError": "the Ray cluster requires a token that is missing or wrong",
     "ObjectLostError": "a machine of the cluster went away",
     "OwnerDiedError": "a process of the cluster went away",
 }

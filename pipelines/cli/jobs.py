@@ -206,15 +206,15 @@ def optimize(
     from pipelines.store.maintain import optimize as run
 
     done = run(index)
-    asked: dict[str, Any] = {"vectors": vectors, "filter_columns": filter_column or ()}
+    selection: dict[str, Any] = {"vectors": vectors, "filter_columns": filter_column or ()}
     if address is None:
-        built = update_indexes(index, **asked)
+        built = update_indexes(index, **selection)
     else:
         from pipelines.cluster.connect import running
         from pipelines.indexing.distributed_vectors import create_on_ray
 
         with running(RayConfig(address=address)):
-            built = update_indexes(index, **asked, create=create_on_ray)
+            built = update_indexes(index, **selection, create=create_on_ray)
     print_json(done.to_dict() | {"indexes": built.to_dict()}) if as_json else typer.echo(
         f"{done.text()}\n{built.text()}"
     )

@@ -168,10 +168,10 @@ def evaluate(
     published = None if expect is None else find_published(expect, [queries, qrels])
     if runs is not None and not force:
         refuse_folder(runs, name="--runs")
-    asked, judged, opened = read_queries(queries), read_qrels(qrels), open_index(index)
+    topics, judged, opened = read_queries(queries), read_qrels(qrels), open_index(index)
     rules = rules_of(opened, {path.stem: read_search_config(path) for path in search_configs or []})
     models = {name: as_reranker(name, tuple(opened.channels)) for name in rerank or []}
-    result = run(opened, asked, judged, rules=rules, rerankers=models, candidates=candidates)
+    result = run(opened, topics, judged, rules=rules, rerankers=models, candidates=candidates)
     if runs is not None:
         result.write_runs(runs, force=force)
     compared = None if published is None else compare(published, result)
@@ -231,11 +231,11 @@ def tune(
 
     if output is not None:
         refuse_file(output, force=force)
-    opened, asked, judged = open_index(index), read_queries(queries), read_qrels(qrels)
+    opened, topics, judged = open_index(index), read_queries(queries), read_qrels(qrels)
     if rerank is not None:
-        _tune_layers(opened, asked, judged, rerank, as_json)
+        _tune_layers(opened, topics, judged, rerank, as_json)
         return
-    result = run(opened, asked, judged, folds=folds, seed=seed)
+    result = run(opened, topics, judged, folds=folds, seed=seed)
     if output is not None:
         result.write(output, force=force)
     print_json(result.to_dict()) if as_json else typer.echo(result.text())

@@ -72,7 +72,7 @@ def _convert_ray_errors(problem: str) -> Iterator[None]:
         yield
     except AuthenticationError as error:
         raise ConfigError(
-            f"{problem}: it asks for a token that is missing or wrong; `ray get-auth-token` on its head prints it, "
+            f"{problem}: it requires a token that is missing or wrong; `ray get-auth-token` on its head prints it, "
             "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH gives it to this command"
         ) from error
     except (RayError, OSError, RuntimeError, ValueError) as error:
@@ -132,11 +132,11 @@ def describe_embedders(embedders: Sequence[EmbedderConfig]) -> dict[str, dict[st
 
     ConfigError where a model cannot be used.
     """
-    asked = {e.name: ray.remote(num_cpus=0.25)(_describe).remote(e.spec()) for e in embedders}
+    pending = {e.name: ray.remote(num_cpus=0.25)(_describe).remote(e.spec()) for e in embedders}
     found: dict[str, dict[str, Any]] = {}
     for i, embedder in enumerate(embedders):
         with as_config_error(f"embedders.{i} ({embedder.model})", ValueError):
-            found[embedder.name] = ray.get(asked[embedder.name])
+            found[embedder.name] = ray.get(pending[embedder.name])
     return found
 
 

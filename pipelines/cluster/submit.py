@@ -140,7 +140,7 @@ def connect(address: str) -> JobSubmissionClient:
         return JobSubmissionClient(address, headers=auth_headers())
     except AuthenticationError as error:
         raise ConfigError(
-            f"{address} asks for a token that is missing or wrong; `ray get-auth-token` on the head prints it, "
+            f"{address} requires a token that is missing or wrong; `ray get-auth-token` on the head prints it, "
             "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH gives it to this command"
         ) from error
     except (ConnectionError, RuntimeError) as error:

@@ -1,6 +1,6 @@
 """Defines the search channels in one table, used by fusion, candidates, explanations, evaluation, commands and charts.
 
-To add a channel, write its class (`pipelines.retrieval.channels.base.ChannelSearch` says what it must do) and add its
+To add a channel, write its class (`pipelines.retrieval.channels.base.ChannelSearch` defines its methods) and add its
 name and its entry here.
 """
 
@@ -39,7 +39,7 @@ class ChannelSpec:
     separate_weight: float = 0.0
     """In a hybrid of z-scores of separate models, one per channel: SPLADE beside a dense and a ColBERT model."""
     colbert_oversampling: int = 1
-    """Rows it contributes per candidate asked for, where ColBERT has no index and only re-scores others' candidates."""
+    """Rows it contributes per candidate requested, where ColBERT has no index and only re-scores others' candidates."""
     colbert_oversampling_light: int = 1
     """The same where ColBERT has at most half of the weight: its best rows then lie less deep in others' lists."""
     always_feeds_colbert: bool = False

@@ -1,9 +1,10 @@
 """Compares the answers of two embedders of one index, before one takes the other's place.
 
 Both are opened at one version, so that every difference is a model's. Rankings are those of each embedder's default
-search over documents. Without judgements the comparison says how much users will notice: the overlap of the first k,
-and Kendall's tau-b over the union of both, in which a document that a ranking lacks lies behind its last (Fagin et al.,
-Comparing top k lists, 2003, with ties). With judgements it says which is better, by a paired randomisation test.
+search over documents. Without judgements the comparison measures how much users will notice: the overlap of the first
+k, and Kendall's tau-b over the union of both, in which a document that a ranking lacks lies behind its last (Fagin et
+al., Comparing top k lists, 2003, with ties). With judgements it decides which is better, by a paired randomisation
+test.
 """
 
 from __future__ import annotations

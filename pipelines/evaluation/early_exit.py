@@ -1,7 +1,7 @@
 """Measures how early a layered reranker may stop: quality on judged queries against the share of its layers that run.
 
 One pass scores every layer, so the whole table costs what the last layer costs. The layer is chosen on the queries that
-it is reported on; the p-value against the last layer says how much of a difference is noise.
+it is reported on; the p-value against the last layer separates a difference from noise.
 """
 
 from __future__ import annotations

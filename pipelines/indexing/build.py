@@ -85,7 +85,7 @@ def build_index(
     """
     if isinstance(source, BuildConfig):
         if index is not None or columns or sections:
-            raise TypeError("build_index: a config says all there is to say; give data, or change the config")
+            raise TypeError("build_index: a config is complete; give data, or change the config")
         return build_resolved(resolve_paths(source), only)
     is_path = isinstance(source, (str, os.PathLike))
     config = resolve_paths(config_for_data(source if is_path else None, index, columns, sections))
@@ -135,7 +135,7 @@ def build_resolved(config: BuildConfig, only: RowFilter | None = None, warm: War
 def retry(config: BuildConfig) -> Summary | None:
     """Retries the rows in quarantine on the current files; None if the quarantine is empty.
 
-    Change detection still looks at the whole input: only so can it tell a document from its duplicate.
+    Change detection still looks at the whole input: only that distinguishes a document from its duplicate.
     """
     failed = failed_rows(config.index.uri, plain_options(config.index.storage_options))
     return build_index(config, failed) if failed else None

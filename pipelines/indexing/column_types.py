@@ -1,9 +1,9 @@
 """Widens guessed types of metadata columns to those that hold all values of the input.
 
 Types are guessed from the first rows of some files. Change detection reads every row, so if later ones do not fit, it
-says what would hold them: a column that has no value in the index yet gets that type, and the input is compared once
-more. The price is a second pass over an input whose guess was wrong. A column with values keeps its type, and a value
-that does not fit is null and counted.
+names the type that would hold them: a column that has no value in the index yet gets that type, and the input is
+compared once more. The price is a second pass over an input whose guess was wrong. A column with values keeps its type,
+and a value that does not fit is null and counted.
 """
 
 from __future__ import annotations

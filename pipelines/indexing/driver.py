@@ -1,6 +1,6 @@
 """Runs the driver's loop of a job: collects records from the workers, commits them in time, and stops on failures.
 
-It is the only process that commits, and it never holds a document: a record says where a fragment is and what is in it.
+It is the only process that commits, and it never holds a document: a record names a fragment's files and contents.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class JobFailed(WorkFailed):
 def iterate_records(fragments: ray.data.Dataset) -> Generator[dict[str, Any]]:
     """Yields rows of `writer.RECORD_SCHEMA` as the workers finish them.
 
-    Close it before Ray ends: what Ray Data has left to do is lost then, and it says so in a traceback.
+    Close it before Ray ends: what Ray Data has left to do is lost then, which Ray reports in a traceback.
     """
     for block in fragments.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from block.to_pylist()

@@ -34,8 +34,8 @@ def write_metadata(job: Job, changes: Changes, tasks: Tasks, lease: Lease, versi
     written = 0
     for number, rows in enumerate(_batches(job, changes, tasks)):
         parts = split_by_fragment(rows).items()
-        asked = [tasks.submit(update_metadata, 1, job.target, version, i, part)[0] for i, part in parts]
-        updates = [update for handle in asked if (update := tasks.get(handle)) is not None]
+        pending = [tasks.submit(update_metadata, 1, job.target, version, i, part)[0] for i, part in parts]
+        updates = [update for handle in pending if (update := tasks.get(handle)) is not None]
         if updates:
             version = commit_updates(job.target, lease, updates, f"metadata-{number}")
         written += sum(update.rows for update in updates)
@@ -50,8 +50,8 @@ def _batches(job: Job, changes: Changes, tasks: Tasks) -> Iterator[pa.Table]:
     held: list[pa.Table] = []
     for first in range(0, len(work), UNITS_AT_ONCE):
         some = work[first : first + UNITS_AT_ONCE]
-        asked = [tasks.submit(read_updates, 1, pair, job.config.input, job.fields)[0] for pair in some]
-        held += [table for handle in asked if (table := tasks.get(handle)) is not None]
+        pending = [tasks.submit(read_updates, 1, pair, job.config.input, job.fields)[0] for pair in some]
+        held += [table for handle in pending if (table := tasks.get(handle)) is not None]
         if sum(table.nbytes for table in held) >= COMMIT_BYTES:
             yield pa.concat_tables(held)
             held.clear()

@@ -29,7 +29,7 @@ NEEDED_CPUS = 1.0
 def describe_wait() -> str | None:
     """Describes a wait for CPUs that other jobs hold; None if enough are free.
 
-    To be asked when no task of this job runs. Ray hears of released CPUs with some delay, so a cluster that looks full
+    Call it when no task of this job runs. Ray hears of released CPUs with some delay, so a cluster that looks full
     is looked at twice.
     """
     for pause in (0.5, 0.0):

@@ -1,7 +1,7 @@
 """Chooses how many rows form a model's block and a fragment.
 
 Blocks are counted in rows but meant in bytes: a row is 2 kB with dense vectors alone, and 370 kB with 180 float16
-ColBERT vectors of 1024 dimensions. A look at the first rows of the input tells which; a factor of two is harmless.
+ColBERT vectors of 1024 dimensions. The first rows of the input show which; a factor of two is harmless.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Keeps an index up to date with its input (`tridex watch`): lists the input at intervals, and builds when it differs.
 
 A look costs a listing: sizes and modification times, or a Lance table's version. Only a listing that differs from that
-of the last complete build starts one, which compares by content as every build does; so a restart, which knows no
+of the last complete build starts one, which compares by content as every build does; so a restart, which has no
 listing, costs one comparison and embeds nothing again. The job's models stay loaded (`warm`). A build that fails is
 tried again at the next look, and the old state of the index goes on being searched.
 """
@@ -106,7 +106,7 @@ def watch(
     """Builds an index and keeps it up to date until it is interrupted (SIGINT, SIGTERM); returns what it did.
 
     every: seconds from the end of one look to the next. prune: also remove documents that are gone from the input
-    (None: as the config's `job.prune` says), but not more than the share `prune_limit` of them (None: the config's, or
+    (None: as the config's `job.prune`), but not more than the share `prune_limit` of them (None: the config's, or
     a tenth where it has none). metrics: file that is replaced after every look by metrics in Prometheus' text format.
     looks: stop after so many. optimize_fragments: compact the table when it has so many more fragments than after the
     last time; None: never. report: is called after every look.

@@ -1,7 +1,7 @@
 """Translates filters of other frameworks to SQL conditions over an index's columns.
 
 All conditions are true or false, never null: a document that lacks the column compares as None does in Python, so that
-"not equal" and NOT mean in SQL what the frameworks say they mean.
+"not equal" and NOT mean in SQL what the frameworks document.
 """
 
 from __future__ import annotations

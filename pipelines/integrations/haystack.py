@@ -4,7 +4,7 @@
     store.write_documents([Document(content="Rivers carry sediment.", meta={"year": 2020})])
     TridexRetriever(store).run("what moves sand", top_k=3)["documents"][0].meta["scores"]
 
-The index embeds by itself, all outputs in one pass; an `embedding` that a document brings is not kept.
+The index embeds by itself, all outputs in one pass; an `embedding` that a document has is not kept.
 """
 
 from __future__ import annotations
@@ -228,9 +228,9 @@ class TridexRetriever:
     ) -> dict[str, list[Document]]:
         """Returns the `top_k` best documents. filters: added to or replacing the component's, by `filter_policy`."""
         wanted = apply_filter_policy(self.filter_policy, self.filters, filters)
-        asked = {**self.options, **(options or {})}
+        search_options = {**self.options, **(options or {})}
         where = self.document_store.where(wanted)
-        hits = self.document_store.documents.search(query, top_k or self.top_k, where=where, **asked)
+        hits = self.document_store.documents.search(query, top_k or self.top_k, where=where, **search_options)
         return {"documents": [_found(hit) for hit in hits]}
 
 

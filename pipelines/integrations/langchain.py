@@ -4,7 +4,7 @@
     store.add_texts(["Rivers carry sediment."], [{"year": 2020}], ids=["river"])
     store.similarity_search("what moves sand", k=1, filter={"year": {"$gte": 2019}})
 
-A search ranks by all channels of the index unless it says `mode="dense"` or another one; all keywords of `Index.search`
+A search ranks by all channels of the index unless given `mode="dense"` or another one; all keywords of `Index.search`
 are taken.
 """
 
@@ -150,9 +150,9 @@ class TridexVectorStore(VectorStore):
         """Selects k of the `fetch_k` best documents by maximal marginal relevance over dense vectors."""
         hits = self.search_hits(query, fetch_k, filter, **options)
         vectors = self.documents.dense_vectors([hit.chunk_id for hit in hits])
-        asked = self.documents.dense_query(query)
+        query_vector = self.documents.dense_query(query)
         rows = [vectors[hit.chunk_id].tolist() for hit in hits]
-        chosen = maximal_marginal_relevance(np.asarray(asked), rows, lambda_mult, k)
+        chosen = maximal_marginal_relevance(np.asarray(query_vector), rows, lambda_mult, k)
         return [as_document(hits[i], self.channel_scores) for i in chosen]
 
     @classmethod

@@ -183,10 +183,10 @@ class TridexVectorStore(BasePydanticVectorStore):
         """Selects k hits by maximal marginal relevance over the 4 k best."""
         hits = self._documents.search(query.query_str or "", 4 * k, **options)
         vectors = self._documents.dense_vectors([hit.chunk_id for hit in hits])
-        asked = self._documents.dense_query(query.query_str or "")
+        query_vector = self._documents.dense_query(query.query_str or "")
         rows = [vectors[hit.chunk_id].tolist() for hit in hits]
         _, chosen = get_top_k_mmr_embeddings(
-            np.asarray(asked).tolist(), rows, similarity_top_k=k, mmr_threshold=query.mmr_threshold
+            np.asarray(query_vector).tolist(), rows, similarity_top_k=k, mmr_threshold=query.mmr_threshold
         )
         return _result([hits[i] for i in chosen])
 

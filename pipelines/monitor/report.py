@@ -1,6 +1,6 @@
 """Writes the report of a run beside the index: a JSON document for programs and one HTML page for people.
 
-It is written once, at the end, also of a run that failed; while a job runs, metrics and the progress line speak. A
+It is written once, at the end, also of a run that failed; while a job runs, metrics and the progress line report. A
 report holds what the configuration holds except secrets, which pydantic masks.
 """
 

@@ -1,7 +1,7 @@
 """Plans a job: samples the input, times the model for a few seconds, compares with the index, extrapolates.
 
 Nothing is written and Ray is not started, so a plan takes seconds; its figures are estimates, good to a few percent
-where the shards are alike (`pipelines.plan.sample` says what it looks at). The time of a whole build rests on two
+where the shards are alike (`pipelines.plan.sample` defines the sample). The time of a whole build rests on two
 measurements of now, the model's speed and an import of torch, so that other work on the machine counts in both.
 """
 

@@ -111,7 +111,7 @@ def _type_of_index(field: pa.Field, schema: pa.Schema) -> pa.Field:
 
 
 def _holds(type_: pa.DataType, other: pa.DataType) -> bool:
-    """Tells whether every value of another type has its like in a type, as integers have in floats."""
+    """Returns whether every value of another type has its like in a type, as integers have in floats."""
     both = [pa.schema([("x", t)]) for t in (type_, other)]
     try:
         return bool(pa.unify_schemas(both, promote_options="permissive").field("x").type == type_)

@@ -78,7 +78,7 @@ def _is_text(type_: pa.DataType) -> bool:
 
 
 def _has_types(values: list[Any], *types: type) -> bool:
-    """Tells whether every value is null or of one of these types exactly: a pass at C speed."""
+    """Returns whether every value is null or of one of these types exactly: a pass at C speed."""
     return {*map(type, values)} <= {type(None), *types}
 
 

@@ -18,7 +18,7 @@ from pipelines.reading.listing import Listing, SkippedFile, count_by_kind
 
 BESIDE_DATA = "a document beside data files; name it by itself to index it"
 BINARY = ("parquet", "arrow", "orc", "avro", "lance", "document")
-"""Formats whose files are of no other format, whatever the config says."""
+"""Formats whose files are of no other format, whatever the config states."""
 NO_READER = "no reader for such files"
 OTHER_FORMAT = "not of input.format"
 

@@ -1,7 +1,7 @@
 """Recognises the folders of Delta Lake, Iceberg and Hudi tables, whose data files alone are not the table.
 
-Their Parquet files keep deleted and replaced rows, which a plain reader would bring back. Such a folder is refused, and
-the refusal names the readers that know the table's log; what they return is input like any other frame.
+Their Parquet files keep deleted and replaced rows, which a plain reader would return. Such a folder is refused, and
+the refusal names readers that read the table's log; what they return is input like any other frame.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Splits the input into units that are read independently, and reads each as a stream of documents.
 
 Own units instead of `ray.data.read_*`: Ray's readers fail a whole block for one bad row and merge small files into one
-input. Nothing here knows Ray. A wrong request (no file, no such column) is a ConfigError before any work; a damaged
-file or row is a row with `error` set, never an exception, so that one shard cannot end a night's job.
+input. Nothing here depends on Ray. A wrong request (no file, no such column) is a ConfigError before any work; a
+damaged file or row is a row with `error` set, never an exception, so that one shard cannot end a night's job.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Unit:
 
     @property
     def rows(self) -> int | None:
-        """Returns the number of rows; None if only reading can tell."""
+        """Returns the number of rows; None if only reading the file shows it."""
         return self.part.rows
 
 

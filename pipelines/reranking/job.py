@@ -1,7 +1,7 @@
 """Reranks a run file over a pool of actors: the same documents with a reranker's scores come out.
 
 The driver reads ids alone and pins a version of the index; actors read the texts they score. Finished queries are
-appended to `OUTPUT.partial`, whose first line says what they depend on, so a job that dies goes on where it stopped
+appended to `OUTPUT.partial`, whose first line holds what they depend on, so a job that dies goes on where it stopped
 when it is run again, and refuses to mix with scores of another request. The price: the driver holds the run file.
 """
 
@@ -187,8 +187,10 @@ class RerankActor:
         positions = np.concatenate([np.array(q["rows"], dtype=np.int64) for q in queries])
         unique, inverse = np.unique(positions, return_inverse=True)
         texts = self.snapshot.take(unique, ["text"])["text"].to_pylist()
-        asked = [query["query"] for query in queries for _ in query["rows"]]
-        scores = self.reranker.score_pairs([(q, texts[i]) for q, i in zip(asked, inverse.tolist(), strict=True)])[:, -1]
+        repeated = [query["query"] for query in queries for _ in query["rows"]]
+        scores = self.reranker.score_pairs([(q, texts[i]) for q, i in zip(repeated, inverse.tolist(), strict=True)])[
+            :, -1
+        ]
         bounds = np.cumsum([len(query["rows"]) for query in queries])[:-1]
         parts = zip(queries, np.split(scores, bounds), strict=True)
         return [{"query_id": query["query_id"], **_best_chunks(query["docs"], part)} for query, part in parts]

@@ -60,7 +60,7 @@ class Candidates:
     """Neighbours among the best rows, where scores are to be smoothed."""
 
     def fuse(self, rule: FusionRule) -> Doubles:
-        """Computes fused scores (n,), smoothed if the rule says so and the graph is there."""
+        """Computes fused scores (n,), smoothed if the rule smooths and the graph exists."""
         return fuse(self.scores, rule, self.sample, self.graph)
 
     def smooth(self, values: Mapping[Channel, Doubles], rule: FusionRule) -> dict[Channel, Doubles]:
@@ -233,9 +233,11 @@ class CandidateGenerator:
         self, queries: EncodedQueries, rows: Sequence[IntArray], wanted: Sequence[Sequence[Channel]]
     ) -> list[Scores]:
         """Computes exact scores of each query's own rows by each query's wanted channels, one thread per channel."""
-        asked = {c: [i for i, channels in enumerate(wanted) if c in channels] for c in self.channels}
-        started = {c: _pool().submit(self._score_each, c, queries, asked[c], rows) for c in asked if asked[c]}
-        done = {c: dict(zip(asked[c], scores.result(), strict=True)) for c, scores in started.items()}
+        queries_of = {c: [i for i, channels in enumerate(wanted) if c in channels] for c in self.channels}
+        started = {
+            c: _pool().submit(self._score_each, c, queries, queries_of[c], rows) for c in queries_of if queries_of[c]
+        }
+        done = {c: dict(zip(queries_of[c], scores.result(), strict=True)) for c, scores in started.items()}
         return [{c: done[c][i] for c in channels} for i, channels in enumerate(wanted)]
 
     def _score_each(

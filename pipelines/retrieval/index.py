@@ -336,7 +336,7 @@ def open_index(
     embedder: the name of one of the index's embedders; or a loaded `Embedder`, or a spec (for a model that moved to
     another folder, or that needs remote code), or several of them by name. Where none is given, the model that the
     index names is loaded when the first query needs it. channels: the embedder behind each output, {"dense": "qwen",
-    "sparse": "splade", "colbert": "late"}, searched as one hybrid. Without both: what the index's config says, the
+    "sparse": "splade", "colbert": "late"}, searched as one hybrid. Without both: the choice in the index's config, the
     promoted embedder, or the only one with each output. memory: bytes of stored columns to hold. local: a folder for
     copies of the columns that scoring reads (`pipelines.retrieval.columns.local_copy`), made by the first search, at
     most `disk` bytes of them (None: any number); the rest is read from the table. idf_weighting: whether query tokens

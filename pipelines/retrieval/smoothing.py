@@ -5,7 +5,7 @@ score, take the mean of its score, with weight 1, and of its nearest neighbours'
 cosine^4 of the dense vectors: a row without near neighbours keeps its score, and equal rows change nothing. A row rises
 to that mean, but falls only FALL of the way, because the one answer to a question often stands alone.
 
-What it brings is in benchmarks/RESULTS.md; it costs a read of SMOOTHED_ROWS dense vectors and their products. It is
+Its effect is in benchmarks/RESULTS.md; it costs a read of SMOOTHED_ROWS dense vectors and their products. It is
 linear in the scores once it is known which rows rise, so it is applied to each channel's part, and they add up.
 """
 

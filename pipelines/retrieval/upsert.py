@@ -110,8 +110,8 @@ def compare(documents: pa.Table, stored: pa.Table) -> PartitionDiff:
     n = np.arange(len(documents))
     content, metadata = (as_keys(documents.column(c).combine_chunks()) for c in ("content_hash", "metadata_hash"))
     keys = hash_ids(documents.column("doc_id").combine_chunks())
-    asked = InputRows(keys, content, metadata, np.zeros(len(n), np.int32), n, n, np.ones(len(n), bool))
-    return diff_partition(asked, to_table_rows(stored.to_batches()))
+    upserted = InputRows(keys, content, metadata, np.zeros(len(n), np.int32), n, n, np.ones(len(n), bool))
+    return diff_partition(upserted, to_table_rows(stored.to_batches()))
 
 
 def write_metadata(target: Target, lease: Lease, documents: pa.Table, diff: PartitionDiff, version: int) -> None:

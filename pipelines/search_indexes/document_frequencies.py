@@ -1,8 +1,8 @@
 """Counts document frequencies, the rows in which each token of the model occurs, for IDF weights of query tokens.
 
-A rare query token says more about the right document than a full stop does. Late interaction weighs query tokens by
+A rare query token discriminates documents better than a full stop does. Late interaction weighs query tokens by
 inverse document frequency, shared by the pieces of a word, lexical matching by IDF times the root of the head's
-weight (benchmarks/RESULTS.md has what both bring). `open_index(..., idf_weighting=False)` gives M3's own scores. The
+weight (benchmarks/RESULTS.md has the effect of both). `open_index(..., idf_weighting=False)` gives M3's own scores. The
 counts come from a sample of rows, so they cost seconds at any size, and lie in a table of their own, so that they can
 be replaced without touching the documents.
 """

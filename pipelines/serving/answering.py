@@ -185,13 +185,13 @@ class Service:
         if options.where is not None:
             self.check_text(options.where, "where")
         depth = options.offset + options.k * options.group_size
-        for name, asked, most in (
+        for name, requested, most in (
             ("k", depth, limits.k),
             ("rerank_k", options.rerank_k, limits.k),
             ("candidates", options.candidates, limits.candidates),
         ):
-            if asked > most:
-                raise ApiError(400, f"{name}: at most {most} on this server, got {asked}", name)
+            if requested > most:
+                raise ApiError(400, f"{name}: at most {most} on this server, got {requested}", name)
 
     def check_text(self, text: str, field: str) -> None:
         """Refuses with 400 a text longer than the limit for queries, filters and ids."""

@@ -1,6 +1,6 @@
 """Converts every failure to one JSON form: `{"error": {"code", "message", "field"}}`.
 
-Messages say what the request did wrong. What the server did wrong is logged, and the answer says no more than a code
+Messages name the request's fault. A fault of the server is logged, and the answer holds no more than a code
 and the request's id: paths, addresses and tracebacks stay inside.
 """
 
@@ -103,7 +103,7 @@ def as_api_error(error: BaseException) -> ApiError:
         log.error("the index cannot answer: %s", error, exc_info=error)
         return ApiError(503, "the index cannot be read at the moment", None, "index_unavailable", {"Retry-After": "5"})
     log.error("unforeseen", exc_info=error)
-    return ApiError(500, "the server failed to answer this request; its log says why")
+    return ApiError(500, "the server failed to answer this request; its log has the cause")
 
 
 def out_of_memory(error: BaseException) -> bool:

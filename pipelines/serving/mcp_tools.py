@@ -2,7 +2,7 @@
 
 Resources, a prompt and completions are in `mcp_resources`.
 
-A tool's arguments are the body of the HTTP request of the same name, so one model says what a search can be told.
+A tool's arguments are the body of the HTTP request of the same name, so one model defines a search's options.
 """
 
 from __future__ import annotations

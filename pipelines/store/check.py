@@ -74,7 +74,7 @@ def _check_settings(snapshot: Snapshot) -> Check:
     problems, notes = [], []
     if identity.format_version < FORMAT_VERSION:
         notes.append(
-            f"format {identity.format_version}: the next build brings it to {FORMAT_VERSION}, without embedding"
+            f"format {identity.format_version}: the next build upgrades it to {FORMAT_VERSION}, without embedding"
         )
     for field in documents_schema(identity):
         old = field.name == "metadata_hash" and identity.format_version < FORMAT_VERSION
@@ -131,8 +131,8 @@ def _check_hashes(snapshot: Snapshot) -> Check:
         texts += _count_differences(whole["content_hash"], hash_content(whole["text"].combine_chunks()))
     if PICTURES in snapshot.schema.names:
         return Check(title, notes=("not compared: pictures are not in the table",))
-    problems = [f"{texts:,} rows have another text than their content_hash says"] if texts else []
-    notes = [f"{values:,} rows have other metadata than their hash says: the next build writes it"] if values else []
+    problems = [f"{texts:,} rows have another text than their content_hash"] if texts else []
+    notes = [f"{values:,} rows have other metadata than their hash: the next build writes it"] if values else []
     return Check(title, tuple(problems), tuple(notes))
 
 

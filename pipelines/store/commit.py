@@ -7,7 +7,7 @@ a lease over first commits a fence (a merge that changes nothing, which Lance le
 was frozen in between is refused by the store itself, not by a check that it might have passed long ago.
 
 Documents are replaced and completed whole: a fragment with some chunks of a document waits in `Committer` until all of
-its chunks were written, and the rows that a changed document replaces are deleted by the commit that brings the new.
+its chunks were written, and the rows that a changed document replaces are deleted by the commit that adds the new.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def compare_settings(dataset: lance.LanceDataset, target: Target) -> None:
     """Raises ConfigError if the table was built by other settings, naming the first that differs.
 
     Columns that the table lacks are no difference, nor are outputs and embedders that the job adds, nor that it is of
-    an older format: `store.evolve` and the back-fill bring them.
+    an older format: `store.evolve` and the back-fill add them.
     """
     have = Identity.from_metadata(dataset.schema.metadata)
     if have is None:
@@ -272,7 +272,7 @@ class _PartialDocument:
 class Committer:
     """Collects records of `write_block` and commits them every `fragments` fragments or `seconds` seconds.
 
-    `commit_due` wants to be asked after each record: nothing is committed by itself.
+    Call `commit_due` after each record: nothing is committed by itself.
     """
 
     target: Target

@@ -32,7 +32,7 @@ def choose_embedders(
     """Returns the embedder's name for each output that a search compares.
 
     embedder: one for all of its outputs. channels: one for each output. metadata: the schema's. Without both: what the
-    index's config says of channels, the promoted embedder, or the only one with each output. ConfigError names the
+    index's config sets for channels, the promoted embedder, or the only one with each output. ConfigError names the
     unknown name, or what there is to choose from.
     """
     if embedder is not None and channels is not None:

@@ -55,7 +55,7 @@ def check_columns(target: Target, drop: Sequence[str] = ()) -> None:
 def evolve_table(target: Target, lease: Lease, drop: Sequence[str] = ()) -> Target:
     """Upgrades the hashes of an older index, drops `drop` and adds the metadata columns that the table lacks.
 
-    Returns the target with its columns in the table's order. Nothing happens to a table that is as the job wants it, or
+    Returns the target with its columns in the table's order. Nothing happens to a table that matches the job, or
     to none. ConfigError as `check_columns`, before anything is changed.
     """
     check_columns(target, drop)

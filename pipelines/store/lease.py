@@ -1,10 +1,10 @@
 """Ensures a single writer by a lease in a table beside the index: only one process can insert a given lease row.
 
 Every taking has its own row `TABLE#EPOCH`; the highest epoch holds. Lance's merge-insert on a primary key lets one of
-several racing inserts through, on any store, without a lock service. The holder raises a counter (`beat`). Who wants
-the lease watches that counter by a monotonic clock of his own: no two clocks are ever compared, so a clock that is set
+several racing inserts through, on any store, without a lock service. The holder raises a counter (`beat`). A contender
+watches that counter by a monotonic clock of his own: no two clocks are ever compared, so a clock that is set
 back changes nothing. That costs a wait of `lease_seconds` before a dead holder's lease can be taken, except on the
-holder's own machine, where the process table says at once that it is gone.
+holder's own machine, where the process table shows at once that it has ended.
 
 A lease alone does not stop a holder that was frozen and wakes up; `commit.commit_fence` does.
 """
@@ -62,7 +62,7 @@ class LeaseLost(WorkFailed):
 def process_name(pid: int) -> str | None:
     """Returns boot, pid namespace and start time, which identify a process; None if it has ended.
 
-    Linux only. Elsewhere it is None for every process, and `Holder.is_gone` says no to all: the counter decides.
+    Linux only. Elsewhere it is None for every process, and `Holder.is_gone` is False for all: the counter decides.
     """
     try:
         started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]

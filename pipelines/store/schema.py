@@ -24,7 +24,7 @@ IDENTITY_KEY = b"tridex.identity"
 FILLING_KEY = b"tridex.filling"
 """Schema metadata: JSON list of columns that a job is adding and has not filled yet."""
 CHANNELS_KEY = b"tridex.channels"
-"""Schema metadata: JSON of the embedder that a search takes each output from, where the index's config says so."""
+"""Schema metadata: JSON of the embedder that a search takes each output from, where the index's config names it."""
 PROMOTED_KEY = b"tridex.promoted"
 """Schema metadata: JSON list of embedder names; searches that name none take the first, the rest is for a rollback."""
 DROPPED_KEY = b"tridex.dropped"
@@ -63,7 +63,7 @@ class Identity:
     """Holds every setting that determines the numbers in an index's columns.
 
     chunk: mode, size, overlap. text: the template that joins title and text. embedders: for each column prefix what
-    `Embedder.identity()` says, and `outputs`, `dense` (dtype), `colbert` (codec), `colbert_pooling`, and `sparse`
+    `Embedder.identity()` returns, and `outputs`, `dense` (dtype), `colbert` (codec), `colbert_pooling`, and `sparse`
     (codec) unless it is `max`.
     """
 

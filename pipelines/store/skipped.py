@@ -1,6 +1,6 @@
 """Keeps the table of input that is left out besides the quarantine: files without a reader, values of another type.
 
-Counts by kind with an example each, written over by every complete look at the input, so it speaks of the last one.
+Counts by kind with an example each, replaced by every complete scan of the input, so it describes the last one.
 """
 
 from __future__ import annotations
@@ -92,5 +92,5 @@ def _misfit_entries(table: pa.Table) -> list[str]:
 
 
 def misfit_entry(name: str, type_: str) -> str:
-    """Returns the entry of a misfit that tells the type, too."""
+    """Returns the entry of a misfit that names the type, too."""
     return f"{name}{_WIDER}{type_}"

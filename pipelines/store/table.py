@@ -1,7 +1,7 @@
 """Reads one version of the documents table: its identity, its rows, and their numbering by position.
 
 A snapshot is pinned when it is opened: writers go on, this reader sees what it opened until it opens again. Rows are
-numbered 0..n-1 in table order ("positions"), which is what arrays want; Lance's own row addresses (fragment << 32 |
+numbered 0..n-1 in table order ("positions"), which index arrays; Lance's own row addresses (fragment << 32 |
 offset) are translated at the border. That costs one list of offsets for each fragment that has deletions, and nothing
 for the others.
 """

@@ -37,7 +37,7 @@ NUMBERED_PARTS = ("jsonl", "arrow", "orc")
 
 
 def is_document(name: str) -> bool:
-    """Tells whether a file of that name holds one document: text, Markdown, HTML, PDF and the like."""
+    """Returns whether a file of that name holds one document: text, Markdown, HTML, PDF and the like."""
     known = format_of(name)
     return known is not None and READERS[known].is_document
 

@@ -39,7 +39,7 @@ class Part:
     first_row: int = 0
     """Number of the part's first row within the file."""
     rows: int | None = None
-    """None if only reading can tell."""
+    """None if only reading the file shows it."""
     size: int = 0
     """Bytes in the file."""
 

@@ -78,7 +78,7 @@ def _line_start(handle: pa.NativeFile, at: int, size: int) -> int:
 
 
 def is_lines(head: bytes) -> bool:
-    """Tells whether a file's beginning holds one value per line, not arrays or objects over several lines."""
+    """Returns whether a file's beginning holds one value per line, not arrays or objects over several lines."""
     text = head.decode("utf-8-sig", "replace").lstrip()
     line, newline, _ = text.partition("\n")
     if line.startswith("["):

@@ -91,7 +91,7 @@ class DenseChannel:
 
     @cached_property
     def probe_sample(self) -> tuple[IntArray, Floats]:
-        """Returns rows at equal distances and their vectors, which tell how much of a region a filter allows."""
+        """Returns rows at equal distances and their vectors, which show how much of a region a filter allows."""
         rows = np.unique(np.linspace(0, len(self.columns) - 1, PROBE_SAMPLE_ROWS).astype(np.int64))
         return rows, self.vectors(rows)
 

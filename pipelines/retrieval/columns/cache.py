@@ -59,7 +59,7 @@ class ColumnCache:
         return tuple(self.names)
 
     def embedder(self, output: Output) -> Mapping[str, Any]:
-        """Returns what the index's identity says of the embedder of an output."""
+        """Returns the index's identity of the embedder of an output."""
         return self.snapshot.identity.embedders[self.names[output]]
 
     @cached_property

@@ -28,7 +28,7 @@ def test_what_is_asked_for_is_kept() -> None:
     resolved = resolve_compute(spec, BertConfig())
     assert resolved.dtype == torch.float32
     assert (resolved.budget, resolved.threads, resolved.compile) == (77, 3, True)
-    assert all("as asked" in line for line in resolved.why)
+    assert all("as set" in line for line in resolved.why)
 
 
 @pytest.mark.parametrize(("hardware", "says"), [(True, "8-bit products"), (False, "slower than fp32")])
