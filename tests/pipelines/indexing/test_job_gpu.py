@@ -20,7 +20,7 @@ def test_the_toy_job_writes_its_figures(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     figures = json.loads(path.read_text())
-    assert figures["blocks"] == 4, "3,000 rows in blocks of 1,000, cut at the end of each shard"
+    assert figures["blocks"] == 16, "one actor gets 3,000 rows in 16 blocks (BLOCKS_PER_ACTOR)"
     assert figures["tokens_per_second"] > 0
     assert figures["job_of_bare"] > 0
     assert 0 <= figures["wait_share"] < 1
