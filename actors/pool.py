@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from actors.arrow.blocks import all_rows, scatter_rows, set_row_errors, tokens_from_table
@@ -21,7 +23,8 @@ from actors.spec import EmbedderSpec, Output, PoolSpec
 if TYPE_CHECKING:
     from actors.embedders.base import Embedder
 
-Finish = Callable[[EmbeddingBatch, TokenBatch], dict[str, pa.Array]]
+Finish = Callable[[EmbeddingBatch, TokenBatch, npt.NDArray[np.int32]], dict[str, pa.Array]]
+"""Takes the outputs of a block's good rows, their tokens and the token id of each ColBERT vector."""
 
 CPU_HEADROOM = 1.0
 """CPUs left to reading, tokenising and writing. Ray Data's own repartition asks for a whole one; without it a job waits
@@ -82,5 +85,6 @@ class EmbedActor:
     ) -> list[pa.Array]:
         if not found.parts:
             return [pa.nulls(size, field.type) for field in self.fields]
-        columns = self.finish(concat([batch for _, batch in found.parts]), tokens.take(found.rows))
+        done = tokens.take(found.rows)
+        columns = self.finish(concat([batch for _, batch in found.parts]), done, self.embedder.colbert_ids(done))
         return [scatter_rows(columns[field.name], rows[found.rows], size) for field in self.fields]

@@ -86,6 +86,9 @@ class WordEmbedder:
         keep[tokens.offsets[:-1]] = False
         return keep
 
+    def colbert_ids(self, tokens: TokenBatch) -> npt.NDArray[np.int32]:
+        return tokens.ids[self.scored_tokens(tokens, "passage")]
+
     def embed_tokens(self, tokens: TokenBatch, outputs: Sequence[str] | None = None) -> EmbeddingBatch:
         wanted = self.outputs if outputs is None else outputs
         rows = [tokens.ids[a + 1 : b] for a, b in zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True)]
@@ -132,7 +135,7 @@ def documents(
     ids, bodies = list(texts), list(texts.values())
     tokens = embedder.tokenise(bodies)
     batch = embedder.embed_tokens(tokens)
-    kept = np.delete(tokens.ids, tokens.offsets[:-1])
+    kept = embedder.colbert_ids(tokens)
     parameters = (
         {"words": TRAINED[codec].train(batch.colbert.vectors)} if codec in TRAINED and batch.colbert is not None else {}
     )

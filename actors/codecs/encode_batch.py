@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from actors.codecs.codec import Codec
 from actors.codecs.names import SparseWeighting
@@ -12,20 +13,28 @@ from actors.outputs import EmbeddingBatch, MultiVectors, TokenBatch
 
 
 def encode_batch(
-    batch: EmbeddingBatch, tokens: TokenBatch, dense: str, sparse: SparseWeighting, colbert: Codec, pooling: str
+    batch: EmbeddingBatch,
+    tokens: TokenBatch,
+    colbert_ids: npt.NDArray[np.int32],
+    dense: str,
+    sparse: SparseWeighting,
+    colbert: Codec,
+    pooling: str,
 ) -> EmbeddingBatch:
-    """Encodes the outputs of one embedder; `tokens` are those of the same texts. ColBERT codes stay as they are."""
+    """Encodes the outputs of one embedder. ColBERT codes stay as they are.
+
+    tokens: those of the same texts. colbert_ids: the token of each ColBERT vector, as `Embedder.colbert_ids` gives.
+    """
     return EmbeddingBatch(
         None if batch.dense is None else batch.dense.astype(dense, copy=False),
         None if batch.sparse is None else weight_sparse(batch.sparse, tokens, sparse),
-        None if batch.colbert is None else _encode_colbert(batch.colbert, tokens, colbert, pooling),
+        None if batch.colbert is None else _encode_colbert(batch.colbert, colbert_ids, colbert, pooling),
         batch.n_tokens,
         batch.n_truncated,
     )
 
 
-def _encode_colbert(vectors: MultiVectors, tokens: TokenBatch, codec: Codec, pooling: str) -> MultiVectors:
+def _encode_colbert(vectors: MultiVectors, ids: npt.NDArray[np.int32], codec: Codec, pooling: str) -> MultiVectors:
     if vectors.vectors.dtype == np.uint8:  # encoded on the device that computed them
         return vectors
-    ids = np.delete(tokens.ids, tokens.offsets[:-1]) if pooling == "distinct" else None
     return encode_colbert(vectors, codec, pooling, ids)

@@ -138,6 +138,10 @@ class Embedder:
         keep[tokens.offsets[:-1]] = False
         return keep
 
+    def colbert_ids(self, tokens: TokenBatch) -> npt.NDArray[np.int32]:
+        """Returns the token id of each ColBERT vector of these passages, in their order."""
+        return tokens.ids[self.scored_tokens(tokens, "passage")]
+
     def identity(self) -> Identity:
         """Returns what an index must have been built with to be searched with this embedder."""
         return dict(self._identity)

@@ -67,10 +67,10 @@ def train_codec(config: BuildConfig, units: Sequence[Unit], i: int) -> CodecPara
     embedder = config.embedders[i]
     tokens, _ = tokens_from_table(draw_sample(config, units, embedder), embedder.name)
     tokens = tokens.take(np.flatnonzero(tokens.lengths.cumsum() <= max(SAMPLE_TOKENS, tokens.lengths[:1].sum())))
-    found = load_embedder(embedder.spec()).embed_tokens(tokens, ["colbert"]).colbert
+    model = load_embedder(embedder.spec())
+    found = model.embed_tokens(tokens, ["colbert"]).colbert
     assert found is not None
-    ids = np.delete(tokens.ids, tokens.offsets[:-1])
-    vectors = pool_vectors(found, embedder.codec.colbert_pooling, ids).vectors
+    vectors = pool_vectors(found, embedder.codec.colbert_pooling, model.colbert_ids(tokens)).vectors
     chosen = np.random.default_rng(0).permutation(len(vectors))[:SAMPLE_VECTORS]
     return TRAINED[embedder.colbert_codec].train(vectors[np.sort(chosen)])
 

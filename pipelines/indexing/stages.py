@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -109,10 +110,14 @@ class EncodeOutputs:
     parameters: CodecParameters | None = None
     """Of a trained codec."""
 
-    def __call__(self, batch: EmbeddingBatch, tokens: TokenBatch) -> dict[str, pa.Array]:
+    def __call__(
+        self, batch: EmbeddingBatch, tokens: TokenBatch, colbert_ids: npt.NDArray[np.int32]
+    ) -> dict[str, pa.Array]:
         embedder, codec = self.embedder, self.embedder.codec
         colbert = get_codec(embedder.colbert_codec, self.parameters)
-        stored = encode_batch(batch, tokens, codec.dense, embedder.sparse_codec, colbert, codec.colbert_pooling)
+        stored = encode_batch(
+            batch, tokens, colbert_ids, codec.dense, embedder.sparse_codec, colbert, codec.colbert_pooling
+        )
         return stored.to_arrow(self.embedder.name)
 
     @property

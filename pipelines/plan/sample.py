@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 from transformers import AutoConfig
@@ -135,10 +136,10 @@ def measure_throughput(embedder: EmbedderConfig, chunks: pa.Table) -> float | No
         torch.set_num_threads(max(1, int(embedder.pool.num_cpus)))
     try:
         encode = _stored_columns(embedder)
-        encode(model.embed_tokens(parts[0], embedder.outputs), parts[0])
+        encode(model.embed_tokens(parts[0], embedder.outputs), parts[0], model.colbert_ids(parts[0]))
         done, began = 0, time.monotonic()
         for part in parts:
-            encode(model.embed_tokens(part, embedder.outputs), part)
+            encode(model.embed_tokens(part, embedder.outputs), part, model.colbert_ids(part))
             done += int(part.lengths.sum())
             if time.monotonic() - began > CALIBRATION_SECONDS:
                 break
@@ -174,6 +175,6 @@ def measure_int8_error(embedder: EmbedderConfig, chunks: pa.Table) -> str:
     )
 
 
-def _stored_columns(embedder: EmbedderConfig) -> Callable[[EmbeddingBatch, TokenBatch], object]:
+def _stored_columns(embedder: EmbedderConfig) -> Callable[[EmbeddingBatch, TokenBatch, npt.NDArray[np.int32]], object]:
     """Returns an actor's function that encodes for the table; for codecs that need training, one that does nothing."""
-    return (lambda batch, tokens: None) if embedder.colbert_codec in TRAINED else EncodeOutputs(embedder)
+    return (lambda batch, tokens, ids: None) if embedder.colbert_codec in TRAINED else EncodeOutputs(embedder)

@@ -17,6 +17,9 @@ FIELDS = (pa.field("m_dense", pa.list_(pa.float32(), 1)),)
 class Fake:
     """Gives each text the sum of its ids; a text with the id 13 cannot be embedded."""
 
+    def colbert_ids(self, tokens: TokenBatch) -> Any:
+        return tokens.ids[:0]
+
     def embed_rows(self, tokens: TokenBatch, table: pa.Table, rows: object, *_: object) -> EmbeddingBatch:
         if 13 in tokens.ids:
             raise ValueError("thirteen")
@@ -29,7 +32,7 @@ def actor() -> EmbedActor:
     made.embedder = Fake()  # type: ignore[assignment]
     made.name, made.outputs, made.fields = "m", ("dense",), FIELDS
     made.device_codec = None
-    made.finish = lambda batch, tokens: batch.to_arrow("m")
+    made.finish = lambda batch, tokens, ids: batch.to_arrow("m")
     return made
 
 

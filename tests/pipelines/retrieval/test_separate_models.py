@@ -6,16 +6,20 @@ import json
 import pickle
 from pathlib import Path
 
+import lance
 import numpy as np
 import pytest
 from checkpoints_chains import build_chain
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
+from actors import load_embedder
 from actors.spec import Output
 from pipelines.cli import app
-from pipelines.config import ConfigError, InvalidRequest
+from pipelines.config import ConfigError, EmbedderConfig, InvalidRequest
+from pipelines.config.settings import CodecConfig
 from pipelines.indexing.build import build_index
+from pipelines.indexing.stages import EncodeOutputs
 from pipelines.retrieval.create import create_index
 from pipelines.retrieval.index import Index, open_index
 from pipelines.serving.app import create_app
@@ -76,6 +80,28 @@ def test_one_model_with_one_output(kind: str, tmp_path: Path) -> None:
     parts = [m.product for m in told.sparse] if output == "sparse" else [m.part for m in told.colbert]
     assert parts
     assert sum(parts) == pytest.approx(best.scores[output], rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["pylate", "stanford", "multi_vector", "multi_vector_expanded"])
+def test_distinct_pooling_keeps_one_vector_per_scored_token(kind: str, tmp_path: Path) -> None:
+    """These models score the first token and skip others; a job's actor and an upsert store the same."""
+    folder = build_chain(kind, tmp_path / "model")
+    codec = CodecConfig(colbert="float32", colbert_pooling="distinct")
+    config = EmbedderConfig(name="m", model=str(folder), codec=codec)
+    texts = ["the scheduler, the scheduler!", "dirty pages", "..."]
+    index = create_index(tmp_path / "index", embedder=config.model_dump(exclude_unset=True))
+    index.upsert([{"doc_id": str(i), "text": text} for i, text in enumerate(texts)])
+    table = lance.dataset(str(tmp_path / "index" / "documents.lance")).to_table(["text", "m_colbert"])
+    stored = {row["text"]: row["m_colbert"] for row in table.to_pylist()}
+    model = load_embedder(config.spec())
+    tokens = model.tokenise(texts)
+    scored = model.scored_tokens(tokens, "passage")
+    for i, text in enumerate(texts):
+        part = slice(*tokens.offsets[i : i + 2])
+        assert len(stored[text]) == len(set(tokens.ids[part][scored[part]].tolist()))
+    columns = EncodeOutputs(config)(model.embed_tokens(tokens), tokens, model.colbert_ids(tokens))
+    for text, vectors in zip(texts, columns["m_colbert"].to_pylist(), strict=True):
+        np.testing.assert_allclose(np.array(vectors), np.array(stored[text]), atol=1e-6)
 
 
 def test_explanations_show_the_tokens_of_each_model(uri: str) -> None:
