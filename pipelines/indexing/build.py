@@ -151,17 +151,10 @@ def run(job: Job, lease: Lease, log: RunLog, session: RaySession, warm: WarmMode
         with log.phase("adding new outputs"):
             backfilled = backfill_outputs(job, lease, session.connect)
     write_channels(job.target, lease)
-    version = create_or_open(job.target, lease).version
+    job, version, changes = compare_with_table(job, lease, log, session)
     committer = Committer(job.target, lease, config.index.commit_fragments, config.index.commit_seconds)
-    with log.phase("comparing the input with the index"):
-        changes = detect(job, version, session)
-        if (wider := widen_columns(job, changes, lease)) is not job:
-            job = wider
-            committer = Committer(job.target, lease, config.index.commit_fragments, config.index.commit_seconds)
-            version = create_or_open(job.target, lease).version
-            changes = detect(job, version, session)
-    skipped = (*job.skipped, *dropped_values(changes.misfits, job.fields))
-    write_skipped(job.target, skipped)
+    job = replace(job, skipped=(*job.skipped, *dropped_values(changes.misfits, job.fields)))
+    write_skipped(job.target, job.skipped)
     updated = 0
     if changes.metadata_only and job.only is None:
         with log.phase("writing metadata"):
@@ -174,25 +167,45 @@ def run(job: Job, lease: Lease, log: RunLog, session: RaySession, warm: WarmMode
     with log.phase("updating search indexes"):
         update_search_indexes(job.target, config.index, session)
     pruned = prune_documents(committer, changes, config.job.prune_limit) if config.job.prune else 0
-    return log.finish(
-        Summary(
-            index=config.index.uri,
-            embedded=committer.totals,
-            new=changes.new,
-            changed=changes.changed,
-            metadata_only=changes.metadata_only,
-            unchanged=changes.same,
-            gone=changes.gone,
-            duplicates=changes.duplicates,
-            pruned=pruned,
-            metadata_rows=updated,
-            backfilled=backfilled.rows,
-            backfilled_tokens=backfilled.n_tokens,
-            seconds=log.seconds,
-            embed_seconds=log.phases.get("embedding", 0.0),
-            rows_in_index=create_or_open(job.target).count_rows(),
-            skipped=skipped,
-        )
+    return log.finish(summarise(job, log, changes, committer.totals, backfilled, updated, pruned))
+
+
+def compare_with_table(job: Job, lease: Lease, log: RunLog, session: RaySession) -> tuple[Job, int, Changes]:
+    """Compares the input with the table's newest version; compares again where a guessed column type had to be widened.
+
+    Returns the job (with the wider types), the version compared with, and the changes.
+    """
+    with log.phase("comparing the input with the index"):
+        version = create_or_open(job.target, lease).version
+        changes = detect(job, version, session)
+        wider = widen_columns(job, changes, lease)
+        if wider is job:
+            return job, version, changes
+        version = create_or_open(wider.target, lease).version
+        return wider, version, detect(wider, version, session)
+
+
+def summarise(
+    job: Job, log: RunLog, changes: Changes, embedded: Totals, backfilled: Totals, metadata_rows: int, pruned: int
+) -> Summary:
+    """Returns what a build did, in figures."""
+    return Summary(
+        index=job.config.index.uri,
+        embedded=embedded,
+        new=changes.new,
+        changed=changes.changed,
+        metadata_only=changes.metadata_only,
+        unchanged=changes.same,
+        gone=changes.gone,
+        duplicates=changes.duplicates,
+        pruned=pruned,
+        metadata_rows=metadata_rows,
+        backfilled=backfilled.rows,
+        backfilled_tokens=backfilled.n_tokens,
+        seconds=log.seconds,
+        embed_seconds=log.phases.get("embedding", 0.0),
+        rows_in_index=create_or_open(job.target).count_rows(),
+        skipped=job.skipped,
     )
 
 
