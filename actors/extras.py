@@ -15,15 +15,17 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "documents": ("markitdown",),
     "avro": ("fastavro",),
     "serve": ("fastapi", "uvicorn", "mcp", "prometheus_client"),
+    "serve-ray": ("grpc", "fastapi", "uvicorn", "mcp", "prometheus_client"),
     "langchain": ("langchain_core",),
     "llamaindex": ("llama_index",),
     "haystack": ("haystack",),
     "dspy": ("dspy",),
     "mteb": ("mteb",),
 }
-"""Extra of pyproject.toml -> modules that it installs."""
+"""Extra of pyproject.toml -> modules that it installs; grpc is `ray[serve]`'s."""
 DISTRIBUTIONS = {
     "PIL": "Pillow",
+    "grpc": "grpcio",
     "lance_ray": "lance-ray",
     "prometheus_client": "prometheus-client",
     "langchain_core": "langchain-core",

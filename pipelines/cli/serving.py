@@ -58,7 +58,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve indexes over HTTP: search, embeddings, reranking. MCP is at /mcp, a search page at /."""
-    require_extra("serve", "serving")
+    require_extra("serve-ray", "serving on Ray") if ray else require_extra("serve", "serving")
     config = serve_config(
         indexes, overrides, keys=keys, any_host=any_host, open_writes=open_writes,
         aliases=pairs(alias or [], "--alias"), aliases_file=aliases, rerankers=reranker or (), prewarm=prewarm,

@@ -103,6 +103,16 @@ def _idle_gpu(plan: Plan, config: BuildConfig) -> list[str]:
     ]
 
 
+def _int8_on_card(plan: Plan, config: BuildConfig) -> list[str]:
+    """Warns that int8 was requested and a card's speed predicted: the formula is that of half precision."""
+    return [
+        f"embedders.{i}.compute.dtype int8 runs on CPUs only: a build on a {planned.prediction.card} refuses it, and "
+        "its speed is predicted for half precision; set compute.dtype to auto"
+        for i, (e, planned) in enumerate(zip(config.embedders, plan.embedders, strict=True))
+        if planned.prediction is not None and e.compute.dtype == "int8"
+    ]
+
+
 def _few_units(plan: Plan, config: BuildConfig) -> list[str]:
     actors = max((e.actors for e in plan.embedders), default=0)
     if plan.units >= actors or plan.input_bytes < 64 * 2**20:
@@ -127,6 +137,7 @@ CHECKS: tuple[Callable[[Plan, BuildConfig], list[str]], ...] = (
     _object_store,
     _disk,
     _idle_gpu,
+    _int8_on_card,
     _few_units,
     _much_to_redo,
 )

@@ -13,6 +13,9 @@ from actors.extras import DISTRIBUTIONS, EXTRAS, MissingExtraError, find_missing
 
 PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 
+OF_RAY = ("aiohttp", "grpc")
+"""Modules that come with an extra of Ray."""
+
 
 @pytest.fixture
 def without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,7 +28,7 @@ def without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_extra_is_declared_with_its_packages(extra: str) -> None:
     line = next(text for text in PYPROJECT.read_text(encoding="utf-8").splitlines() if text.startswith(f"{extra} = "))
     declared = {re.split(r"[\[>=<,]", name)[0].lower() for name in re.findall(r'"([^"]+)"', line)}
-    expected = {"ray"} if extra == "submit" else {DISTRIBUTIONS.get(module, module).lower() for module in EXTRAS[extra]}
+    expected = {"ray" if module in OF_RAY else DISTRIBUTIONS.get(module, module).lower() for module in EXTRAS[extra]}
     assert declared == expected
 
 
@@ -44,6 +47,10 @@ def test_all_missing_packages_are_named(without_extras: None) -> None:
     ("arguments", "expected"),
     [
         (["serve", "idx"], "serving needs fastapi, uvicorn, mcp, prometheus-client: pip install 'tridex[serve]'"),
+        (
+            ["serve", "idx", "--ray"],
+            "serving on Ray needs grpcio, fastapi, uvicorn, mcp, prometheus-client: pip install 'tridex[serve-ray]'",
+        ),
         (["mcp", "idx"], "serving needs fastapi, uvicorn, mcp, prometheus-client: pip install 'tridex[serve]'"),
         (
             ["optimize", "idx", "--address", "ray://nowhere:1"],

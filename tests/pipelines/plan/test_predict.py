@@ -74,6 +74,13 @@ def test_plan_on_a_card_runs_no_model_and_says_that_it_predicts(tmp_path: Path) 
     assert plan.to_dict()["embedders"][0]["prediction"]["limit"]
 
 
+def test_int8_on_a_card_is_warned_of(tmp_path: Path) -> None:
+    int8 = make_plan(_job(tmp_path, embedders=[{"compute": {"dtype": "int8"}}]), Pool(card="l4"))
+    (warning,) = [line for line in int8.warnings if "int8" in line]
+    assert warning.startswith("embedders.0.compute.dtype int8 runs on CPUs only: a build on a L4 24 GB refuses it")
+    assert not any("int8" in line for line in make_plan(_job(tmp_path), Pool(card="l4")).warnings)
+
+
 def test_an_unknown_card_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no data sheet of a card 'b100'; there are t4, l4"):
         make_plan(_job(tmp_path), Pool(card="b100"))
