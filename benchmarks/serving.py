@@ -1,18 +1,20 @@
 """Measures a server: latency at 1, 8 and 32 clients, what HTTP adds to `Index.search`, and what batching gains.
 
-    python benchmarks/serving.py INDEX [--seconds 20] [--soak MINUTES] [--build INPUT]
+    python benchmarks/serving.py INDEX [--seconds 20] [--soak MINUTES] [--build INPUT [--build INPUT]]
 
 It starts `tridex serve INDEX` on loopback and asks it with one asyncio client per connection, each sending its next
 query when it has the answer to the one before (a closed loop). Queries are the first words of the index's own
-passages. With --soak it goes on with 8 clients for that long, and prints errors and the server's memory per minute
-(--seconds 0 leaves all but that out); with --build a `tridex build --input INPUT` goes into the same index meanwhile,
-which must be a copy that nobody needs.
+passages. With --soak it goes on with 8 clients for that long, and prints errors, the served version and the server's
+memory per minute (--seconds 0 leaves all but that out). With --build INPUT (repeatable) `tridex build` updates the same
+index meanwhile, from one input after the other and round again until the time is over; it must be a copy that nobody
+needs. Two inputs that differ in some texts keep the index at one size, so that only new versions can make memory grow.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import re
@@ -20,6 +22,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -176,10 +179,17 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def memory(pid: int) -> float:
-    """Resident megabytes of a process."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+def memory(pid: int) -> dict[str, float]:
+    """Resident megabytes of a process: all, and those that no file backs."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    kilobytes = dict(re.findall(r"^(\w+):\s+(\d+) kB$", status, re.MULTILINE))
+    return {"rss_mb": int(kilobytes["VmRSS"]) / 1024, "anonymous_mb": int(kilobytes["RssAnon"]) / 1024}
+
+
+def served_version(port: int) -> int:
+    """The version of the index that answers."""
+    answer = asyncio.run(ask(port, b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n"))
+    return int(json.loads(answer.partition(b"\r\n\r\n")[2])["versions"]["i"])
 
 
 def soak(port: int, pid: int, messages: list[bytes], minutes: float) -> None:
@@ -189,10 +199,37 @@ def soak(port: int, pid: int, messages: list[bytes], minutes: float) -> None:
             "minute": minute + 1,
             "requests": len(times),
             "errors": len(errors),
-            "rss_mb": memory(pid),
+            "version": served_version(port),
+            **memory(pid),
             **quantiles(times),
         }
         print(json.dumps(row | ({"first_error": errors[0]} if errors else {})), flush=True)
+
+
+@contextmanager
+def builds(index: str, inputs: list[str]) -> Iterator[None]:
+    """Builds into the index from each input in turn, until the block ends; prints how many builds failed."""
+    ended = threading.Event()
+    exits: list[int] = []
+
+    def build() -> None:
+        for source in itertools.cycle(inputs):
+            if ended.is_set():
+                return
+            command = [str(BIN / "tridex"), "build", "--input", source, "--index", index]
+            done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
+            exits.append(done.returncode)
+            if done.returncode:
+                print(json.dumps({"what": "build failed", "message": done.stderr[-500:]}), flush=True)
+
+    thread = threading.Thread(target=build)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        print(json.dumps({"what": "builds", "ended": len(exits), "failed": sum(map(bool, exits))}), flush=True)
 
 
 def main() -> None:
@@ -200,7 +237,7 @@ def main() -> None:
     parser.add_argument("index")
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--soak", type=float, default=0)
-    parser.add_argument("--build", help="input of a build into the index, beside the soak")
+    parser.add_argument("--build", action="append", default=[], help="input of builds into the index, beside the soak")
     parser.add_argument("--options", type=json.loads, default={}, help="JSON of search options")
     given = parser.parse_args()
     queries = queries_of(given.index)
@@ -214,12 +251,8 @@ def main() -> None:
         if given.seconds:
             measure_load(port, pid, given.index, queries, given)
         if given.soak:
-            command = [str(BIN / "tridex"), "build", "--input", str(given.build), "--index", given.index]
-            building = subprocess.Popen(command, stderr=subprocess.DEVNULL) if given.build else None
-            soak(port, pid, messages, given.soak)
-            if building is not None:
-                building.wait()
-                print(json.dumps({"what": "build", "exit": building.returncode}))
+            with builds(given.index, given.build):
+                soak(port, pid, messages, given.soak)
 
 
 def measure_load(port: int, pid: int, index: str, queries: list[str], given: argparse.Namespace) -> None:

@@ -67,7 +67,7 @@ def validated(kind: type[M], tree: dict[str, Any]) -> M:
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(describe_errors(error, kind)) from error
+        raise ConfigError(describe_errors(error, kind, tree)) from error
 
 
 def validate(tree: dict[str, Any]) -> BuildConfig:

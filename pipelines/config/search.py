@@ -174,7 +174,7 @@ def search_options(**values: Any) -> SearchOptions:
     try:
         return SearchOptions(**values)
     except ValidationError as error:
-        raise InvalidRequest(describe_errors(error, SearchOptions)) from error
+        raise InvalidRequest(describe_errors(error, SearchOptions, values)) from error
 
 
 def spell_out_options(method: F) -> F:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -40,7 +41,7 @@ class StrictRoute(APIRoute):
 def parse_json(body: bytes, nesting: int) -> Any:
     """Parses a request's JSON; 400 names the syntax error, 413 means that it is nested too deeply."""
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+        value = json.loads(body.decode("utf-8"))
     except RecursionError:
         raise ApiError(413, f"the body is nested more than {nesting} levels deep") from None
     except UnicodeDecodeError as error:
@@ -52,10 +53,6 @@ def parse_json(body: bytes, nesting: int) -> Any:
         raise ApiError(400, f"the body is not JSON: {error}", None, "invalid_json") from None
     _check(value, "", nesting, nesting)
     return value
-
-
-def _refuse_constant(name: str) -> Any:
-    raise json.JSONDecodeError(f"{name} is no number in JSON", "", 0)
 
 
 def _check(value: Any, path: str, left: int, nesting: int) -> None:
@@ -70,8 +67,8 @@ def _check(value: Any, path: str, left: int, nesting: int) -> None:
             if isinstance(name, str) and not name.isascii():
                 _check_text(name, path)
             _check(item, f"{path}.{name}" if path else str(name), left - 1, nesting)
-    elif isinstance(value, float) and value in (float("inf"), float("-inf")):
-        raise ApiError(400, f"{path}: the number is too large", path or None)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ApiError(400, f"{path or 'body'}: must be a finite number", path or None)
 
 
 def _check_text(text: str, path: str) -> None:

@@ -19,10 +19,10 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from pipelines.config import ConfigError, InvalidRequest, SearchOptions, WorkFailed
+from pipelines.config.describe import PROBLEMS, find_faults
 
 log = logging.getLogger("tridex.serve")
 
-TYPES = frozenset({"str", "int", "float", "bool", "RerankDocument"})
 CODES = {
     400: "invalid_request",
     401: "unauthorized",
@@ -116,25 +116,25 @@ def _printable(message: str) -> str:
     return message[:1000].encode(errors="replace").decode()
 
 
-def _validation_failed(_request: Request, error: Exception) -> JSONResponse:
+def _validation_failed(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    place, first = max(((_place(e["loc"]), e) for e in error.errors()), key=lambda pair: len(pair[0]))
-    field = ".".join(place) or None
+    first = error.errors()[0]
     if first["type"] == "json_invalid":
         return error_response(400, f"the body is not JSON: {first['ctx']['error']}", None, "invalid_json")
-    if first["type"] == "missing" and not place:
-        return error_response(400, "a JSON object is expected as the body")
-    reason = str(first["msg"]).removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        reason = "is no field of this request"
-    return error_response(400, f"{field}: {reason}" if field else reason, field)
+    body = getattr(request.scope.get("route"), "body_field", None)
+    model = body.field_info.annotation if body is not None else BaseModel
+    parts = [{**fault, "loc": fault["loc"][1:]} for fault in error.errors()]  # without `body`, `query` or `path`
+    return invalid_request(parts, model, error.body).response()
 
 
-def _place(loc: Sequence[int | str]) -> list[str]:
-    """Returns the path of a field without its request part (body, query) and without names of union members."""
-    return [
-        str(part) for part in loc[1:] if isinstance(part, int) or (re.fullmatch(r"\w+", part) and part not in TYPES)
-    ]
+def invalid_request(errors: Sequence[Any], model: type[BaseModel], given: Any) -> ApiError:
+    """Converts pydantic's errors of a request to a 400 that names one field: an unknown one, or else the deepest."""
+    unknown = PROBLEMS["extra_forbidden"]
+    faults = find_faults(errors, model, given)
+    path, problem = max(faults, key=lambda fault: (fault[1].startswith(unknown), fault[0].count(".")))
+    if not path:
+        return ApiError(400, "a JSON object is expected as the body")
+    return ApiError(400, f"{path}: {problem}", path)
 
 
 def _http_failed(_request: Request, error: Exception) -> JSONResponse:

@@ -20,11 +20,10 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from pipelines.config.describe import describe_errors
 from pipelines.serving import schemas
 from pipelines.serving.answering import Service
 from pipelines.serving.bodies import Json
-from pipelines.serving.errors import ApiError, as_api_error
+from pipelines.serving.errors import ApiError, as_api_error, invalid_request
 from pipelines.serving.keys import Key
 from pipelines.serving.mcp_resources import McpResources
 from pipelines.serving.routes_search import described
@@ -149,7 +148,7 @@ async def _call(service: Service, key: Key, name: str, arguments: dict[str, Any]
     try:
         given = tool.arguments.model_validate(arguments)
     except ValidationError as error:
-        raise ApiError(400, describe_errors(error, tool.arguments)) from error
+        raise invalid_request(error.errors(), tool.arguments, arguments) from error
     async with service.admitted():
         return await tool.run(service, key, given)
 

@@ -36,14 +36,14 @@ def test_help_lists_every_command_once_in_a_section_with_a_whole_summary() -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["build"], "input: Field required\nindex: Field required"),
+        (["build"], "input: is missing\nindex: is missing"),
         (["build", "absent.yaml"], "absent.yaml: no such config file"),
         (["build", "--input", "a", "--index", "b", "--set", "chunk"], "--set 'chunk': expected key.path=value"),
         (
             ["build", "--input", "a", "--index", "b", "--set", "chunk.size=x"],
             "chunk.size: must be an integer or auto, got 'x'",
         ),
-        (["build", "--input", "a", "--index", "b", "--set", "chunks.size=1"], "chunks: Extra inputs are not permitted"),
+        (["build", "--input", "a", "--index", "b", "--set", "chunks.size=1"], "chunks: is unknown"),
         (["build", "--input", "/no/such/*.parquet", "--index", "b"], "no file matches '/no/such/*.parquet'"),
         (["search", "/no/such/index", "x"], "/no/such/index"),
         (["status", "/no/such/index"], "/no/such/index"),

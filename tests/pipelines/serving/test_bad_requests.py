@@ -80,6 +80,69 @@ def test_searches_that_ask_wrongly(client: TestClient, body: dict[str, Any], fie
     assert field.split(".")[0] in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"query": "x", "weights": {"dense": "much"}}, "weights.dense: must be a number that is 0 or more, got 'much'"),
+        ({"query": "x", "smoothing": "much"}, "smoothing: must be a number that is 0 or more, got 'much'"),
+        ({"query": "x", "weights": 3}, "weights: must be a mapping of names to values, got 3"),
+        ({"query": "x", "group_by": 3}, "group_by: must be a string, got 3"),
+        ({"query": "x", "exact": "yes"}, "exact: must be true or false, got 'yes'"),
+        ({"query": 3}, "query: must be a string or a list, got 3"),
+        ({"query": ["x", 3]}, "query.1: must be a string, got 3"),
+        ({"query": ["x", ""]}, "query.1: is empty"),
+        ({"query": "x", "columns": ["a", 3]}, "columns.1: must be a string, got 3"),
+        ({"querry": "x"}, "querry: is unknown; did you mean 'query'?"),
+        ({}, "query: is missing"),
+    ],
+    ids=str,
+)
+def test_http_and_mcp_name_the_field_at_fault_in_the_same_words(
+    client: TestClient, arguments: dict[str, Any], message: str
+) -> None:
+    assert refused(client.post("/v1/search", json=arguments), 400)["message"] == message
+    assert call_search(client, json.dumps(arguments)) == message
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e400"])
+@pytest.mark.parametrize("field", ["weights.dense", "smoothing"])
+def test_a_number_that_is_none_is_named(client: TestClient, number: str, field: str) -> None:
+    value = f'{{"weights": {{"dense": {number}}}}}' if field == "weights.dense" else f'{{"smoothing": {number}}}'
+    body = f'{{"query": "x", {value[1:]}'
+    response = client.post("/v1/search", content=body, headers={"Content-Type": "application/json"})
+    assert refused(response, 400)["field"] == field
+    assert call_search(client, body).startswith(f"{field}: must be a number")
+
+
+def call_search(client: TestClient, arguments: str) -> str:
+    """Calls MCP's search tool with arguments that it must refuse; returns its message."""
+    head = '{"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "search", "arguments": '
+    headers = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
+    result = client.post("/mcp", content=f"{head}{arguments}}}}}", headers=headers).json()["result"]
+    assert result["isError"]
+    return str(result["content"][0]["text"])
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("/v1/embeddings", {"input": 3, "model": "words"}, "input: must be a string or a list, got 3"),
+        ("/v1/embeddings", {"input": [[1], [2, "x"]], "model": "words"}, "input.1.1: must be an integer, got 'x'"),
+        (
+            "/v1/rerank",
+            {"query": "x", "documents": [{"txt": "x"}]},
+            "documents.0.txt: is unknown; did you mean 'text'?",
+        ),
+        ("/v1/encode", {"texts": ["x"], "outputs": ["sparce"]}, "outputs.0: must be 'dense', 'sparse' or 'colbert'"),
+    ],
+    ids=str,
+)
+def test_other_routes_name_the_field_without_the_types_that_it_may_have(
+    client: TestClient, path: str, body: dict[str, Any], message: str
+) -> None:
+    assert refused(client.post(path, json=body), 400)["message"].startswith(message)
+
+
 def test_unknown_names_are_404(client: TestClient) -> None:
     assert refused(client.post("/v1/search", json={"query": "x", "index": "other"}), 404)["field"] == "index"
     assert refused(client.post("/v1/embeddings", json={"input": "x", "model": "other"}), 404)["field"] == "model"
