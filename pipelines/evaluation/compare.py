@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from pipelines.config import ConfigError
-from pipelines.evaluation.metrics import paired_p, per_query
+from pipelines.evaluation.metrics import Run, paired_p, per_query
 from pipelines.evaluation.qrels import Qrels, judged
 from pipelines.evaluation.runs import fused_run, rank
 from pipelines.retrieval.index import open_index
-from pipelines.store.table import open_table
+from pipelines.store.table import Snapshot, open_table
 
 MOST_DIFFERENT = 10
 MEASURE = "nDCG@10"
@@ -113,45 +113,53 @@ def compare_embedders(
     if not queries:
         raise ConfigError("queries: at least one is needed")
     snapshot = open_table(uri, table, storage_options)
-    names = [name or snapshot.promoted for name in (a, b)]
-    if names[0] is None:
-        raise ConfigError("a: no embedder is promoted; name one of " + ", ".join(snapshot.identity.embedders))
-    if names[0] == names[1]:
-        raise ConfigError(f"b: {b!r} is the embedder that it is compared with")
-    rankings, runs = [], []
+    names = _choose_pair(snapshot, a, b)
+    runs = []
     for name in names:
-        embedder = (embedders or {}).get(str(name), name)
+        embedder = (embedders or {}).get(name, name)
         opened = open_index(
             uri, table=table, storage_options=storage_options, embedder=embedder, version=snapshot.version
         )
-        run = fused_run(rank(opened, queries, max(candidates, k)), opened.default_fusion)
-        runs.append(run)
-        rankings.append({q: tuple(sorted(found, key=lambda d: (-found[d], d))[:k]) for q, found in run.items()})
-    measured, judgement = _judge(runs, queries, qrels)
-    rows = [
-        QueryComparison(
-            q, text, overlap(rankings[0][q], rankings[1][q], k), tau(rankings[0][q], rankings[1][q]),
-            rankings[0][q], rankings[1][q], measured.get(q),
-        )
-        for q, text in queries.items()
-    ]  # fmt: skip
-    order = sorted(rows, key=lambda row: (row.overlap, row.tau, row.query_id))
+        runs.append(fused_run(rank(opened, queries, max(candidates, k)), opened.default_fusion))
+    ndcg, judgement = _judge(runs, queries, qrels)
+    rows = _compare_queries(runs, queries, ndcg, k)
     return EmbedderComparison(
-        str(names[0]),
-        b,
-        snapshot.version,
-        k,
-        len(rows),
-        float(np.mean([row.overlap for row in rows])),
-        float(np.mean([row.tau for row in rows])),
-        float(np.mean([row.a[:1] == row.b[:1] for row in rows])),
-        judgement,
-        tuple(order[:MOST_DIFFERENT]),
+        a=names[0],
+        b=names[1],
+        version=snapshot.version,
+        k=k,
+        queries=len(rows),
+        overlap=float(np.mean([row.overlap for row in rows])),
+        tau=float(np.mean([row.tau for row in rows])),
+        same_first=float(np.mean([row.a[:1] == row.b[:1] for row in rows])),
+        judgement=judgement,
+        most_different=tuple(sorted(rows, key=lambda row: (row.overlap, row.tau, row.query_id))[:MOST_DIFFERENT]),
     )
 
 
+def _choose_pair(snapshot: Snapshot, a: str | None, b: str) -> tuple[str, str]:
+    """Returns the names of the two embedders; raises ConfigError if there are not two."""
+    first = a or snapshot.promoted
+    if first is None:
+        raise ConfigError("a: no embedder is promoted; name one of " + ", ".join(snapshot.identity.embedders))
+    if first == b:
+        raise ConfigError(f"b: {b!r} is the embedder that it is compared with")
+    return first, b
+
+
+def _compare_queries(
+    runs: Sequence[Run], queries: Mapping[str, str], ndcg: Mapping[str, tuple[float, float]], k: int
+) -> list[QueryComparison]:
+    """Compares the first k documents of two runs, query by query."""
+    rows = []
+    for q, text in queries.items():
+        a, b = (tuple(sorted(run[q], key=lambda d: (-run[q][d], d))[:k]) for run in runs)
+        rows.append(QueryComparison(q, text, overlap(a, b, k), tau(a, b), a, b, ndcg.get(q)))
+    return rows
+
+
 def _judge(
-    runs: Sequence[dict[str, dict[str, float]]], queries: Mapping[str, str], qrels: Qrels | None
+    runs: Sequence[Run], queries: Mapping[str, str], qrels: Qrels | None
 ) -> tuple[dict[str, tuple[float, float]], Judgement | None]:
     """Returns nDCG@10 of both runs by judged query, and their means with the test; nothing without judgements."""
     if qrels is None:

@@ -5,8 +5,6 @@ The models lie as local folders under the names that the guides use; `devices` o
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from checkpoints import build
@@ -14,6 +12,8 @@ from checkpoints import build
 from actors import BGEM3FlagModel, FlagAutoModel, FlagICLModel, FlagLLMModel, FlagModel
 from actors.text.prompts import task_instructions
 
+BUILD = build
+pytestmark = pytest.mark.usefixtures("in_upstream_models")
 MODELS = {
     "BAAI/bge-base-en-v1.5": "bert",
     "BAAI/bge-large-zh-v1.5": "bert",
@@ -28,19 +28,6 @@ QUERIES, PASSAGES = (
     ["how much protein", "summit define"],
     ["As a guideline, 46 grams per day.", "The top of a mountain."],
 )
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = tmp_path_factory.mktemp("hub")
-    for name, kind in MODELS.items():
-        build(kind, base / name)
-    return base
-
-
-@pytest.fixture(autouse=True)
-def _where_the_models_are(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(hub)
 
 
 def assert_scores(scores: np.ndarray) -> None:

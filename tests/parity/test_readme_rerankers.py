@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,8 @@ from actors import (
     LightWeightFlagLLMReranker,
 )
 
+BUILD = build
+pytestmark = pytest.mark.usefixtures("in_upstream_models")
 MODELS = {
     "BAAI/bge-reranker-large": "xlm_roberta",
     "BAAI/bge-reranker-v2-m3": "xlm_roberta",
@@ -31,19 +32,6 @@ MODELS = {
 AS_SHOWN: dict[str, Any] = {"query_max_length": 256, "passage_max_length": 512, "use_fp16": True, "devices": ["cpu"]}
 PAIR = ["query", "passage"]
 PAIRS = [["what is panda?", "hi"], ["what is panda?", "The giant panda, or simply panda, is a bear endemic to China."]]
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = tmp_path_factory.mktemp("hub")
-    for name, kind in MODELS.items():
-        build(kind, base / name)
-    return base
-
-
-@pytest.fixture(autouse=True)
-def _where_the_models_are(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(hub)
 
 
 def assert_scores(reranker: Any, **layers: Any) -> None:
