@@ -20,7 +20,7 @@ from ray.util.debug import log_once
 
 from actors.spec import EmbedderSpec
 from pipelines.cluster.preflight import check_address, give_token_without_home, local_folder
-from pipelines.config import ConfigError, EmbedderConfig, RayConfig
+from pipelines.config import ConfigError, EmbedderConfig, RayConfig, WorkFailed
 
 LOOPBACK = "127.0.0.1"
 
@@ -60,7 +60,28 @@ def _connect(config: RayConfig) -> None:
         give_token_without_home()
         where = {"_temp_dir": local_folder(), "_node_ip_address": LOOPBACK}
         with _convert_ray_errors("Ray could not be started on this machine"):
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **where, **silent)
+            _start_local(num_cpus=cpus, include_dashboard=False, **where, **silent)
+
+
+def _start_local(**options: Any) -> None:
+    """Starts a local Ray; WorkFailed if it was not up in time twice.
+
+    Ray gives its node 30 s, which is too short where other programs occupy the processors, and then raises a plain
+    Exception. What was started for the first attempt ends with this process.
+    """
+    for last in (False, True):
+        try:
+            ray.init(address="local", **options)
+            return
+        except Exception as error:
+            if type(error) is not Exception:
+                raise
+            if last:
+                raise WorkFailed(
+                    "Ray did not start on this machine within 30 s, twice: other programs occupy its processors or "
+                    "memory; try again when they are free, or name a running Ray with ray.address"
+                ) from error
+            ray.shutdown()
 
 
 @contextmanager
@@ -75,6 +96,8 @@ def _convert_ray_errors(problem: str) -> Iterator[None]:
             f"{problem}: it requires a token that is missing or wrong; `ray get-auth-token` on its head prints it, "
             "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH gives it to this command"
         ) from error
+    except WorkFailed:
+        raise
     except (RayError, OSError, RuntimeError, ValueError) as error:
         raise ConfigError(f"{problem}: {' '.join(str(error).split())[:300]}") from error
 

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 from actors.spec import Output
@@ -53,9 +54,19 @@ class View:
 
     @property
     def model(self) -> str:
-        """Returns the model's name as the index stores it; several are joined by commas."""
+        """Returns the model's name, of a local folder its last part only; several are joined by commas."""
+        return ", ".join(PurePath(name).name if PurePath(name).is_absolute() else name for name in self._stored_models)
+
+    @property
+    def _stored_models(self) -> list[str]:
+        """Returns the models' names or folders as the index stores them."""
         names = dict.fromkeys(self.index.embedder_names.values())
-        return ", ".join(str(self.index.identity.embedders[name]["model"]) for name in names)
+        return [str(self.index.identity.embedders[name]["model"]) for name in names]
+
+    def is_called(self, name: str) -> bool:
+        """Tells whether a name means this view: its own, its embedder's, or its model's with or without the folder."""
+        stored = ", ".join(self._stored_models)
+        return name in (self.name, self.embedder, self.model, stored, f"{self.name}/{self.embedder}")
 
     def with_channels(self, channels: Mapping[str, str] | None) -> View:
         """Returns a view of the same version with these embedders behind its channels; itself for None."""
@@ -153,7 +164,7 @@ class Catalog:
         target = self.aliases.get(name, name)
         if promoted := next((served.default for served in self.indexes if served.name == target), None):
             return promoted
-        found = [v for v in views if target in (v.name, v.embedder, v.model, f"{v.name}/{v.embedder}")]
+        found = [v for v in views if v.is_called(target)]
         exact = [v for v in found if v.name == target]
         if len(exact or found) == 1:
             return (exact or found)[0]
@@ -246,7 +257,7 @@ def describe(view: View, aliases: Mapping[str, str], rows: int | None = None) ->
     default = index.default_fusion
     return {
         "name": view.name,
-        "aliases": sorted(a for a, target in aliases.items() if target in (view.name, view.embedder, view.model)),
+        "aliases": sorted(alias for alias, target in aliases.items() if view.is_called(target)),
         "embedder": view.embedder,
         "model": view.model,
         "version": index.version,

@@ -192,11 +192,17 @@ def test_commands_take_channels(uri: str) -> None:
     assert "--channels: 'splade': expected CHANNEL=EMBEDDER" in wrong.output
 
 
-def test_a_server_offers_the_joined_view_and_one_per_embedder(uri: str) -> None:
+def test_a_server_offers_the_joined_view_and_one_per_embedder(uri: str, folders: dict[str, Path]) -> None:
     with TestClient(create_app(ServeConfig(indexes=(f"three={uri}",))), base_url="http://127.0.0.1") as client:
         described = {i["name"]: i for i in client.get("/v1/indexes").json()["indexes"]}
         assert list(described) == ["three", "three/dense", "three/splade", "three/late"]
         assert described["three"]["embedder"] == "dense=dense, sparse=splade, colbert=late"
+        assert described["three"]["model"] == "dense, splade, late"
+        for path in ("/v1/indexes", "/v1/models", "/metrics"):
+            assert str(folders["late"].parent) not in client.get(path).text
+        for model in ("late", str(folders["late"])):
+            with_late = client.post("/v1/search", json={"query": QUERY, "index": model}).json()
+            assert with_late["index"] == "three/late"
         index = open_index(uri)
         for name, channels in (("three", None), ("three", CHOSEN), ("three/late", None)):
             body = {"query": QUERY, "k": 3, "index": name, **({"channels": channels} if channels else {})}
