@@ -51,6 +51,9 @@ def watch(
         float | None, typer.Option(min=0, max=1, help="Share of the documents that --prune removes at most; 0.1.")
     ] = None,
     metrics: Annotated[Path | None, typer.Option(help="File for metrics in Prometheus' text format.")] = None,
+    keep_minutes: Annotated[
+        float, typer.Option(min=0, help="Keep files that a search on an older version may still read.")
+    ] = 60,
     as_json: Json = False,
 ) -> None:
     """Keep an index up to date with its input until interrupted.
@@ -59,9 +62,12 @@ def watch(
     """
     extra = ["job.prune=true"] if prune else []
     job = build_config(config, input_paths, index, [*(overrides or []), *extra])
+    from datetime import timedelta
+
     from pipelines.indexing.watch import watch as run
 
-    state = run(job, every=parse_seconds(every), prune_limit=prune_limit, metrics=metrics)
+    keep = timedelta(minutes=keep_minutes)
+    state = run(job, every=parse_seconds(every), prune_limit=prune_limit, metrics=metrics, keep_versions=keep)
     print_json(state.to_dict()) if as_json else typer.echo(state.text(), err=True)
 
 

@@ -14,8 +14,11 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+import lance
 
 from pipelines.config import BuildConfig, ConfigError, WorkFailed, plain_options, resolve_paths, scheme_of
 from pipelines.indexing.build import build_resolved
@@ -25,7 +28,7 @@ from pipelines.monitor.summary import Summary
 from pipelines.reading.units import list_versions
 from pipelines.store.datasets import open_dataset
 from pipelines.store.interrupt import interruptible
-from pipelines.store.maintain import optimize
+from pipelines.store.maintain import KEEP_VERSIONS, optimize
 from pipelines.store.schema import table_uri
 
 logger = logging.getLogger("tridex.watch")
@@ -34,6 +37,8 @@ EVERY = 60.0
 PRUNE_LIMIT = 0.1
 OPTIMIZE_FRAGMENTS = 64
 """Fragments above the number after the last `optimize` at which the table is compacted again."""
+OPTIMIZE_VERSIONS = 200
+"""Versions since the last `optimize` at which it runs again: new metadata and deletions add no fragments."""
 
 
 @dataclass(slots=True)
@@ -101,6 +106,7 @@ def watch(
     metrics: str | os.PathLike[str] | None = None,
     looks: int | None = None,
     optimize_fragments: int | None = OPTIMIZE_FRAGMENTS,
+    keep_versions: timedelta = KEEP_VERSIONS,
     report: Callable[[WatchState], None] | None = None,
 ) -> WatchState:
     """Builds an index and keeps it up to date until it is interrupted (SIGINT, SIGTERM); returns what it did.
@@ -109,14 +115,15 @@ def watch(
     (None: as the config's `job.prune`), but not more than the share `prune_limit` of them (None: the config's, or
     a tenth where it has none). metrics: file that is replaced after every look by metrics in Prometheus' text format.
     looks: stop after so many. optimize_fragments: compact the table when it has so many more fragments than after the
-    last time; None: never. report: is called after every look.
+    last time, or OPTIMIZE_VERSIONS more versions; None: never. keep_versions: a search on a version that was replaced
+    longer ago may lose its files then. report: is called after every look.
 
     Raises ConfigError if the first look fails by it: the request is wrong. Later ones are tried again.
     """
     if every <= 0:
         raise ConfigError(f"every: must be more than 0 seconds, got {every:g}")
     state = WatchState()
-    watched = _Watch(resolve_paths(_with_prune(config, prune, prune_limit)), state, optimize_fragments)
+    watched = _Watch(resolve_paths(_with_prune(config, prune, prune_limit)), state, optimize_fragments, keep_versions)
     try:
         with interruptible(), watched.warm.stack:
             while looks is None or state.looks < looks:
@@ -147,11 +154,16 @@ def _with_prune(config: BuildConfig, prune: bool | None, limit: float | None) ->
 class _Watch:
     """Holds what one look leaves to the next: the listing that the index reflects, and the loaded models."""
 
-    def __init__(self, config: BuildConfig, state: WatchState, optimize_fragments: int | None) -> None:
+    def __init__(
+        self, config: BuildConfig, state: WatchState, optimize_fragments: int | None, keep_versions: timedelta
+    ) -> None:
         self.config, self.state, self.optimize_fragments = config, state, optimize_fragments
+        self.keep_versions = keep_versions
         self.warm = WarmModels(on_cluster=uses_running_ray(config.ray))
         self.known: Mapping[str, str] | None = None
         self.compacted = 0
+        """Fragments after the last `optimize`."""
+        self.optimized_version = 0
         coarse = any(scheme_of(path) not in ("", "file") for path in config.input.paths)
         self.repeats = 2 if coarse else 1
         """Builds after a change: object stores count whole seconds, so a file may have changed after it was read."""
@@ -181,19 +193,22 @@ class _Watch:
             state.error = str(error)
 
     def _compact(self) -> None:
-        """Runs `optimize` when commits have left many small fragments."""
+        """Runs `optimize` when commits have left many small fragments or many versions."""
         index = self.config.index
         options = plain_options(index.storage_options)
         dataset = open_dataset(table_uri(index.uri, index.table), options)
         if self.optimize_fragments is None or dataset is None:
             return
-        fragments = len(dataset.get_fragments())
-        self.compacted = self.compacted or fragments
-        if fragments - self.compacted >= self.optimize_fragments:
+        fragments, version = len(dataset.get_fragments()), dataset.version
+        self.compacted, self.optimized_version = self.compacted or fragments, self.optimized_version or version
+        many = fragments - self.compacted >= self.optimize_fragments
+        if many or version - self.optimized_version >= OPTIMIZE_VERSIONS:
             from pipelines.search_indexes.update import update_indexes
 
-            self.compacted = optimize(index.uri, index.table, options).fragments_after
+            done = optimize(index.uri, index.table, options, keep_versions=self.keep_versions)
             update_indexes(index.uri, index.table, options)
+            self.compacted = done.fragments_after
+            self.optimized_version = lance.dataset(dataset.uri, storage_options=options or None).version
             self.state.optimized += 1
 
 
