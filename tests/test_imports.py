@@ -48,6 +48,7 @@ LAYERS: dict[str, int] = {
     "pipelines.retrieval": 10,
     "pipelines.indexing": 11,
     "pipelines.evaluation": 11,
+    "pipelines.integrity": 11,
     "pipelines.plan": 12,
     "pipelines.reranking": 12,
     "pipelines.serving": 12,

@@ -185,13 +185,34 @@ def status(index: Index, as_json: Json = False) -> None:
 
 
 @app.command()
-def check(index: Index, as_json: Json = False) -> None:
+def check(
+    index: Index,
+    repair: Annotated[bool, typer.Option("--repair", help="Make again what the table suffices for.")] = False,
+    remove_lost: Annotated[
+        bool,
+        typer.Option("--remove-lost", help="With --repair: remove documents that have lost rows; build embeds them."),
+    ] = False,
+    remove_orphans: Annotated[
+        bool, typer.Option("--remove-orphans", help="With --repair: remove files that nothing refers to.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Check every invariant of an index. The exit status is 1 if one is broken."""
-    from pipelines.store.check import check_index
+    if (remove_lost or remove_orphans) and not repair:
+        raise ConfigError("--remove-lost and --remove-orphans: need --repair; a check alone changes nothing")
+    if repair:
+        from pipelines.integrity.repair import repair_index
 
-    report = check_index(index)
-    print_json(report.to_dict()) if as_json else typer.echo(report.text())
-    if not report.sound:
+        done = repair_index(index, remove_lost=remove_lost, remove_orphans=remove_orphans)
+        print_json(done.to_dict()) if as_json else typer.echo(done.text())
+        sound = done.check.sound
+    else:
+        from pipelines.integrity.check import check_index
+
+        report = check_index(index)
+        print_json(report.to_dict()) if as_json else typer.echo(report.text())
+        sound = report.sound
+    if not sound:
         raise typer.Exit(1)
 
 

@@ -25,13 +25,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from pipelines.integrity.check import check_index
 from pipelines.retrieval.create import add_metadata_columns
 from pipelines.retrieval.events import DeleteEvent, Event, UpsertEvent
 from pipelines.retrieval.index import Index, open_index
 from pipelines.search_indexes.document_ids import update_document_id_index
 from pipelines.search_indexes.drop import drop_embedder, remove_dropped_tables
 from pipelines.search_indexes.postings import update_postings
-from pipelines.store.check import check_index
 from pipelines.store.lease import Holder, Lease
 from pipelines.store.maintain import optimize
 from pipelines.store.promote import promote_embedder

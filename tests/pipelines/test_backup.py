@@ -12,10 +12,10 @@ import pytest
 from pipelines import backup as backing
 from pipelines.backup import CONTENTS, BackupFailed, back_up_index, restore_index
 from pipelines.config import ConfigError
+from pipelines.integrity.check import check_index
 from pipelines.retrieval.index import open_index
 from pipelines.search_indexes.document_ids import update_document_id_index
 from pipelines.search_indexes.postings import update_postings
-from pipelines.store.check import check_index
 from pipelines.store.lease import acquire
 from pipelines.store.maintain import optimize
 from pipelines.store.table import open_table

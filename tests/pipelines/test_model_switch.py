@@ -15,11 +15,11 @@ import pytest
 from actors.outputs import EmbeddingBatch, TokenBatch
 from pipelines.config import ConfigError
 from pipelines.evaluation.compare import compare_embedders, overlap, tau
+from pipelines.integrity.check import check_index
 from pipelines.retrieval.index import Index, open_index
 from pipelines.search_indexes.document_frequencies import DocumentFrequencies, write_document_frequencies
 from pipelines.search_indexes.drop import drop_embedder, remove_dropped_tables
 from pipelines.search_indexes.postings import update_postings
-from pipelines.store.check import check_index
 from pipelines.store.columns import (
     ColumnCommitter,
     add_null_columns,

@@ -20,8 +20,8 @@ from pipelines.cli.jobs import parse_seconds
 from pipelines.config import BuildConfig, ConfigError, load_config
 from pipelines.indexing import watch as watching
 from pipelines.indexing.watch import WatchState, watch
+from pipelines.integrity.check import check_index
 from pipelines.retrieval.index import open_index
-from pipelines.store.check import check_index
 from pipelines.store.lease import Lease, acquire
 from tests import checkpoints
 

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pytest
 
 from pipelines.config import ConfigError
+from pipelines.integrity.check import check_index
 from pipelines.retrieval import events as feed
 from pipelines.retrieval.events import DeleteEvent, Event, UpsertEvent
 from pipelines.retrieval.index import Index, open_index
-from pipelines.store.check import check_index
 from pipelines.store.lease import LeaseHeld, acquire
 from pipelines.store.maintain import optimize
 from tests.indexes import WordEmbedder, corpus, make_index

@@ -13,9 +13,9 @@ import pytest
 
 from pipelines.config import load_config, read_search_config
 from pipelines.indexing.build import build_index
+from pipelines.integrity.check import check_index
 from pipelines.retrieval import open_index
 from pipelines.store import evolve
-from pipelines.store.check import check_index
 from pipelines.store.commit import CommitError
 from pipelines.store.documents import hold_lease, target_of
 from pipelines.store.evolve import upgrade_hashes

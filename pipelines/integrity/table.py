@@ -1,4 +1,4 @@
-"""Checks the invariants of every index (`tridex check`) from its tables alone, without changing anything.
+"""Checks the documents table: columns, ids, chunks, hashes, vectors, files. Nothing is changed.
 
 Problems are what no job of ours leaves behind, whenever it dies; notes are what the next build or `tridex optimize`
 brings up to date. Ids, chunk numbers and hashes of all rows are read (about 100 bytes a row in memory); texts and
@@ -8,69 +8,46 @@ metadata are hashed again and dense vectors looked at batch by batch.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.integrity.subject import Subject
 from pipelines.store.drop import count_fragments_with_dropped_columns
 from pipelines.store.hashes import hash_content, hash_metadata
 from pipelines.store.maintain import find_orphans
 from pipelines.store.schema import FILLING_KEY, FORMAT_VERSION, documents_schema, output_fields
-from pipelines.store.table import Snapshot, open_table
 
 PICTURES = "thumbnail"
 """Where this column is, content hashes cover pictures that the table does not hold."""
+REMOVE_LOST = (
+    "restore a backup; or `tridex check --repair --remove-lost` removes what is left of these documents, and the next "
+    "`tridex build` embeds them again"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Reports one invariant and what was found of it."""
+    """Reports one invariant and what was found of it. remedy: what mends the problems."""
 
     name: str
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    remedy: str = ""
 
     def text(self) -> str:
         state = "PROBLEM" if self.problems else "note" if self.notes else "ok"
-        lines = [f"{state:<8} {self.name}", *(f"         {line}" for line in (*self.problems, *self.notes))]
+        remedy = (f"remedy: {self.remedy}",) if self.problems and self.remedy else ()
+        lines = [f"{state:<8} {self.name}", *(f"         {line}" for line in (*self.problems, *self.notes, *remedy))]
         return "\n".join(lines)
 
 
-@dataclass(frozen=True, slots=True)
-class CheckReport:
-    """Reports every check of one version of an index."""
-
-    uri: str
-    version: int
-    checks: tuple[Check, ...]
-
-    @property
-    def sound(self) -> bool:
-        return not any(check.problems for check in self.checks)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"sound": self.sound}
-
-    def text(self) -> str:
-        end = "sound" if self.sound else "NOT sound: restore an earlier version, or build the index again"
-        return "\n".join([*(check.text() for check in self.checks), f"{self.uri}, version {self.version}: {end}"])
-
-
-def check_index(uri: str, table: str = "documents", storage_options: Mapping[str, str] | None = None) -> CheckReport:
-    """Checks the newest version of an index; ConfigError if it cannot be opened."""
-    snapshot = open_table(uri, table, storage_options)
-    checks = tuple(check(snapshot) for check in CHECKS)
-    return CheckReport(uri, snapshot.version, checks)
-
-
-def _check_settings(snapshot: Snapshot) -> Check:
+def _check_settings(subject: Subject) -> Check:
     """Checks that the columns are those of the identity."""
-    identity, have = snapshot.identity, snapshot.schema
+    identity, have = subject.snapshot.identity, subject.snapshot.schema
     problems, notes = [], []
     if identity.format_version < FORMAT_VERSION:
         notes.append(
@@ -84,46 +61,48 @@ def _check_settings(snapshot: Snapshot) -> Check:
             problems.append(f"column {field.name!r} is {have.field(field.name).type}, {field.type} is described")
     if filling := json.loads((have.metadata or {}).get(FILLING_KEY, b"[]")):
         notes.append(f"columns {filling} are not filled yet: the next build with them goes on")
-    return Check("settings: the columns are those that the identity describes", tuple(problems), tuple(notes))
+    title = "settings: the columns are those that the identity describes"
+    return Check(title, tuple(problems), tuple(notes), "restore a backup, or build a new index")
 
 
-def _check_documents(snapshot: Snapshot) -> Check:
-    """Checks that chunk ids are distinct, and that each document has all of its chunks once, with one hash."""
-    names = ["doc_id", "chunk_id", "chunk_index", "chunk_count", "content_hash"]
-    rows = snapshot.dataset.to_table(columns=names)
-    problems = []
-    twice = len(rows) - pc.count_distinct(rows["chunk_id"], mode="all").as_py()
-    if twice:
-        problems.append(f"{twice:,} rows repeat a chunk_id")
+def find_broken_documents(rows: pa.Table) -> pa.ChunkedArray:
+    """Returns ids of documents that do not have each of their chunks once, with one hash."""
     grouped = rows.group_by("doc_id").aggregate(
         [("chunk_index", "count_distinct"), ("chunk_index", "max"), ("chunk_count", "max"), ("chunk_count", "min"),
          ("chunk_count", "count"), ("content_hash", "count_distinct")]
     )  # fmt: skip
     count = grouped["chunk_count_max"]
-    whole = [
-        pc.equal(grouped[name], count)
-        for name in ("chunk_count_min", "chunk_count_count", "chunk_index_count_distinct")
-    ]
-    whole.append(pc.equal(pc.add(grouped["chunk_index_max"], 1), count))
-    whole.append(pc.less_equal(grouped["content_hash_count_distinct"], 1))
-    good = whole[0]
-    for condition in whole[1:]:
-        good = pc.and_(good, condition)
-    bad = grouped.filter(pc.invert(good))["doc_id"]
+    good = pc.less_equal(grouped["content_hash_count_distinct"], 1)
+    for name in ("chunk_count_min", "chunk_count_count", "chunk_index_count_distinct"):
+        good = pc.and_(good, pc.equal(grouped[name], count))
+    good = pc.and_(good, pc.equal(pc.add(grouped["chunk_index_max"], 1), count))
+    return grouped.filter(pc.invert(good))["doc_id"]
+
+
+def _check_documents(subject: Subject) -> Check:
+    """Checks that chunk ids are distinct, and that each document has all of its chunks once, with one hash."""
+    rows = subject.read(["doc_id", "chunk_id", "chunk_index", "chunk_count", "content_hash"])
+    problems = []
+    twice = len(rows) - pc.count_distinct(rows["chunk_id"], mode="all").as_py()
+    if twice:
+        problems.append(f"{twice:,} rows repeat a chunk_id")
+    documents = pc.count_distinct(rows["doc_id"], mode="all").as_py()
+    bad = find_broken_documents(rows)
     if len(bad):
         problems.append(f"{len(bad):,} documents lack chunks or have some twice, such as {bad.slice(0, 3).to_pylist()}")
-    return Check(f"documents: {len(grouped):,} whole, in {len(rows):,} rows with distinct ids", tuple(problems))
+    title = f"documents: {documents:,} whole, in {len(rows):,} rows with distinct ids"
+    return Check(title, tuple(problems), (), f"`tridex check --repair` removes exact copies; for others {REMOVE_LOST}")
 
 
-def _check_hashes(snapshot: Snapshot) -> Check:
+def _check_hashes(subject: Subject) -> Check:
     """Checks that the hashes are those of the stored text and metadata."""
-    title = "hashes: those of the texts and the metadata that are there"
+    title, snapshot = "hashes: those of the texts and the metadata that are there", subject.snapshot
     if snapshot.identity.format_version < FORMAT_VERSION:
         return Check(title, notes=("an index of an earlier format has others",))
     metadata = [name for name in snapshot.metadata_columns if name != PICTURES]
     names = ["chunk_count", "text", "content_hash", "metadata_hash", *metadata]
     texts = values = 0
-    for batch in snapshot.scan(names):
+    for batch in subject.scan(names):
         rows = pa.Table.from_batches([batch])
         described = hash_metadata({name: rows[name] for name in metadata}, len(rows))
         values += _count_differences(rows["metadata_hash"], described)
@@ -133,20 +112,21 @@ def _check_hashes(snapshot: Snapshot) -> Check:
         return Check(title, notes=("not compared: pictures are not in the table",))
     problems = [f"{texts:,} rows have another text than their content_hash"] if texts else []
     notes = [f"{values:,} rows have other metadata than their hash: the next build writes it"] if values else []
-    return Check(title, tuple(problems), tuple(notes))
+    return Check(title, tuple(problems), tuple(notes), "restore a backup, or build a new index")
 
 
 def _count_differences(have: pa.ChunkedArray, want: pa.Array) -> int:
     return len(want) - int(pc.sum(pc.fill_null(pc.equal(have, want), False)).as_py() or 0)
 
 
-def _check_vectors(snapshot: Snapshot) -> Check:
+def _check_vectors(subject: Subject) -> Check:
     """Checks that every row has every output, and that dense vectors are finite."""
+    snapshot = subject.snapshot
     outputs = [field for field in output_fields(snapshot.identity) if field.name in snapshot.schema.names]
     missing = dict.fromkeys((field.name for field in outputs), 0)
     broken = dict.fromkeys(missing, 0)
     for field in outputs:
-        for batch in snapshot.scan([field.name]):
+        for batch in subject.scan([field.name]):
             column = batch.column(0)
             missing[field.name] += column.null_count
             if pa.types.is_fixed_size_list(field.type):
@@ -154,40 +134,28 @@ def _check_vectors(snapshot: Snapshot) -> Check:
                 broken[field.name] += int((~np.isfinite(values)).sum())
     problems = [f"{name} has {n:,} values that are not finite" for name, n in broken.items() if n]
     notes = [f"{name} is null in {n:,} rows: a model could not take them" for name, n in missing.items() if n]
-    return Check(f"vectors: {', '.join(missing)} of every row", tuple(problems), tuple(notes))
+    title = f"vectors: {', '.join(missing)} of every row"
+    return Check(title, tuple(problems), tuple(notes), "restore a backup, or build a new index")
 
 
-def _files(snapshot: Snapshot) -> Check:
-    """Checks that the files of every fragment exist; counts those that nothing refers to."""
-    dataset, problems = snapshot.dataset, []
-    present = set(dataset.all_files().read_all()["path"].to_pylist())
-    for fragment in dataset.get_fragments():
-        lost = [f.path for f in fragment.metadata.files if f"data/{f.path}" not in present]
-        problems += [f"fragment {fragment.fragment_id}: file {Path(path).name} is gone" for path in lost]
+def _check_files(subject: Subject) -> Check:
+    """Checks that the files of every fragment are there and whole; counts those that nothing refers to."""
+    dataset = subject.snapshot.dataset
+    rows = {f.fragment_id: f.physical_rows for f in dataset.get_fragments()}
+    problems = [f"fragment {i}, {rows[i]:,} rows: {reason}" for i, reason in subject.lost.items()]
     orphans = len(find_orphans(dataset))
     notes = [f"{orphans:,} files that nothing refers to: `tridex optimize` removes them"] if orphans else []
     if rest := count_fragments_with_dropped_columns(dataset):
         notes.append(f"{rest:,} fragments hold columns of a dropped embedder: `tridex optimize` frees them")
     if kept := sorted(tag for tag in dataset.tags.list() if tag.startswith("tridex-backup-")):
         notes.append(f"old versions are kept for backups that run, or were killed: tags {kept[:5]}")
-    return Check(f"files: all of {len(dataset.get_fragments()):,} fragments", tuple(problems[:10]), tuple(notes))
+    return Check(f"files: all of {len(rows):,} fragments", tuple(problems[:10]), tuple(notes), REMOVE_LOST)
 
 
-def _check_coverage(snapshot: Snapshot) -> Check:
-    """Checks that search indexes cover the rows; uncovered ones are scanned, which is slower and equally right."""
-    notes = []
-    for column, index in snapshot.indexes().items():
-        rows = snapshot.index_statistics(index.name)["num_unindexed_rows"]
-        if rows:
-            notes.append(f"{index.index_type} on {column} does not cover {rows:,} rows: `tridex optimize` adds them")
-    return Check("search indexes: cover all rows", notes=tuple(notes))
-
-
-CHECKS: tuple[Callable[[Snapshot], Check], ...] = (
+TABLE_CHECKS: tuple[Callable[[Subject], Check], ...] = (
     _check_settings,
     _check_documents,
     _check_hashes,
     _check_vectors,
-    _files,
-    _check_coverage,
+    _check_files,
 )
