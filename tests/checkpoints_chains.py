@@ -288,6 +288,87 @@ def multi_vector(kind: str, expansion: Mapping[str, Any] | None, **mask: Any) ->
     )  # fmt: skip
 
 
+def static_table(folder: Path, size: int, width: int, model2vec: bool = False) -> None:
+    """The weights of a StaticEmbedding in `folder`: sentence-transformers', or model2vec's with half of the rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not model2vec:
+        save_file({"embedding.weight": _values("static", (size, width))}, folder / "model.safetensors")
+        return
+    rows = size // 2
+    tensors = {
+        "embeddings": _values("static", (rows, width)),
+        "mapping": torch.arange(size) % rows,
+        "weights": _values("factors", (size,)).abs() + 0.1,
+    }
+    save_file(tensors, folder / "model.safetensors")
+
+
+def static(model2vec: bool, *modules: Module, **stored: Any) -> Callable[[Path], None]:
+    """static-retrieval-mrl-en-v1's layout (a folder for the table), or potion-base's (everything in the root)."""
+
+    def write(folder: Path) -> None:
+        inner = folder if model2vec else folder / "0_StaticEmbedding"
+        inner.mkdir(parents=True, exist_ok=True)
+        size = bert_tokenizer(inner)
+        (inner / "tokenizer_config.json").unlink()
+        static_table(inner, size, 24, model2vec)
+        modules_json(folder, modules, "StaticEmbedding")
+        if model2vec:
+            write_json(folder / "config.json", {"model_type": "model2vec", "architectures": ["StaticModel"]})
+        else:
+            listed = json.loads((folder / "modules.json").read_text())
+            listed[0]["path"] = "0_StaticEmbedding"
+            write_json(folder / "modules.json", listed)
+        if stored:
+            settings(folder, "SentenceTransformer", **stored)
+
+    return write
+
+
+def router(folder: Path, routes: Mapping[str, Sequence[Module]], parameters: Mapping[str, Any]) -> None:
+    """router_config.json and the folders of its modules."""
+    types, structure = {}, {}
+    for route, modules in routes.items():
+        structure[route] = [f"{route}_{i}_{m[0].rsplit('.', 1)[-1]}" for i, m in enumerate(modules)]
+        for path, (reference, config, weights) in zip(structure[route], modules, strict=True):
+            types[path] = reference
+            write_json(folder / path / "config.json", config)
+            if weights:
+                save_file(dict(weights), folder / path / "model.safetensors")
+    stored = {"types": types, "structure": structure, "parameters": dict(parameters)}
+    write_json(folder / "router_config.json", stored)
+
+
+def router_after_pooling(folder: Path) -> None:
+    """One transformer, a projection for queries and one for documents, as an asymmetric model was saved as Asym."""
+    encoder(folder, "bert")
+    modules_json(folder, [pooling("mean"), ("sentence_transformers.models.Asym", {}, {}), NORMALIZE])
+    routes = {"query": [dense("q", WIDTH, 12)], "document": [dense("d", WIDTH, 12)]}
+    router(folder / "2_Asym", routes, {"allow_empty_key": True})
+    settings(folder, "SentenceTransformer", **PROMPTS)
+
+
+def router_static_queries(folder: Path) -> None:
+    """Queries by a static table, documents by a transformer (Router.for_query_document)."""
+    reference = "sentence_transformers.base.modules.router.Router"
+    write_json(folder / "modules.json", [
+        {"idx": 0, "name": "0", "path": "", "type": reference},
+        {"idx": 1, "name": "1", "path": "1_Normalize", "type": NORMALIZE[0]},
+    ])  # fmt: skip
+    write_json(folder / "1_Normalize" / "config.json", {})
+    modules = "sentence_transformers.sentence_transformer.modules"
+    routes: dict[str, list[Module]] = {
+        "query": [(f"{modules}.StaticEmbedding", {}, {})],
+        "document": [("sentence_transformers.base.modules.Transformer", {}, {}), pooling("mean")],
+    }
+    router(folder, routes, {"default_route": "document", "route_mappings": {"('query', None)": "query"}})
+    queries = folder / "query_0_StaticEmbedding"
+    static_table(queries, bert_tokenizer(queries), WIDTH)
+    (queries / "tokenizer_config.json").unlink()
+    encoder(folder / "document_0_Transformer", "distilbert")
+    settings(folder, "SentenceTransformer", **PROMPTS)
+
+
 CHAINS: dict[str, Callable[[Path], None]] = {
     "mean_dense_tanh": chain(
         "bert", pooling("mean"), dense("d", WIDTH, 24, "activation.Tanh"), NORMALIZE, **PROMPTS,
@@ -320,6 +401,11 @@ CHAINS: dict[str, Callable[[Path], None]] = {
     "gte": chain("gte", pooling("cls"), NORMALIZE),
     "t5": chain("t5", pooling("mean"), dense("t", WIDTH, 24, bias=False), NORMALIZE,
         transformer={"max_seq_length": 256}),
+    "t5_unlimited": chain("t5", pooling("mean"), NORMALIZE),
+    "static": static(False, **PROMPTS, truncate_dim=16),
+    "static_model2vec": static(True, NORMALIZE),
+    "router_after_pooling": router_after_pooling,
+    "router_static_queries": router_static_queries,
     "lower_case": chain("qwen3", pooling("mean"), transformer={"do_lower_case": True, "max_seq_length": 64}),
     "splade_bert": splade("bert"),
     "splade_task": splade("distilbert", "Transformer", max_active_dims=12),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,10 @@ class ModuleChain:
     max_active_dims: int | None = None
     query_table: Path | None = None
     """Folder of the token weights that stand in for a query model (inference-free SPLADE)."""
+    query: ModuleChain | None = None
+    """The modules that queries go through instead of these (a Router with two routes)."""
+    is_static: bool = False
+    """Whether token vectors come from a table (StaticEmbedding); texts then get no special tokens."""
     late: LateInteraction | None = None
     projection_in_root: bool = False
     """Stanford's ColBERT keeps its projection as `linear.weight` among the encoder's weights."""
@@ -144,12 +148,14 @@ class ModuleChain:
             return self
         config = {"pooling_mode": "lasttoken" if pooling == "last_token" else pooling}
         modules = (replace(m, config=config) if m.kind == "Pooling" else m for m in self.modules)
-        return replace(self, modules=tuple(modules))
+        query = None if self.query is None else self.query.with_pooling(pooling)
+        return replace(self, modules=tuple(modules), query=query)
 
     def digest(self) -> str:
         """Hashes everything but weights that determines the outputs, paths left out: sha256."""
         modules = [(module.kind, sorted(module.config.items(), key=str)) for module in self.modules]
-        rest = (self.lower_case, self.late, self.include_prompt, self.query_table is not None)
+        rest: tuple[object, ...] = (self.lower_case, self.late, self.include_prompt, self.query_table is not None)
+        rest = rest if self.query is None else (*rest, self.query.digest())
         return hashlib.sha256(repr((modules, rest)).encode()).hexdigest()
 
     def weight_folders(self) -> Iterator[Path]:
@@ -157,6 +163,8 @@ class ModuleChain:
         yield from (module.folder for module in self.modules if module.kind in ("Dense", "LayerNorm"))
         if self.query_table is not None:
             yield self.query_table
+        if self.query is not None:
+            yield from (self.query.transformer, *self.query.weight_folders())
 
     def prompt(self, kind: str, name: str | None = None) -> str:
         """Returns the stored prompt for queries or passages, or the one of a given name.
@@ -218,14 +226,30 @@ def _read_modules(folder: Path, family: ModelClass, stored: Mapping[str, Any]) -
     listed = list_modules(folder)
     if not listed:
         raise CheckpointError(f"{folder / 'modules.json'} lists no modules")
-    query_table = None
-    if listed[0].kind in ("Router", "Asym"):
-        listed, query_table = _routed(folder, listed)
+    document, query = (expand_routes(folder, listed, task) for task in ("document", "query"))
+    chain = _build_chain(folder, document, family, stored)
+    if [(m.kind, m.folder) for m in query] == [(m.kind, m.folder) for m in document]:
+        return chain
+    if [module.kind for module in query] == ["SparseStaticEmbedding"]:
+        return replace(chain, query_table=query[0].folder)
+    if chain.model_class != "sentence-transformer":
+        raise CheckpointError(
+            f"{folder / 'modules.json'}: its Router sends queries through {', '.join(m.kind for m in query)}; "
+            f"in a {chain.model_class} a SparseStaticEmbedding, or the modules of the documents, is supported"
+        )
+    return replace(chain, query=_build_chain(folder, query, family, stored))
+
+
+def _build_chain(
+    folder: Path, listed: list[ModuleConfig], family: ModelClass, stored: Mapping[str, Any]
+) -> ModuleChain:
     first, rest = listed[0], [module for module in listed[1:] if module.kind not in IGNORED]
+    if first.kind == "StaticEmbedding":
+        return _static_chain(folder, first, rest, family, stored)
     if first.kind not in TRANSFORMERS:
         raise CheckpointError(
             f"{folder / 'modules.json'} begins with {first.kind}, which does not run here; a chain that begins with a "
-            "Transformer does"
+            "Transformer or a StaticEmbedding does"
         )
     if any(module.kind == "SpladePooling" for module in rest):
         family = "sparse-encoder"
@@ -238,7 +262,7 @@ def _read_modules(folder: Path, family: ModelClass, stored: Mapping[str, Any]) -
         family,
         first.folder,
         tuple(rest),
-        prompts={name: text or "" for name, text in {"query": "", "document": "", **_prompts(stored)}.items()},
+        prompts=_named_prompts(stored),
         default_prompt=stored.get("default_prompt_name"),
         max_length=settings.get("max_seq_length"),
         query_length=_query_length(stored, settings, late),
@@ -247,9 +271,29 @@ def _read_modules(folder: Path, family: ModelClass, stored: Mapping[str, Any]) -
         tokenizer_options=settings.get("processor_kwargs") or {},
         truncate_dim=stored.get("truncate_dim"),
         max_active_dims=stored.get("max_active_dims"),
-        query_table=query_table,
         late=late,
     )
+
+
+def _static_chain(
+    folder: Path, first: ModuleConfig, rest: list[ModuleConfig], family: ModelClass, stored: Mapping[str, Any]
+) -> ModuleChain:
+    """Reads a StaticEmbedding: the mean of its tokens' rows, cut only where tokenizer.json says so."""
+    mean = ModuleConfig("Pooling", first.folder, {"pooling_mode": "mean"})
+    modules = (mean, *rest)
+    _check_kinds(folder / "modules.json", list(modules), family)
+    tokenizer = read_json(first.folder / "tokenizer.json")
+    if tokenizer is None:
+        raise CheckpointError(f"{first.folder} holds no tokenizer.json, as a StaticEmbedding needs")
+    return ModuleChain(
+        family, first.folder, modules, prompts=_named_prompts(stored), default_prompt=stored.get("default_prompt_name"),
+        max_length=(tokenizer.get("truncation") or {}).get("max_length"), truncate_dim=stored.get("truncate_dim"),
+        is_static=True,
+    )  # fmt: skip
+
+
+def _named_prompts(stored: Mapping[str, Any]) -> dict[str, str]:
+    return {name: text or "" for name, text in {"query": "", "document": "", **_prompts(stored)}.items()}
 
 
 def _prompts(stored: Mapping[str, Any]) -> Mapping[str, str | None]:
@@ -291,28 +335,26 @@ def _module(root: Path, reference: str, folder: Path) -> ModuleConfig:
     return ModuleConfig(kind, folder, config)
 
 
-def _routed(folder: Path, listed: list[ModuleConfig]) -> tuple[list[ModuleConfig], Path | None]:
-    """Returns a router's document route, and the table that its query route consists of."""
-    router, after = listed[0], listed[1:]
+def expand_routes(folder: Path, listed: Sequence[ModuleConfig], task: str) -> list[ModuleConfig]:
+    """Returns the modules that a task's texts go through: every Router (once Asym) replaced by its route."""
+    expanded: list[ModuleConfig] = []
+    for module in listed:
+        expanded += _route(folder, module, task) if module.kind in ("Router", "Asym") else [module]
+    return expanded
+
+
+def _route(folder: Path, router: ModuleConfig, task: str) -> list[ModuleConfig]:
+    """Chooses a Router's route in sentence-transformers' order. CheckpointError if it has none for the task."""
     types, structure = router.config.get("types") or {}, router.config.get("structure") or {}
-    routes = {
-        name: [_module(folder, str(types[module]), router.folder / module) for module in modules]
-        for name, modules in structure.items()
-    }
-    if set(routes) != {"query", "document"} or (router.config.get("parameters") or {}).get("route_mappings"):
+    mapped = (router.config.get("parameters") or {}).get("route_mappings") or {}
+    keys = [str(key) for key in ((task, "text"), (task, None), (None, "text"), (None, None))]
+    name = next((mapped[key] for key in keys if key in mapped), task if task in structure else "text")
+    if name not in structure:
         raise CheckpointError(
-            f"{folder / 'modules.json'}: its Router has the routes {', '.join(routes) or 'none'}; "
-            "query and document without further mappings are supported"
+            f"{folder / 'modules.json'}: its Router has the routes {', '.join(structure) or 'none'}, "
+            f"of which none is for a {task}'s text; it needs query and document"
         )
-    query, document = routes["query"], routes["document"]
-    if structure["query"] == structure["document"]:
-        return [*document, *after], None
-    if [module.kind for module in query] != ["SparseStaticEmbedding"]:
-        raise CheckpointError(
-            f"{folder / 'modules.json'}: its Router sends queries through {', '.join(m.kind for m in query)}; "
-            "a SparseStaticEmbedding, or the modules of the documents, is supported"
-        )
-    return [*document, *after], query[0].folder
+    return [_module(folder, str(types[module]), router.folder / module) for module in structure[name]]
 
 
 def _transformer_settings(module: ModuleConfig, family: ModelClass) -> dict[str, Any]:
@@ -488,6 +530,24 @@ def _dense_width(chain: ModuleChain, module: ModuleConfig, width: int) -> int:
             f"{file}: this Dense takes vectors of {takes} dimensions, what comes before gives {width}"
         )
     return gives
+
+
+STATIC_TABLES = ("embedding.weight", "embeddings")
+"""Names of a StaticEmbedding's table: sentence-transformers', model2vec's."""
+
+
+def static_width(folder: Path) -> int:
+    """Returns the dimensions of a StaticEmbedding, from the header of its weights if they have one."""
+    path = module_weights(folder)
+    if path.suffix == ".safetensors" and path.is_file():
+        with safe_open(path, framework="numpy") as file:
+            found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no dict
+    else:
+        found = {name: list(tensor.shape) for name, tensor in load_tensors(path).items()}
+    for name in STATIC_TABLES:
+        if name in found:
+            return int(found[name][1])
+    raise CheckpointError(f"{path} holds no table of a StaticEmbedding: expected {' or '.join(STATIC_TABLES)}")
 
 
 def module_weights(folder: Path) -> Path:

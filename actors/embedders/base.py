@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import TypeVar
 
@@ -38,6 +39,8 @@ R = TypeVar("R")
 
 WINDOW = 8192
 """Texts that are sorted by length together: enough that batches hold texts of one length, few enough to overlap."""
+STATIC_BUDGET = 65536
+"""Tokens looked up at once in a static embedding."""
 UNWEIGHTED = ("cls_token", "eos_token", "pad_token", "unk_token")
 """Tokens that get no lexical weight, where the checkpoint names them: M3's rule."""
 
@@ -183,19 +186,42 @@ def load_chain_engine(preparation: Preparation, chain: ModuleChain) -> ModuleEng
     """Loads the weights of a sentence-transformers chain, by its ComputeSpec's dtype and device."""
     spec, folder = preparation.spec, preparation.folder
     check_weights(folder)
+    outputs = available_outputs(preparation)
+    if chain.is_static:
+        return _load_static_engine(preparation, chain)
     config = read_model_config(folder, spec.trust_remote_code)
     compute = resolve_compute(spec.compute, config, allows_int8=True)
-    outputs = available_outputs(preparation)
     if chain.model_class == "sparse-encoder":
         from actors.network.splade_loading import load_splade  # imports transformers
 
         backbone, splade = load_splade(folder, compute, chain, spec)
         return ModuleEngine(backbone, compute, outputs, splade=splade, query_table=_query_table(preparation, backbone))
     backbone = load_backbone(folder, compute, trust_remote_code=spec.trust_remote_code)
+    return _chain_engine(preparation, chain, backbone, compute)
+
+
+def _load_static_engine(preparation: Preparation, chain: ModuleChain) -> ModuleEngine:
+    """Loads static embeddings: on the CPU unless a device is named, because there is nothing to compute."""
+    from actors.network.static_embedding import load_static_embedding
+
+    asked = preparation.spec.compute
+    budget = asked.budget or STATIC_BUDGET
+    placed = replace(asked, device=asked.device or "cpu", dtype="fp32", budget=budget)
+    table = load_static_embedding(chain.transformer)
+    compute = resolve_compute(placed, table)
+    return _chain_engine(preparation, chain, table.to(compute.device), compute)
+
+
+def _chain_engine(preparation: Preparation, chain: ModuleChain, backbone: Backbone, compute: Compute) -> ModuleEngine:
+    spec, query = preparation.spec, None
+    if preparation.query is not None and chain.query is not None:
+        shared = chain.query.transformer == chain.transformer
+        load = partial(_chain_engine, backbone=backbone, compute=compute) if shared else load_chain_engine
+        query = load(preparation.query, chain.query)
     loaded = load_chain(chain, backbone.hidden_size, compute, spec.normalize)
     return ModuleEngine(
-        backbone, compute, outputs, loaded, rules=preparation.rules, truncate_dim=spec.truncate_dim,
-        normalize=bool(spec.normalize),
+        backbone, compute, available_outputs(preparation), loaded, rules=preparation.rules,
+        truncate_dim=spec.truncate_dim, normalize=bool(spec.normalize), query=query,
     )  # fmt: skip
 
 

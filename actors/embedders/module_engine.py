@@ -41,6 +41,8 @@ class ModuleEngine:
     query_table: QueryTable | None = None
     rules: TokenRules | None = None
     truncate_dim: int | None = None
+    query: ModuleEngine | None = None
+    """Embeds queries instead, where a Router sends them through modules of their own."""
     normalize: bool = False
     """Normalise after the dimensions were cut, because the call said so; the chain's own Normalize is in the chain."""
     executor: BatchExecutor = field(init=False)
@@ -62,6 +64,8 @@ class ModuleEngine:
 
     def embed_tokens(self, tokens: TokenBatch, request: EncodeRequest) -> EmbeddingBatch:
         """Computes the chain's output in text order; a text without any token gets zeros, or nothing."""
+        if request.kind == "query" and self.query is not None:
+            return self.query.embed_tokens(tokens, request)
         lengths = tokens.lengths
         if request.kind == "query" and self.query_table is not None:
             sparse = self.query_table(tokens.ids.astype(np.int64), tokens.offsets)

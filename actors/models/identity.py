@@ -9,10 +9,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from actors.checkpoints.files import read_json
 from actors.checkpoints.loading import FITTED, PACKAGED, check_weights, fingerprint, head_file, head_width
 from actors.checkpoints.module_chain import ModuleChain, chain_width, module_weights
-from actors.models.preparation import Preparation
+from actors.models.preparation import Preparation, chain_hidden_size, hidden_size
 from actors.spec import OUTPUTS, Output
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -59,7 +58,8 @@ def describe(preparation: Preparation) -> Identity:
     spec, pictures = preparation.spec, preparation.spec.picture_weights
     if pictures is None:
         check_weights(preparation.folder)
-    hidden = hidden_size(preparation.folder, spec.trust_remote_code)
+    chain, trusted = preparation.chain, spec.trust_remote_code
+    hidden = hidden_size(preparation.folder, trusted) if chain is None else chain_hidden_size(chain, trusted)
     width = head_width(head_folder(preparation), "colbert_linear") or hidden
     described: Identity = {
         **spec.identity(),
@@ -70,8 +70,8 @@ def describe(preparation: Preparation) -> Identity:
     }
     if spec.model in PACKAGED and (head := head_file(head_folder(preparation), "sparse_linear")) is not None:
         described["lexical_head"] = fingerprint(head)  # it changes with this program, not with the model's weights
-    if preparation.chain is not None:
-        described.update(_describe_chain(preparation, preparation.chain, hidden))
+    if chain is not None:
+        described.update(_describe_chain(preparation, chain, hidden))
     if (head_folder(preparation) / FITTED).is_file():
         described["fitted_heads"] = True
     return described if pictures is None else {**described, "picture_size": _picture_size(pictures)}
@@ -82,6 +82,8 @@ def _describe_chain(preparation: Preparation, chain: ModuleChain, hidden: int) -
     width, spec = chain_width(chain, hidden), preparation.spec
     files = [module_weights(folder) for folder in chain.weight_folders() if folder != chain.transformer]
     own = [fingerprint(file) for file in files if file.is_file()]
+    if preparation.query is not None:
+        own.append(preparation.query.tokenizer.sha256)
     weights = fingerprint(chain.transformer)
     described: Identity = {
         "modules": chain.digest(),
@@ -94,17 +96,6 @@ def _describe_chain(preparation: Preparation, chain: ModuleChain, hidden: int) -
     else:
         described["dim"] = min(width, spec.truncate_dim or width)
     return described
-
-
-def hidden_size(folder: Path, trust_remote_code: bool = False) -> int:
-    """Returns the width of the model's states; from transformers if config.json does not call it `hidden_size`."""
-    stated = (read_json(folder / "config.json") or {}).get("hidden_size")
-    if stated is not None:
-        return int(stated)
-    from transformers import AutoConfig
-
-    size: int = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code).hidden_size
-    return size
 
 
 def _picture_size(picture_weights: str) -> int:

@@ -8,8 +8,8 @@ from actors.checkpoints.files import read_json
 from actors.checkpoints.loading import head_file, resolve_folder
 from actors.checkpoints.module_chain import ModuleChain, chain_width, pooling_modes
 from actors.models.catalogue import EMBEDDERS, PUBLISHED, CatalogueEntry, short_name
-from actors.models.identity import available_outputs, hidden_size
-from actors.models.preparation import Preparation, load_preparation
+from actors.models.identity import available_outputs
+from actors.models.preparation import Preparation, chain_hidden_size, hidden_size, load_preparation
 from actors.spec import EmbedderSpec
 
 Report = dict[str, object]
@@ -76,8 +76,8 @@ def _reason(spec: EmbedderSpec, prepared: Preparation) -> str:
 
 
 def _dimensions(prepared: Preparation) -> int:
-    hidden = hidden_size(prepared.folder, prepared.spec.trust_remote_code)
-    chain, cut = prepared.chain, prepared.spec.truncate_dim
+    chain, cut, trusted = prepared.chain, prepared.spec.truncate_dim, prepared.spec.trust_remote_code
+    hidden = hidden_size(prepared.folder, trusted) if chain is None else chain_hidden_size(chain, trusted)
     if chain is not None and chain.model_class == "sparse-encoder":
         return prepared.tokenizer.vocab_size
     width = hidden if chain is None else chain_width(chain, hidden)
@@ -85,18 +85,27 @@ def _dimensions(prepared: Preparation) -> int:
 
 
 def _describe_modules(chain: ModuleChain) -> Report:
-    names = ["Transformer"]
+    names = ["StaticEmbedding" if chain.is_static else "Transformer"]
     for module in chain.modules:
         names.append(f"Pooling ({', '.join(pooling_modes(module))})" if module.kind == "Pooling" else module.kind)
     late = chain.late
     return {
         "modules": names,
         "prompts": dict(chain.prompts),
-        "queries": "weights of a table, no model" if chain.query_table is not None else "the same modules",
+        "queries": _describe_queries(chain),
         "markers": None if late is None else [late.query_marker, late.document_marker],
         "query_expansion": None if late is None or late.expansion is None else late.expansion.length,
         "skiplist": None if late is None else "".join(late.skiplist),
     }
+
+
+def _describe_queries(chain: ModuleChain) -> str:
+    if chain.query_table is not None:
+        return "weights of a table, no model"
+    if chain.query is None:
+        return "the same modules"
+    first = "StaticEmbedding" if chain.query.is_static else "Transformer"
+    return f"a route of their own: {', '.join((first, *(module.kind for module in chain.query.modules)))}"
 
 
 def as_lines(report: Mapping[str, object]) -> list[str]:

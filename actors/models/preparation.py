@@ -12,9 +12,8 @@ from typing import Literal
 
 from actors.checkpoints.files import CheckpointError, read_json
 from actors.checkpoints.loading import head_file, resolve_folder
-from actors.checkpoints.module_chain import RUNNABLE, ModuleChain, read_module_chain
+from actors.checkpoints.module_chain import RUNNABLE, ModuleChain, chain_width, read_module_chain, static_width
 from actors.models.catalogue import (
-    DEFAULT_LENGTH,
     EMBEDDERS,
     ENCODERS,
     check_length,
@@ -27,7 +26,7 @@ from actors.outputs import TokenBatch
 from actors.spec import EmbedderSpec
 from actors.text.late_interaction import TokenRules, token_rules
 from actors.text.prompts import PLAIN, InContext, instruct
-from actors.text.tokenizer import TextTokenizer, read_library_tokenizer, read_tokenizer
+from actors.text.tokenizer import TextTokenizer, read_chain_tokenizer, read_library_tokenizer, read_tokenizer
 
 Kind = Literal["passage", "query", "plain"]
 UNLIMITED = 2**20
@@ -46,6 +45,8 @@ class Preparation:
     chain: ModuleChain | None = None
     """What a sentence-transformers or PyLate folder runs; `folder` is then its transformer's."""
     rules: TokenRules | None = None
+    query: Preparation | None = None
+    """Prepares queries instead, where a Router sends them through modules of their own."""
     query_tokenizer: TextTokenizer | None = None
     """Set where queries are a table's weights (inference-free SPLADE): no special tokens."""
 
@@ -55,6 +56,8 @@ class Preparation:
         `plain` takes no instruction and a passage's length. Raises TypeError for anything but str, ValueError for a
         lone surrogate and for a length that the model has no positions for.
         """
+        if kind == "query" and self.query is not None:
+            return self.query.tokenise(texts, kind, max_length)
         length = self._length(kind) if max_length is None else max_length
         is_table = kind == "query" and self.query_tokenizer is not None
         check_length(length, None if is_table else self.positions, "max_length")
@@ -69,6 +72,8 @@ class Preparation:
 
     def prompt_length(self, kind: Kind) -> int:
         """Returns the leading prompt tokens that the checkpoint leaves out of its pooling; else 0."""
+        if kind == "query" and self.query is not None:
+            return self.query.prompt_length(kind)
         prompt = self.spec.query_instruction if kind == "query" else self.spec.passage_instruction
         if self.chain is None or self.chain.include_prompt or kind == "plain" or not prompt:
             return 0
@@ -121,8 +126,10 @@ def _check_int8(spec: EmbedderSpec, folder: Path, chain: ModuleChain | None) -> 
     config = read_json(folder / "config.json")
     kind = config.get("model_type") if isinstance(config, dict) else None
     is_splade = chain is not None and chain.model_class == "sparse-encoder"
-    if kind in ENCODERS and not is_splade and spec.picture_weights is None:
+    is_static = chain is not None and (chain.is_static or chain.query is not None)
+    if kind in ENCODERS and not is_splade and not is_static and spec.picture_weights is None:
         return
+    kind = "a model of static embeddings or routes" if is_static else kind
     what = "SPLADE" if is_splade else "a model of pictures" if spec.picture_weights is not None else kind
     raise ValueError(f"compute.dtype int8 is for BERT and XLM-RoBERTa embedders; {what} takes fp32, bf16 or fp16")
 
@@ -147,10 +154,13 @@ def find_chain(spec: EmbedderSpec, folder: Path) -> ModuleChain | None:
 
 def _prepare_chain(spec: EmbedderSpec, chain: ModuleChain) -> Preparation:
     chain = chain.with_pooling(spec.pooling)
-    folder = chain.transformer
-    if not spec.trust_remote_code:
+    query, folder = None, chain.transformer
+    if chain.query is not None:
+        query = _prepare_query(spec, chain, chain.query)
+        spec = replace(spec, query_max_length=None)
+    if not spec.trust_remote_code and not chain.is_static:
         refuse_own_code(spec.model, folder, False)
-    tokenizer = read_library_tokenizer(folder, chain.tokenizer_options, chain.lower_case)
+    tokenizer = read_chain_tokenizer(chain)
     query_tokenizer = None if chain.query_table is None else _query_tokenizer(chain.query_table, tokenizer)
     rules = None if chain.late is None else token_rules(chain.late, tokenizer)
     complete_spec = replace(
@@ -164,10 +174,43 @@ def _prepare_chain(spec: EmbedderSpec, chain: ModuleChain) -> Preparation:
         truncate_dim=spec.truncate_dim or chain.truncate_dim,
         max_active_dims=spec.max_active_dims or chain.max_active_dims,
     )
+    if query is not None:
+        complete_spec = replace(complete_spec, query_max_length=query.spec.query_max_length)
     return Preparation(
-        complete_spec, folder, tokenizer, max_positions(folder),
-        chain=chain, rules=rules, query_tokenizer=query_tokenizer,
+        complete_spec, folder, tokenizer, _positions(chain),
+        chain=chain, rules=rules, query_tokenizer=query_tokenizer, query=query,
     )  # fmt: skip
+
+
+def _prepare_query(spec: EmbedderSpec, chain: ModuleChain, route: ModuleChain) -> Preparation:
+    """Prepares the route of queries. CheckpointError if its vectors are not as wide as the documents'."""
+    query = _prepare_chain(replace(spec, passage_max_length=None), route)
+    widths = [chain_width(part, chain_hidden_size(part)) for part in (route, chain)]
+    if widths[0] != widths[1]:
+        raise CheckpointError(
+            f"{chain.transformer.parent}: its Router gives queries {widths[0]} dimensions and documents {widths[1]}"
+        )
+    return query
+
+
+def _positions(chain: ModuleChain) -> int | None:
+    return None if chain.is_static else max_positions(chain.transformer)
+
+
+def chain_hidden_size(chain: ModuleChain, trust_remote_code: bool = False) -> int:
+    """Returns the width of the token states that a chain begins with."""
+    return static_width(chain.transformer) if chain.is_static else hidden_size(chain.transformer, trust_remote_code)
+
+
+def hidden_size(folder: Path, trust_remote_code: bool = False) -> int:
+    """Returns the width of the model's states; from transformers if config.json does not call it `hidden_size`."""
+    stated = (read_json(folder / "config.json") or {}).get("hidden_size")
+    if stated is not None:
+        return int(stated)
+    from transformers import AutoConfig
+
+    size: int = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code).hidden_size
+    return size
 
 
 def _instruction(given: str | None, chain: ModuleChain, kind: Kind, name: str | None) -> str:
@@ -179,15 +222,25 @@ def _chain_length(requested: int | None, chain: ModuleChain, kind: Kind, tokeniz
     if kind == "query" and chain.query_table is not None:
         return requested or tokenizer.max_length or UNLIMITED
     own = chain.query_length if kind == "query" else chain.document_length
-    config = read_json(chain.transformer / "config.json") or {}
-    stated = config.get("max_position_embeddings") or config.get("n_positions")
-    limits = [chain.max_length] if chain.max_length is not None else [tokenizer.max_length, stated]
-    general = min((limit for limit in limits if limit is not None and limit > 0), default=DEFAULT_LENGTH)
-    positions = max_positions(chain.transformer)
+    limits = [chain.max_length] if chain.max_length is not None else [tokenizer.max_length, _stated_positions(chain)]
+    general = min((limit for limit in limits if limit is not None and limit > 0), default=UNLIMITED)
+    positions = _positions(chain)
     if requested is not None:
         check_length(requested, positions, "query_max_length" if kind == "query" else "passage_max_length")
         return requested
     return min(own or general, positions or own or general)
+
+
+def _stated_positions(chain: ModuleChain) -> int | None:
+    """Returns `max_position_embeddings` as the model's configuration has it; None without one (T5's are relative)."""
+    if chain.is_static:
+        return None
+    config = read_json(chain.transformer / "config.json") or {}
+    if "max_position_embeddings" in config or config.get("auto_map"):
+        return config.get("max_position_embeddings")
+    from transformers import AutoConfig
+
+    return getattr(AutoConfig.from_pretrained(chain.transformer), "max_position_embeddings", None)
 
 
 def _query_tokenizer(folder: Path, documents: TextTokenizer) -> TextTokenizer:

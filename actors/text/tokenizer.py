@@ -23,7 +23,7 @@ from tokenizers import Encoding, Tokenizer
 
 from actors.checkpoints.files import CheckpointError, read_json
 from actors.checkpoints.loading import resolve_folder
-from actors.checkpoints.module_chain import RUNNABLE, read_module_chain
+from actors.checkpoints.module_chain import RUNNABLE, ModuleChain, read_module_chain
 from actors.outputs import IntArray, TokenBatch, offsets_of
 from actors.spec import EmbedderSpec
 from actors.text.tokenizer_file import TokenizerFile, read_tokenizer_file
@@ -241,6 +241,22 @@ def read_library_tokenizer(folder: Path, options: Mapping[str, Any], lower_case:
     )  # fmt: skip
 
 
+def read_chain_tokenizer(chain: ModuleChain) -> TextTokenizer:
+    """Reads the tokenizer of a sentence-transformers chain; a static embedding's is its tokenizer.json alone."""
+    if not chain.is_static:
+        return read_library_tokenizer(chain.transformer, chain.tokenizer_options, chain.lower_case)
+    file = chain.transformer / "tokenizer.json"
+    try:
+        backend = Tokenizer.from_file(str(file))
+    except Exception as error:  # the tokenizers library raises nothing more specific
+        raise CheckpointError(f"{file} is no tokenizer: {error}") from error
+    cut = backend.truncation or {}
+    backend.no_truncation()
+    backend.no_padding()
+    sha256 = hashlib.sha256(backend.to_str().encode()).hexdigest()
+    return TextTokenizer(backend, (), (), {}, cut.get("direction") == "left", sha256, max_length=cut.get("max_length"))
+
+
 def read_transformers_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
     """Reads a folder's tokenizer as transformers does: from tokenizer.json alone if there is one."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -297,5 +313,5 @@ def load_tokenizer(spec: EmbedderSpec) -> TextTokenizer:
     folder = resolve_folder(spec.model, spec.revision, spec.cache_dir, spec.trust_remote_code)
     modules = read_module_chain(folder, spec.model_class) if spec.model_class in RUNNABLE else None
     if modules is not None:  # its transformer may lie in a folder below, and its settings may change the tokenizer
-        return read_library_tokenizer(modules.transformer, modules.tokenizer_options, modules.lower_case)
+        return read_chain_tokenizer(modules)
     return read_tokenizer(folder, trust_remote_code=spec.trust_remote_code)

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -23,7 +24,7 @@ from transformers import AutoConfig
 from actors.arrow.blocks import tokens_from_table
 from actors.codecs.table import TRAINED
 from actors.embedders.registry import load_embedder
-from actors.models.preparation import Preparation
+from actors.models.preparation import Preparation, chain_hidden_size
 from actors.outputs import EmbeddingBatch, IntArray, TokenBatch
 from actors.spec import DType, Output
 from pipelines.config import BuildConfig, EmbedderConfig
@@ -109,7 +110,9 @@ def count_rows(units: Sequence[Unit], counted: Sequence[tuple[int, int]]) -> tup
 
 
 def model_config(preparation: Preparation) -> Any:
-    """Returns transformers' configuration of a prepared model."""
+    """Returns transformers' configuration of a prepared model; of a static embedding its width alone."""
+    if preparation.chain is not None and preparation.chain.is_static:
+        return SimpleNamespace(hidden_size=chain_hidden_size(preparation.chain))
     return AutoConfig.from_pretrained(preparation.folder, trust_remote_code=preparation.spec.trust_remote_code)
 
 

@@ -49,6 +49,12 @@ def static_embedding(folder: Path) -> None:
     (folder / "modules.json").write_text(json.dumps(listed[:1]))
 
 
+def word_embeddings(folder: Path) -> None:
+    listed = json.loads((folder / "modules.json").read_text())
+    listed[0]["type"] = "sentence_transformers.models.WordEmbeddings"
+    (folder / "modules.json").write_text(json.dumps(listed))
+
+
 def bidirectional(folder: Path) -> None:
     edit(folder / "sentence_bert_config.json", config_kwargs={"is_causal": False})
 
@@ -93,7 +99,8 @@ def other_family(folder: Path) -> None:
         (unknown_module, r"modules\.json lists WeightedLayerPooling.*Dense, LayerNorm, Normalize, Pooling"),
         (own_code, r"runs its own code \(custom_st\.Transformer in custom_st\.py\)"),
         (code_elsewhere, r"runs its own code \(custom_st\.Transformer in custom_st\.py\)"),
-        (static_embedding, r"begins with StaticEmbedding, which does not run here"),
+        (static_embedding, r"holds no table of a StaticEmbedding: expected embedding\.weight or embeddings"),
+        (word_embeddings, r"begins with WordEmbeddings, which does not run here; a chain that begins with a Transf"),
         (bidirectional, r"sentence_bert_config\.json sets config_kwargs is_causal=false, which tridex does not apply"),
         (model_argument, r"sets model_kwargs rotary_scaling_factor=2, which tridex does not apply"),
         (quantised, r"its weights are stored quantised \(bitsandbytes\)"),
@@ -109,6 +116,29 @@ def test_a_chain_that_cannot_run_is_refused(damage: Callable[[Path], None], mess
     folder = build_chain("mean_dense_tanh", tmp_path / "model")
     damage(folder)
     with pytest.raises(ValueError, match=message):
+        load(folder)
+
+
+def test_routes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    folder = build_chain("router_after_pooling", tmp_path / "model")
+    edit(folder / "2_Asym" / "query_0_Dense" / "config.json", out_features=9)
+    with pytest.raises(ValueError, match=r"its Router gives queries 9 dimensions and documents 12"):
+        load(folder)
+    routes = json.loads((folder / "2_Asym" / "router_config.json").read_text())
+    routes["structure"] = {"question": routes["structure"]["query"], "document": routes["structure"]["document"]}
+    edit(folder / "2_Asym" / "router_config.json", **routes)
+    with pytest.raises(ValueError, match=r"has the routes question, document, of which none is for a query's text"):
+        load(folder)
+
+
+def test_a_static_embedding_is_not_rounded_and_takes_no_int8(tmp_path: Path) -> None:
+    folder = build_chain("static", tmp_path / "model")
+    spec = EmbedderSpec(model=str(folder), compute=ComputeSpec(dtype="bf16", device="cpu"))
+    assert (load_embedder(spec).embed_corpus(["panda"]).dense == load(folder).embed_corpus(["panda"]).dense).all()
+    with pytest.raises(ValueError, match="int8 is for BERT and XLM-RoBERTa embedders; a model of static embeddings"):
+        load_embedder(EmbedderSpec(model=str(folder), compute=ComputeSpec(dtype="int8", device="cpu")))
+    (folder / "0_StaticEmbedding" / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"holds no tokenizer\.json, as a StaticEmbedding needs"):
         load(folder)
 
 

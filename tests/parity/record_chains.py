@@ -37,6 +37,9 @@ def _ids(model: Any, task: str, prompt: str | None) -> Arrays:
     rows = []
     for text in TEXTS:
         features = model.preprocess([text], prompt=prompt, task=task)
+        if "offsets" in features:  # a StaticEmbedding: one row of ids, no padding
+            rows.append(features["input_ids"].numpy().astype(np.int32))
+            continue
         ids = features["input_ids"][0].numpy()
         kept = features["attention_mask"][0].numpy().astype(bool)
         if "query_expansion_positions" in features:
@@ -64,7 +67,8 @@ def record_sentence_transformers(folder: Path) -> Arrays:
     from sentence_transformers import MultiVectorEncoder, SentenceTransformer, SparseEncoder
 
     stored = folder / "config_sentence_transformers.json"
-    family = json.loads(stored.read_text())["model_type"] if stored.exists() else "MultiVectorEncoder"
+    unnamed = "SentenceTransformer" if (folder / "modules.json").exists() else "MultiVectorEncoder"
+    family = json.loads(stored.read_text())["model_type"] if stored.exists() else unnamed
     classes = {"SentenceTransformer": SentenceTransformer, "SparseEncoder": SparseEncoder}
     model: Any = classes.get(family, MultiVectorEncoder)(str(folder), device="cpu")
     encode = {"query": model.encode_query, "document": model.encode_document}
