@@ -105,7 +105,7 @@ def other_family(folder: Path) -> None:
         (model_argument, r"sets model_kwargs rotary_scaling_factor=2, which tridex does not apply"),
         (quantised, r"its weights are stored quantised \(bitsandbytes\)"),
         (narrow_dense, r"2_Dense/config\.json: this Dense takes vectors of 31 dimensions, .* gives 32"),
-        (other_shape, r"2_Dense: linear\.weight has the shape \(7, 32\), its config\.json says \(24, 32\)"),
+        (other_shape, r"2_Dense: linear\.weight has the shape \(7, 32\), its config\.json states \(24, 32\)"),
         (own_activation, r"activation_function os\.system is no class of torch\.nn"),
         (no_bias, r"2_Dense: the weights of this Dense lack linear\.bias"),
         (unknown_pooling, r"1_Pooling/config\.json pools by 'median'; known are cls, max"),
