@@ -84,6 +84,9 @@ class PackedTransformer(_Wrapped):
 class PaddedTransformer(_Wrapped):
     """Runs a right-padded forward through the model's own code, for what cannot be packed."""
 
+    padded = True
+    """Computes every text of a pass at the length of the longest."""
+
     @torch.inference_mode()
     def forward(
         self, ids: Tensor, offsets: IntArray, *, attended: Counts | None = None, domain: str | None = None

@@ -120,6 +120,7 @@ def test_the_fast_forwards_are_taken_where_they_exist(folders: dict[str, Path]) 
     assert {kinds[name] for name in ("llama", "mistral", "qwen3", "gemma2")} == {PackedTransformer}
     assert kinds["modernbert"] is RotaryEncoder
     assert kinds["mpnet"] is PaddedTransformer
+    assert PaddedTransformer.padded, "metrics count padding by it"
 
 
 def test_a_literal_pad_token_keeps_transformers_positions(folders: dict[str, Path]) -> None:
