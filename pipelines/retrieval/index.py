@@ -33,7 +33,7 @@ from pipelines.retrieval.page import PageReader, ranked_alone
 from pipelines.retrieval.queries import EncodedQueries
 from pipelines.retrieval.request import Request, check_request
 from pipelines.retrieval.upsert import delete, upsert
-from pipelines.store.conditions import check_filter
+from pipelines.store.conditions import check_is_text
 from pipelines.store.embedder_choice import check_channels, choose_embedders
 from pipelines.store.event_positions import read_event_positions
 from pipelines.store.table import Snapshot, open_table
@@ -225,7 +225,7 @@ class Index(IndexHandle):
 
     def filter(self, where: str) -> Filter:
         """Evaluates a SQL condition once for all channels; the last one is cached for the next page or query."""
-        check_filter(where)  # what is no text need not have a hash
+        check_is_text(where)  # what is no text need not have a hash
         return self._filter(where)
 
     @cached_property

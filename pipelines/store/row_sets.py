@@ -34,7 +34,7 @@ def _as_offsets(fragment: Fragment, mask: Mask) -> Mask:
     """Returns the mask over the fragment's physical rows, of which deleted ones are not allowed."""
     if fragment.live is None:
         return mask
-    physical = np.zeros(int(fragment.live[-1]) + 1, bool)
+    physical = np.zeros(fragment.physical_rows, bool)
     physical[fragment.live] = mask
     return physical
 

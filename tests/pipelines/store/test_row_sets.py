@@ -30,6 +30,14 @@ def test_the_bytes_are_lances_own(share: float) -> None:
     assert serialize_row_mask(allowed, rows) == serialize_row_addrs(addresses.tolist())
 
 
+@pytest.mark.parametrize("share", [0, 0.0001, 0.5, 1])
+def test_the_mask_of_addresses_is_that_of_their_positions(share: float) -> None:
+    for rows in (rows_with_deletions(), Rows((Fragment(2, 0, 500, None), Fragment(0, 500, 80, None))), Rows(())):
+        allowed = np.random.default_rng(3).random(len(rows)) < share
+        addresses = np.random.default_rng(4).permutation(rows.addresses(np.flatnonzero(allowed)))
+        np.testing.assert_array_equal(rows.mask(addresses), allowed)
+
+
 def test_containers_of_4096_and_4097_rows() -> None:
     rows = Rows((Fragment(0, 0, 70_000, None),))
     for count in (4096, 4097, 65_536, 65_537):
