@@ -7,7 +7,7 @@ a column, and aborts on placeholders. Each is refused here with the spelling tha
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -21,6 +21,8 @@ LISTED_VALUES = 500
 """Values from which a list of texts is matched as a set rather than parsed: 50,000 take Lance's parser 200 ms."""
 LIST_HEAD = re.compile(r"\s*(?:(\w+)|`([^`]+)`)\s+IN\s*\(\s*", re.IGNORECASE)
 QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`")
+INTEGER_TOKEN = re.compile(r"(?a:<=|>=|<>|!=|[()<>=,]|(?<![\w.])-?\d{1,18}(?![\w.])|[A-Za-z_]\w*)")
+INTEGER_WORDS = {"AND", "OR", "NOT", "IN", "BETWEEN", "IS", "NULL"}
 T = TypeVar("T")
 PLACEHOLDER = re.compile(r"\?|\$\w+|(?<!:):[A-Za-z_]\w*")
 
@@ -75,6 +77,18 @@ def parse_text_list(where: str) -> tuple[str, pa.Array] | None:
     if {separator.strip() for separator in separators} != {","}:
         return None  # a doubled quote within a text is an empty separator
     return found[1] or found[2], values
+
+
+def compares_integers(where: str, columns: Collection[str]) -> bool:
+    """Returns whether a condition names no other columns than these and holds nothing but whole numbers and operators.
+
+    >>> compares_integers("NOT (year > 2000 AND year <> 2020)", {"year"}), compares_integers("year > 1.5", {"year"})
+    (True, False)
+    """
+    tokens = INTEGER_TOKEN.findall(where)
+    names = [token for token in tokens if token[0].isalpha() or token[0] == "_"]
+    known = all(name in columns or name.upper() in INTEGER_WORDS for name in names)
+    return known and "".join(tokens) == "".join(where.split())
 
 
 def _check_double_quotes(where: str, columns: Sequence[str]) -> None:

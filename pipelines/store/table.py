@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from actors.outputs import IntArray, offsets_of
 from actors.suggest import did_you_mean
 from pipelines.config import BuildConfig, ConfigError, InvalidRequest, absolute_uri, plain_options
-from pipelines.store.conditions import evaluate_condition, parse_text_list
+from pipelines.store.conditions import check_filter, compares_integers, evaluate_condition, parse_text_list
 from pipelines.store.datasets import open_dataset
 from pipelines.store.schema import (
     FORMAT_VERSION,
@@ -38,6 +38,9 @@ from pipelines.store.schema import (
 )
 
 Addresses = npt.NDArray[np.uint64]
+COMPUTED_ROWS = 2_000_000
+"""Up to so many rows a condition over integers is computed for every row (4.5 ns each); above, a scalar index that
+finds the few rows of a selective one is much faster."""
 
 
 def sql_literal(value: str | int) -> str:
@@ -255,7 +258,26 @@ class Snapshot:
         listed = parse_text_list(where)
         if listed is not None and listed[0] in self.filter_columns and self.schema.field(listed[0]).type == pa.string():
             return self._rows_with(*listed)
+        computed = self._compute_mask(where)
+        if computed is not None:
+            return computed
         return self.rows.mask(evaluate_condition(where, self.filter_columns, self._addresses_matching))
+
+    def _compute_mask(self, where: str) -> npt.NDArray[np.bool_] | None:
+        """Computes a condition over integer columns as a column of a scan; None for any other or a wrong condition.
+
+        A boolean a row, where the scan of a filter returns an address a row that meets it.
+        """
+        integers = {name for name in self.filter_columns if self.schema.field(name).type == pa.int64()}
+        if len(self) > COMPUTED_ROWS or not isinstance(where, str) or not compares_integers(where, integers):
+            return None
+        check_filter(where, self.filter_columns)
+        try:
+            scanner = self.dataset.scanner(columns={"met": f"({where}\n)"}, batch_size=65_536, scan_in_order=True)
+            met = scanner.to_table()["met"]
+        except ValueError:  # the filter explains what is wrong
+            return None
+        return met.fill_null(False).to_numpy() if met.type == pa.bool_() else None
 
     def _rows_with(self, column: str, values: pa.Array) -> npt.NDArray[np.bool_]:
         """Returns a mask of the rows whose text in the column is one of the values; reads the column."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import lance
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from pipelines.config import InvalidRequest
-from pipelines.store.conditions import parse_text_list
+from pipelines.store.conditions import compares_integers, parse_text_list
 from pipelines.store.table import Snapshot, open_table, sql_in
 from tests.indexes import make_index
 
@@ -82,3 +84,53 @@ def test_a_long_list_of_texts_is_matched_as_a_set(tmp_path: Path) -> None:
         assert snapshot.matching_mask(where).sum() == count
     with pytest.raises(InvalidRequest, match="No field named nothing"):
         snapshot.matching_mask(sql_in("nothing", ids))
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "n < 3",
+        "NOT n < 3",
+        "n <> 3 and not (n BETWEEN 1 AND 4 or n IS NULL)",
+        "n IS NOT NULL AND n >= -2",
+        "n IN (1, 3, 999999999999999999)",
+        "n NOT IN (1,3)",
+    ],
+)
+def test_a_condition_over_integers_is_computed_to_the_rows_that_the_filter_finds(tmp_path: Path, where: str) -> None:
+    numbers = pa.array([None if i % 7 == 0 else i % 6 - 1 for i in range(50)], pa.int64())
+    uri = make_index(tmp_path, {f"a{i}": f"text {i}" for i in range(50)}, metadata={"n": numbers}, full_text=False)
+    lance.dataset(f"{uri}/documents.lance").delete("doc_id IN ('a3', 'a17', 'a49')")
+    snapshot = open_table(uri)
+    assert compares_integers(where, {"n"})
+    mask = snapshot.matching_mask(where)
+    assert len(mask) == 47
+    np.testing.assert_array_equal(np.flatnonzero(mask), snapshot.matching(where))
+
+
+def test_only_whole_numbers_and_known_columns_are_computed() -> None:
+    others = [
+        "n < 1.5",
+        "n < 1e3",
+        "n = '3'",
+        "m < 3",
+        "n < 3 -- x",
+        "n < 1234567890123456789",
+        "abs(n) = 1",
+        "n LIKE 3",
+    ]
+    assert [where for where in others if compares_integers(where, {"n"})] == []
+
+
+@pytest.mark.parametrize("where", ["n", "n <", "n < 3)", "(n < 3", "n < < 3", "n IN ()", "n < 3 n"])
+def test_a_wrong_condition_over_integers_has_the_message_of_the_filter(tmp_path: Path, where: str) -> None:
+    numbers = pa.array([1, 2], pa.int64())
+    snapshot = open_table(make_index(tmp_path, {"a": "x", "b": "y"}, metadata={"n": numbers}, full_text=False))
+
+    def outcome(run: Callable[[str], object]) -> str:
+        try:
+            return str(run(where))
+        except InvalidRequest as error:
+            return str(error)
+
+    assert outcome(lambda text: np.flatnonzero(snapshot.matching_mask(text))) == outcome(snapshot.matching)
