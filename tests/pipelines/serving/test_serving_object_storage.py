@@ -71,7 +71,7 @@ def test_scoring_reads_local_copies_that_follow_the_index(
     assert sizes
 
     write({"new": "a zebra crosses"}, options, "append")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         found = client.post("/v1/search", json={"query": "zebra", "k": 1}).json()
         if found["version"] > answer.json()["version"]:
