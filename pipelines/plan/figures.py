@@ -40,6 +40,10 @@ class EmbedderPlan:
     why: tuple[str, ...]
     """What the compute settings resolve to on this machine, and why; empty where a card's speed was predicted."""
     prediction: Prediction | None = None
+    loading_seconds: float | None = None
+    """Of one actor's weights and first pass, measured here."""
+    working_actors: float = 1.0
+    """At work on average: there may be fewer blocks than actors, or too few for every actor in the last round."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,15 +2,14 @@
 
 Nothing is written and Ray is not started, so a plan takes seconds; its figures are estimates, good to a few percent
 where the shards are alike (`pipelines.plan.sample` defines the sample). The time of a whole build rests on two
-measurements of now, the model's speed and an import of torch, so that other work on the machine counts in both.
+measurements of now, the model's speed and an import of torch (`pipelines.plan.build_time`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,13 +23,13 @@ from actors.pool import pool_size
 from pipelines.config import BuildConfig, ConfigError, EmbedderConfig, RayConfig, resolve_paths
 from pipelines.indexing.sizing import choose_block_rows, choose_fragment_rows, estimate_output_bytes, estimate_row_bytes
 from pipelines.monitor.lengths import histogram
+from pipelines.plan.build_time import estimate_build_seconds, measure_load, run_at_worker_priority
 from pipelines.plan.changes import PlannedChanges, plan_changes
 from pipelines.plan.checks import warnings_of
 from pipelines.plan.figures import EmbedderPlan, Plan
 from pipelines.plan.predict import Card, find_card, predict_embedder
 from pipelines.plan.sample import (
     Sample,
-    measure_import,
     measure_int8_error,
     measure_throughput,
     model_config,
@@ -38,19 +37,10 @@ from pipelines.plan.sample import (
 )
 from pipelines.reading.listing import count_by_kind
 from pipelines.reading.units import plan_input
-from pipelines.store.schema import identity_of
+from pipelines.store.schema import Identity, identity_of
 from pipelines.store.table import with_index_boundaries
 
 SAMPLE_ROWS = 2048
-START_SECONDS = 5.0
-"""What the start of a build on a local Ray waits for, however fast the machine is."""
-START_IMPORTS = 12.0
-"""The rest of the start, in imports of torch: a build of 60 documents took 43 CPU seconds on two cores, an import 1.4
-(`tridex build` of SciFact's first 60; 304 s of wall while imports took 12 to 37 s)."""
-IDLE_IMPORTS = 2.0
-"""A build that finds nothing to embed, in imports of torch: 2.4 CPU seconds with 60 documents, 4.1 with 3,923."""
-FULL_TEXT_SECONDS = 30e-6
-"""Per chunk, of the full-text index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +72,7 @@ def make_plan(config: BuildConfig, pool: Pool = Pool(), sample_rows: int = SAMPL
     identity = identity_of(config, described)
     changes = plan_changes(config, units, described, sample)
     embedders = tuple(
-        _plan_embedder(e, prepared[e.name], identity.embedders[e.name], sample, pool, config, changes, card)
-        for e in config.embedders
+        _plan_embedder(e, prepared[e.name], identity, sample, pool, config, changes, card) for e in config.embedders
     )
     hours = max((e.hours for e in embedders if e.hours is not None), default=None)
     per_row = estimate_row_bytes(identity, sample.chunks)
@@ -104,34 +93,22 @@ def make_plan(config: BuildConfig, pool: Pool = Pool(), sample_rows: int = SAMPL
         cost=None if hours is None or pool.price is None else hours * pool.price,
         redo_seconds=_estimate_redo_seconds(config, per_row, sample.chunks_in_all, hours),
         changes=changes,
-        seconds=_estimate_build_seconds(embedders, sample, config, changes),
+        seconds=_estimate_seconds(embedders, sample, config, changes),
         skipped=count_by_kind(planned.skipped),
     )
     return replace(plan, warnings=warnings_of(plan, config))
 
 
-def _estimate_build_seconds(
+def _estimate_seconds(
     embedders: Sequence[EmbedderPlan], sample: Sample, config: BuildConfig, changes: PlannedChanges | None
 ) -> float | None:
-    """Estimates the seconds of a build on this machine, with start-up and search indexes; None for given speeds.
-
-    A local Ray's actors share the processors with the stages that feed them, so the processors' time bounds the build
-    from below as the slowest pool's does. Start-up is counted in imports of torch, measured now, because a loaded or
-    slow machine stretches it as it stretches them (20 times at a load of 50 on two cores).
-    """
-    if any(not e.measured or e.tokens_per_second is None or e.hours is None for e in embedders):
+    """Estimates the seconds of the whole build; None where a speed was given."""
+    if any(not e.measured or e.tokens_per_second is None for e in embedders):
         return None
     share = 1.0 if changes is None else changes.embedded_share
-    import_seconds = measure_import()
-    if not share:
-        return IDLE_IMPORTS * import_seconds
     chunks = sample.chunks_in_all * share
-    cpus = os.cpu_count() or 1
-    models = sum((e.hours or 0.0) * 3600 * e.actors for e in embedders) if not torch.cuda.is_available() else 0.0
-    stages = chunks * sample.preparing / max(1, len(sample.chunks))
-    embedding = max((models + stages) / cpus, *((e.hours or 0.0) * 3600 for e in embedders))
-    start = START_SECONDS + START_IMPORTS * import_seconds
-    return start + embedding + chunks * (FULL_TEXT_SECONDS if config.index.full_text else 0.0)
+    preparing = chunks * sample.preparing / max(1, len(sample.chunks))
+    return estimate_build_seconds(embedders, share, chunks, preparing, config.index.full_text, measure_load())
 
 
 def _estimate_redo_seconds(config: BuildConfig, per_row: float, chunks: int, hours: float | None) -> float | None:
@@ -157,13 +134,14 @@ def _histogram(sample: Sample, name: str) -> dict[str, int]:
 def _plan_embedder(
     embedder: EmbedderConfig,
     prepared: Preparation,
-    described: Mapping[str, Any],
+    identity: Identity,
     sample: Sample,
     pool: Pool,
     config: BuildConfig,
     changes: PlannedChanges | None,
     card: Card | None,
 ) -> EmbedderPlan:
+    described = identity.embedders[embedder.name]
     kept, lost = sample.tokens(embedder.name)
     mean = float(kept.mean()) if len(kept) else 0.0
     tokens = round(mean * sample.chunks_in_all)
@@ -172,8 +150,12 @@ def _plan_embedder(
     prediction = None if card is None else predict_embedder(card, model_config(prepared), described, kept)
     share = 1.0 if changes is None else changes.embedded_share
     predicted = None if prediction is None or not tokens else prediction.tokens_per_second
-    speed = pool.tokens_per_second or predicted or measure_throughput(embedder, sample.chunks)
+    stated = pool.tokens_per_second or predicted
+    here = None if stated else run_at_worker_priority(measure_throughput, embedder, sample.chunks)
+    speed = here.tokens_per_second if here else stated
     measured = pool.tokens_per_second is None and prediction is None
+    chunks = round(share * sample.chunks_in_all)
+    block = choose_block_rows(config, estimate_row_bytes(identity, sample.chunks), chunks, actors)
     stored = {output: n * sample.chunks_in_all for output, n in estimate_output_bytes(described, mean).items()}
     return EmbedderPlan(
         name=embedder.name,
@@ -190,10 +172,18 @@ def _plan_embedder(
         },
         tokens_per_second=speed,
         measured=measured,
+        loading_seconds=here.loading_seconds if here else None,
+        working_actors=_count_working_actors(actors, chunks, block),
         hours=None if speed is None else share * tokens / (speed * actors) / 3600,
         why=() if prediction else _explain_compute(embedder, prepared, sample.chunks if measured else None),
         prediction=prediction,
     )
+
+
+def _count_working_actors(actors: int, chunks: int, block: int) -> float:
+    """Returns how many actors are at work on average, until the last of them has done its last block."""
+    blocks = max(1, -(-chunks // block))
+    return blocks / -(-blocks // max(1, actors))
 
 
 def _explain_compute(embedder: EmbedderConfig, prepared: Preparation, chunks: pa.Table | None) -> tuple[str, ...]:

@@ -7,8 +7,6 @@ bytes stand for rows.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -116,21 +114,22 @@ def model_config(preparation: Preparation) -> Any:
     return AutoConfig.from_pretrained(preparation.folder, trust_remote_code=preparation.spec.trust_remote_code)
 
 
-def measure_import() -> float:
-    """Measures the seconds in which a new process imports torch: processor, disk and other load in one number."""
-    began = time.monotonic()
-    subprocess.run([sys.executable, "-c", "import torch"], check=True, stdin=subprocess.DEVNULL)
-    return time.monotonic() - began
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """Holds what one actor was measured to do on this machine."""
+
+    tokens_per_second: float
+    """Warm, encoding for the table included."""
+    loading_seconds: float
+    """Of its weights and its first pass."""
 
 
-def measure_throughput(embedder: EmbedderConfig, chunks: pa.Table) -> float | None:
-    """Measures the tokens per second of one actor on this machine, warm, encoding for the table included.
-
-    None where the sample is empty.
-    """
+def measure_throughput(embedder: EmbedderConfig, chunks: pa.Table) -> Throughput | None:
+    """Measures one actor on sampled chunks for CALIBRATION_SECONDS at most; None where the sample is empty."""
     tokens, _ = tokens_from_table(chunks, embedder.name)
     if not len(tokens):
         return None
+    loading = time.monotonic()
     model = load_embedder(embedder.spec())
     rows = max(1, round(model.compute.budget / max(1.0, float(tokens.lengths.mean()))))
     parts = [tokens.take(part) for part in np.split(np.arange(len(tokens)), range(rows, len(tokens), rows))]
@@ -146,7 +145,7 @@ def measure_throughput(embedder: EmbedderConfig, chunks: pa.Table) -> float | No
             done += int(part.lengths.sum())
             if time.monotonic() - began > CALIBRATION_SECONDS:
                 break
-        return done / (time.monotonic() - began)
+        return Throughput(done / (time.monotonic() - began), loading)
     finally:
         torch.set_num_threads(threads)
 

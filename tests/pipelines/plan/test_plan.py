@@ -6,6 +6,9 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.config import BuildConfig, ConfigError, validate
-from pipelines.plan import Plan, Pool, make_plan
+from pipelines.plan import Plan, Pool, build_time, make_plan
 from pipelines.plan import changes as planning
 from pipelines.plan import make as making
 from pipelines.plan import sample as sampling
+from pipelines.plan.build_time import Load
 from pipelines.plan.changes import PlannedChanges
+from pipelines.plan.sample import Throughput
 from pipelines.store.documents import hold_lease, target_of
 from pipelines.store.evolve import upgrade_hashes
 from pipelines.store.table import open_table
@@ -211,18 +216,44 @@ def test_a_plan_says_what_a_build_would_do_with_an_index_that_is_there(
 
 
 def test_the_time_of_a_build_follows_the_machines_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = _config(_shards(tmp_path, ["cat " * 8] * 50), index={"uri": str(tmp_path / "idx"), "full_text": False})
-    monkeypatch.setattr(making, "measure_throughput", lambda embedder, chunks: 1000.0)
+    shards = _shards(tmp_path, ["cat " * 8] * 50, shards=1)
+    config = _config(shards, index={"uri": str(tmp_path / "idx"), "full_text": False})
+    monkeypatch.setattr(making, "measure_throughput", lambda embedder, chunks: Throughput(1000.0, 2.0))
     seconds = {}
-    for imported in (1.5, 30.0):
-        monkeypatch.setattr(making, "measure_import", lambda imported=imported: imported)
-        plan = make_plan(config)
-        assert plan.seconds is not None
-        seconds[imported] = plan.seconds
-    embedding = plan.embedders[0].tokens / 1000 / (os.cpu_count() or 1)
-    assert seconds[1.5] == pytest.approx(making.START_SECONDS + making.START_IMPORTS * 1.5 + embedding, rel=0.3)
-    assert seconds[30.0] - seconds[1.5] == pytest.approx(making.START_IMPORTS * 28.5, rel=0.05)
+    for load in (Load(1.5, 1.5), Load(30.0, 1.5), Load(1.5, 30.0)):
+        monkeypatch.setattr(making, "measure_load", lambda load=load: load)
+        seconds[load] = make_plan(config).seconds or 0.0
+    plan = make_plan(config)
+    embedding = plan.embedders[0].tokens / 1000
+    assert plan.embedders[0].working_actors == 1, "50 rows are one block"
+    start = build_time.START_SECONDS + (build_time.DRIVER_IMPORTS + build_time.WORKER_IMPORTS + 1) * 1.5 + 2.0
+    assert seconds[Load(1.5, 1.5)] == pytest.approx(start + embedding, rel=0.05)
+    assert seconds[Load(30.0, 1.5)] - seconds[Load(1.5, 1.5)] == pytest.approx(build_time.DRIVER_IMPORTS * 28.5)
+    assert seconds[Load(1.5, 30.0)] - seconds[Load(1.5, 1.5)] == pytest.approx((build_time.WORKER_IMPORTS + 1) * 28.5)
+
+
+def test_actors_without_a_block_do_not_count() -> None:
+    for actors, chunks, expected in ((4, 100, 1.0), (2, 256, 2.0), (2, 384, 1.5), (2, 0, 1.0)):
+        assert making._count_working_actors(actors, chunks, 128) == expected
 
 
 def test_an_import_is_measured_in_a_process_of_its_own() -> None:
-    assert sampling.measure_import() > 0
+    assert build_time.measure_import() > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities belong to threads on Linux only")
+def test_a_worker_is_measured_at_the_priority_that_ray_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    def niceness_of_child() -> int:
+        code = "import os; print(os.getpriority(os.PRIO_PROCESS, 0))"
+        return int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)
+
+    own = niceness()
+    monkeypatch.delenv("RAY_worker_niceness", raising=False)
+    assert build_time.run_at_worker_priority(niceness) == max(own, 15)
+    assert build_time.run_at_worker_priority(niceness_of_child) == max(own, 15)
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    assert build_time.run_at_worker_priority(niceness) == own
+    assert niceness() == own
