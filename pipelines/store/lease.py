@@ -17,6 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -30,9 +31,14 @@ from lance.commit import CommitConflictError
 from pipelines.config import ConfigError, WorkFailed
 from pipelines.store.datasets import create_dataset, open_dataset
 from pipelines.store.schema import LEASES, table_uri
+from pipelines.store.table import sql_literal
 
 _KEEP_VERSIONS = timedelta(minutes=10)
 _CLEAN_EVERY = 100
+"""Beats of one holder, and acquisitions, between two removals of old versions."""
+_KEEP_ROWS = 100
+"""Acquisitions whose rows stay. A process that was stalled for longer may insert an old epoch's row again: it is not
+the highest, so `check` refuses its first commit."""
 _SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False, metadata={"lance-schema:unenforced-primary-key": "true"}),
@@ -143,6 +149,13 @@ def _wait_until_silent(uri: str, held: Holder, options: Mapping[str, str]) -> No
             raise LeaseHeld(f"{uri}: the index is being written by {now}")
 
 
+def _remove_old(uri: str, row: Holder, options: Mapping[str, str]) -> None:
+    """Removes rows of old acquisitions and old versions: each acquisition is two commits and leaves a fragment."""
+    table = _open_table(uri, options)
+    table.delete(f"`table` = {sql_literal(row.table)} AND epoch < {row.epoch - _KEEP_ROWS}")
+    table.cleanup_old_versions(_KEEP_VERSIONS)
+
+
 @dataclass(slots=True)
 class Lease:
     """Holds an acquired lease; a thread sends its heartbeat. Use it as a context manager, or call `release`."""
@@ -168,7 +181,7 @@ class Lease:
             try:
                 self._set("beat", str(beats))
                 if beats % _CLEAN_EVERY == 0:
-                    _open_table(self.uri, self.options).cleanup_old_versions(_KEEP_VERSIONS)
+                    _remove_old(self.uri, self.row, self.options)
             except (OSError, CommitConflictError):
                 # The store did not answer, or another process wrote; the next beat tries again, and `check` refuses
                 # if somebody took over.
@@ -231,4 +244,7 @@ def acquire(
     row = _next_holder(table, job, lease_seconds, before)
     if not _insert_row(uri, row, options):
         raise LeaseHeld(f"{uri}: another driver was quicker: {read_holder(uri, table, options)}")
+    if row.epoch % _CLEAN_EVERY == 0:
+        with suppress(OSError, CommitConflictError):  # another process wrote; the next one does it
+            _remove_old(uri, row, options)
     return Lease(uri, row, options, took_over=before is not None and not before.released).start()
