@@ -78,18 +78,18 @@ def test_a_replica_that_is_killed_takes_only_its_own_requests(tmp_path: Path) ->
     log = (tmp_path / "log").open("w+")
     process = subprocess.Popen([*command, "--ray", "--replicas", "2", "--prewarm"], cwd=ROOT, stderr=log, stdout=log)
     try:
-        wait_until(lambda: get(f"http://127.0.0.1:{port}/readyz") == 200, 240)
+        wait_until(lambda: get(f"http://127.0.0.1:{port}/readyz") == 200, 600)
         statuses: list[int] = []
         stop = threading.Event()
         threads = [threading.Thread(target=ask_on, args=(port, statuses, stop)) for _ in range(6)]
         for thread in threads:
             thread.start()
-        wait_until(lambda: len(statuses) > 30, 120)
+        wait_until(lambda: len(statuses) > 30, 300)
         before = replicas_of(process.pid)
         os.kill(before[0], signal.SIGKILL)
-        wait_until(lambda: len(replicas_of(process.pid)) == 2 and before[0] not in replicas_of(process.pid), 120)
+        wait_until(lambda: len(replicas_of(process.pid)) == 2 and before[0] not in replicas_of(process.pid), 300)
         answered = len(statuses)
-        wait_until(lambda: len(statuses) > answered + 30, 120)
+        wait_until(lambda: len(statuses) > answered + 30, 300)
         stop.set()
         for thread in threads:
             thread.join()
