@@ -109,9 +109,18 @@ class Reranker:
     """Scores pairs by a loaded model. It keeps no state between calls, so any number of threads may share it."""
 
     def __init__(
-        self, checkpoint: Checkpoint, scorer: Scorer, options: RerankOptions, joiner: Joiner | None = None
+        self,
+        checkpoint: Checkpoint,
+        scorer: Scorer,
+        options: RerankOptions,
+        joiner: Joiner | None = None,
+        pipeline: str | None = None,
     ) -> None:
-        """joiner: writes pairs as rows of token ids; None: by FlagEmbedding's rules, in the scorer's layout."""
+        """joiner: writes pairs as rows of token ids; None: by FlagEmbedding's rules, in the scorer's layout.
+
+        pipeline: what the folder's settings add to the weights (activation, joining); part of the identity if set.
+        """
+        self.pipeline = pipeline
         self.checkpoint, self.tokenizer, self.joiner = checkpoint, checkpoint.tokenizer, joiner
         self.scorer, self.options, self.executor = scorer, options, BatchExecutor(scorer.compute)
         scorer.outputs(options)
@@ -187,6 +196,7 @@ class Reranker:
             "tokenizer": self.tokenizer.sha256,
             "adapter": str(self.checkpoint.adapter),
             "dtype": str(self.compute.dtype),
+            **({} if self.pipeline is None else {"pipeline": self.pipeline}),
             **options,
         }
 

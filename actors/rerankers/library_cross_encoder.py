@@ -26,7 +26,7 @@ from actors.network.transformers_backbone import PACKABLE, PACKED_ATTENTION, Pac
 from actors.outputs import IntArray
 from actors.rerankers.cross_encoder import CrossEncoder, Logits, load_cross_encoder
 from actors.rerankers.engine import Joiner, Reranker, RerankOptions
-from actors.rerankers.library_folder import CrossEncoderFolder, default_length
+from actors.rerankers.library_folder import CrossEncoderFolder, default_length, describe_pipeline
 from actors.rerankers.library_pairs import ChatPair, LongestFirst, PromptedText
 from actors.rerankers.llm import TokenLogit, load_token_logit
 from actors.rerankers.loading import Checkpoint
@@ -82,7 +82,8 @@ def load_library_reranker(found: CrossEncoderFolder, checkpoint: Checkpoint, cha
     )
     activation = None if found.activation in ("Sigmoid", "Identity") else getattr(torch.nn, found.activation)()
     wrapped = scorer if activation is None else Activated(scorer, activation)
-    return Reranker(checkpoint, wrapped, options.changed(changes), _joiner(found, checkpoint, scorer))
+    joiner = _joiner(found, checkpoint, scorer)
+    return Reranker(checkpoint, wrapped, options.changed(changes), joiner, describe_pipeline(found))
 
 
 def _joiner(found: CrossEncoderFolder, checkpoint: Checkpoint, scorer: CrossEncoder | TokenLogit) -> Joiner:
@@ -154,7 +155,7 @@ def load_qwen3_reranker(checkpoint: Checkpoint, changes: dict[str, Any]) -> Rera
     defaults = RerankOptions(max_length=QWEN3_LENGTH, normalize=True, query_instruction_format="{}\n<Query>: {}")
     options = defaults.changed({"query_instruction_for_rerank": QWEN3_INSTRUCTION, **changes})
     joiner = PromptedText(tokenizer, tuple(head), tuple(tail), _qwen3_text)
-    return Reranker(checkpoint, scorer, options, joiner)
+    return Reranker(checkpoint, scorer, options, joiner, "qwen3-reranker")
 
 
 def _qwen3_text(query: str, passage: str) -> str:

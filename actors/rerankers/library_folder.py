@@ -7,6 +7,7 @@ folder that names sentence-transformers is run as that library runs it; the othe
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -41,6 +42,13 @@ class CrossEncoderFolder:
     messages: Format | None = None
     lower_case: bool = False
     tokenizer_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def describe_pipeline(found: CrossEncoderFolder) -> str:
+    """Returns what determines the scores besides weights and tokenizer: sha256 of activation, joining and template."""
+    template = read_chat_template(found.folder) if found.messages is not None else ""
+    parts = (found.activation, found.prompt, found.logits, found.messages, found.lower_case, template)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def read_cross_encoder(folder: Path, requested: bool = False) -> CrossEncoderFolder | None:

@@ -80,6 +80,15 @@ def test_what_cannot_be_run_is_named(changed: Path, file: str, values: dict[str,
         load_reranker(str(changed), compute=FP32)
 
 
+def test_the_identity_names_activation_and_prompt(changed: Path) -> None:
+    found = [load_reranker(str(changed), compute=FP32).identity()]
+    for values in ({"activation_fn": "torch.nn.modules.activation.Sigmoid"}, {"prompts": {"q": "other: "}}):
+        store(changed, "config_sentence_transformers.json", **values)
+        found.append(load_reranker(str(changed), compute=FP32).identity())
+    assert len({identity["pipeline"] for identity in found}) == 3
+    assert "pipeline" not in load_reranker(str(changed), model_class="encoder-only-base", compute=FP32).identity()
+
+
 def test_unknown_modules_are_named(changed: Path) -> None:
     modules_json(
         changed, [("sentence_transformers.models.Pooling", {}, {}), ("sentence_transformers.models.Dense", {}, {})]
