@@ -80,6 +80,9 @@ class EmbedderSpec:
     """Which token states make the dense vector."""
     normalize: bool | None = field(default=None, metadata=ALWAYS_IN_IDENTITY)
     """L2-normalise dense and ColBERT vectors. None: as in the checkpoint's modules.json, True without one."""
+    cosine_as_dot: bool = field(default=False, metadata=NOT_IN_IDENTITY)
+    """Normalise dense vectors where the checkpoint's own library compares them by cosine: an index takes dot products.
+    Without effect if `normalize` is set. What it decides stands in the identity as `normalize`."""
     query_prompt: str | None = field(default=None, metadata=NOT_IN_IDENTITY)
     """Name of the prompt that the checkpoint stores for queries; None: `query`. An instruction wins over it."""
     passage_prompt: str | None = field(default=None, metadata=NOT_IN_IDENTITY)

@@ -134,6 +134,8 @@ class ModuleChain:
     is_static: bool = False
     """Whether token vectors come from a table (StaticEmbedding); texts then get no special tokens."""
     late: LateInteraction | None = None
+    similarity: str = "cosine"
+    """How the library compares dense vectors: its `similarity_fn_name`, cosine where the folder names none."""
     projection_in_root: bool = False
     """Stanford's ColBERT keeps its projection as `linear.weight` among the encoder's weights."""
 
@@ -141,6 +143,12 @@ class ModuleChain:
     def include_prompt(self) -> bool:
         """Returns whether a prompt's tokens count in the pooling."""
         return all(m.config.get("include_prompt", True) for m in self.modules if m.kind == "Pooling")
+
+    @property
+    def is_normalized(self) -> bool:
+        """Returns whether vectors leave the chain with length 1, those of queries as well."""
+        ends = bool(self.modules) and self.modules[-1].kind == "Normalize" and self.truncate_dim is None
+        return ends and (self.query is None or self.query.is_normalized)
 
     def with_pooling(self, pooling: Pooling | None) -> ModuleChain:
         """Returns the chain with this pooling instead of its own; itself for None."""
@@ -272,7 +280,12 @@ def _build_chain(
         truncate_dim=stored.get("truncate_dim"),
         max_active_dims=stored.get("max_active_dims"),
         late=late,
+        similarity=_similarity(stored),
     )
+
+
+def _similarity(stored: Mapping[str, Any]) -> str:
+    return str(stored.get("similarity_fn_name") or "cosine")
 
 
 def _static_chain(
@@ -288,7 +301,7 @@ def _static_chain(
     return ModuleChain(
         family, first.folder, modules, prompts=_named_prompts(stored), default_prompt=stored.get("default_prompt_name"),
         max_length=(tokenizer.get("truncation") or {}).get("max_length"), truncate_dim=stored.get("truncate_dim"),
-        is_static=True,
+        is_static=True, similarity=_similarity(stored),
     )  # fmt: skip
 
 

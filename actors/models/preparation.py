@@ -154,6 +154,7 @@ def find_chain(spec: EmbedderSpec, folder: Path) -> ModuleChain | None:
 
 def _prepare_chain(spec: EmbedderSpec, chain: ModuleChain) -> Preparation:
     chain = chain.with_pooling(spec.pooling)
+    spec = replace(spec, normalize=_normalizes_in_the_end(spec, chain))
     query, folder = None, chain.transformer
     if chain.query is not None:
         query = _prepare_query(spec, chain, chain.query)
@@ -180,6 +181,15 @@ def _prepare_chain(spec: EmbedderSpec, chain: ModuleChain) -> Preparation:
         complete_spec, folder, tokenizer, _positions(chain),
         chain=chain, rules=rules, query_tokenizer=query_tokenizer, query=query,
     )  # fmt: skip
+
+
+def _normalizes_in_the_end(spec: EmbedderSpec, chain: ModuleChain) -> bool | None:
+    """Returns `normalize` of the complete spec: True if dot products rank as the library's cosine only with it."""
+    is_dense = chain.model_class == "sentence-transformer"
+    is_decided = spec.normalize is not None or not spec.cosine_as_dot
+    if is_decided or not is_dense or chain.similarity != "cosine":
+        return spec.normalize
+    return None if chain.is_normalized and spec.truncate_dim is None else True
 
 
 def _prepare_query(spec: EmbedderSpec, chain: ModuleChain, route: ModuleChain) -> Preparation:

@@ -376,6 +376,9 @@ class EmbedderConfig(_SpecFields):
     """Prefix of this embedder's columns."""
     model: str = DEFAULT_MODEL
     """A catalogue name, a hub id or a folder."""
+    cosine_as_dot: bool = True
+    """Normalise dense vectors where the checkpoint's own library compares them by cosine. An index that was built
+    without it keeps its vectors as they are."""
     outputs: tuple[Output, ...] | None = None
     """None: every output that the model has."""
     max_length: int | None = Field(None, gt=0)

@@ -56,7 +56,7 @@ from pipelines.store.lease import Lease, acquire
 from pipelines.store.quarantine import drop_old_quarantine, failed_rows
 from pipelines.store.schema import Target, documents_schema, identity_of, table_uri
 from pipelines.store.skipped import write_skipped
-from pipelines.store.table import with_index_boundaries
+from pipelines.store.table import with_index_settings
 from pipelines.store.writer import write_block
 
 __all__ = ["JobFailed", "build_index"]
@@ -111,7 +111,7 @@ def build_resolved(config: BuildConfig, only: RowFilter | None = None, warm: War
     """Builds as `build_index`, for a config with absolute paths. warm: models that stay loaded after the build."""
     check_writable(config.index.uri)
     remove_left_spools(config.index)
-    config = with_index_boundaries(config)
+    config = with_index_settings(config)
     log = RunLog(config)
     with closing(log.status), interruptible():
         with log.phase("listing files"):

@@ -38,7 +38,7 @@ from pipelines.plan.sample import (
 from pipelines.reading.listing import count_by_kind
 from pipelines.reading.units import plan_input
 from pipelines.store.schema import Identity, identity_of
-from pipelines.store.table import with_index_boundaries
+from pipelines.store.table import with_index_settings
 
 SAMPLE_ROWS = 2048
 
@@ -62,7 +62,7 @@ def make_plan(config: BuildConfig, pool: Pool = Pool(), sample_rows: int = SAMPL
 
     ConfigError for a wrong request: no such file, column or model, lengths that the model has no positions for.
     """
-    config = with_index_boundaries(resolve_paths(config))
+    config = with_index_settings(resolve_paths(config))
     card = None if pool.card is None else find_card(pool.card)
     planned = plan_input(config.input)
     units = planned.units

@@ -314,14 +314,24 @@ def open_table(
     return Snapshot(uri, dataset, identity, options, table)
 
 
-def with_index_boundaries(config: BuildConfig) -> BuildConfig:
-    """Decides `chunk.boundaries` of a config: those of an existing index, sentences for a new one."""
-    if config.chunk.boundaries != "auto":
-        return config
+def with_index_settings(config: BuildConfig) -> BuildConfig:
+    """Decides what a config leaves to the index: an existing one keeps what it was built with.
+
+    `chunk.boundaries` auto is sentences for a new index. `cosine_as_dot` is off for embedders whose stored vectors are
+    as their folder gives them.
+    """
     dataset = open_dataset(table_uri(config.index.uri, config.index.table), plain_options(config.index.storage_options))
     identity = None if dataset is None else Identity.from_metadata(dataset.schema.metadata)
-    boundaries = "sentences" if identity is None else identity.chunk.get("boundaries", "words")
-    return config.model_copy(update={"chunk": config.chunk.model_copy(update={"boundaries": boundaries})})
+    stored = {} if identity is None else identity.embedders
+    as_stored = {name for name, described in stored.items() if described.get("normalize") is None}
+    embedders = tuple(
+        e.model_copy(update={"cosine_as_dot": e.cosine_as_dot and e.name not in as_stored}) for e in config.embedders
+    )
+    boundaries = config.chunk.boundaries
+    if boundaries == "auto":
+        boundaries = "sentences" if identity is None else identity.chunk.get("boundaries", "words")
+    chunk = config.chunk.model_copy(update={"boundaries": boundaries})
+    return config.model_copy(update={"chunk": chunk, "embedders": embedders})
 
 
 def _why_not_opened(uri: str, table: str, version: int | None, error: Exception) -> str:
