@@ -52,7 +52,7 @@ def test_a_bad_row_is_named(tmp_path: Path, row: object, words: str) -> None:
 
 def test_a_single_pair(tmp_path: Path) -> None:
     message = refused(tmp_path, [GOOD[0]])
-    assert "pairs.jsonl is a single pair: there is nothing to tell right passages from wrong ones by" in message
+    assert "pairs.jsonl is a single pair: nothing separates right passages from wrong ones" in message
 
 
 def test_pairs_that_are_all_the_same(tmp_path: Path) -> None:

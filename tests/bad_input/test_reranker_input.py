@@ -144,7 +144,7 @@ def test_layered_weights_that_are_missing_are_named(tmp_path: Path) -> None:
 
 def test_a_lightweight_checkpoint_without_heads_is_refused(tmp_path: Path) -> None:
     folder = build("cost_wise_gemma", tmp_path / "plain", layer_wise=False)
-    with pytest.raises(CheckpointError, match="does not say layer_wise"):
+    with pytest.raises(CheckpointError, match="does not set layer_wise"):
         load_reranker(str(folder))
 
 

@@ -222,7 +222,7 @@ def test_a_wrong_token_and_an_unknown_job(cluster: str, monkeypatch: pytest.Monk
     with pytest.raises(ConfigError, match="job 'unknown' is not known at http://127"):
         job_status("unknown", cluster)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "1" * 64)
-    with pytest.raises(ConfigError, match="asks for a token that is missing or wrong"):
+    with pytest.raises(ConfigError, match="requires a token that is missing or wrong"):
         connect(cluster)
 
 
