@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from actors.checkpoints.chain_reader import read_module_chain
 from actors.checkpoints.files import CheckpointError, read_json
 from actors.checkpoints.loading import head_file, resolve_folder
-from actors.checkpoints.module_chain import RUNNABLE, ModuleChain, chain_width, read_module_chain, static_width
+from actors.checkpoints.module_chain import RUNNABLE, ModuleChain, chain_width, static_width
 from actors.models.catalogue import (
     EMBEDDERS,
     ENCODERS,

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from actors.checkpoints.chain_reader import list_modules, read_transformer_settings
 from actors.checkpoints.files import CheckpointError, read_json
-from actors.checkpoints.module_chain import list_modules, read_transformer_settings
 from actors.models.catalogue import max_positions
 from actors.rerankers.loading import read_config_json
 

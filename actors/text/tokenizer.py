@@ -21,9 +21,10 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
+from actors.checkpoints.chain_reader import read_module_chain
 from actors.checkpoints.files import CheckpointError, read_json
 from actors.checkpoints.loading import resolve_folder
-from actors.checkpoints.module_chain import RUNNABLE, ModuleChain, read_module_chain
+from actors.checkpoints.module_chain import RUNNABLE, ModuleChain
 from actors.outputs import IntArray, TokenBatch, offsets_of
 from actors.spec import EmbedderSpec
 from actors.text.tokenizer_file import TokenizerFile, read_tokenizer_file
