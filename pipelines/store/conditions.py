@@ -23,8 +23,10 @@ LIST_HEAD = re.compile(r"\s*(?:(\w+)|`([^`]+)`)\s+IN\s*\(\s*", re.IGNORECASE)
 QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`")
 INTEGER_TOKEN = re.compile(r"(?a:<=|>=|<>|!=|[()<>=,]|(?<![\w.])-?\d{1,18}(?![\w.])|[A-Za-z_]\w*)")
 INTEGER_WORDS = {"AND", "OR", "NOT", "IN", "BETWEEN", "IS", "NULL"}
+ABORTED = "Task was aborted"
+"""Of Lance's RuntimeError when its planner panics, as on literals that it does not implement (X'00' in Lance 13)."""
 T = TypeVar("T")
-PLACEHOLDER = re.compile(r"\?|\$\w+|(?<!:):[A-Za-z_]\w*")
+PLACEHOLDER = re.compile(r"\?|\$\w*|(?<!:):[A-Za-z_]\w*")
 
 
 def check_is_text(where: object) -> None:
@@ -118,6 +120,10 @@ def evaluate_condition(where: str, columns: Sequence[str], run: Callable[[str], 
     check_filter(where, columns)
     try:
         return run(f"({where}\n)")
+    except RuntimeError as error:
+        if ABORTED not in str(error):
+            raise
+        raise InvalidRequest(f"where: Lance's parser cannot read {where!r}") from error
     except ValueError as error:
         raise InvalidRequest(f"where: {_explain(error, where, columns, run)} in {where!r}") from error
 
