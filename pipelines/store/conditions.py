@@ -24,7 +24,7 @@ QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`")
 INTEGER_TOKEN = re.compile(r"(?a:<=|>=|<>|!=|[()<>=,]|(?<![\w.])-?\d{1,18}(?![\w.])|[A-Za-z_]\w*)")
 INTEGER_WORDS = {"AND", "OR", "NOT", "IN", "BETWEEN", "IS", "NULL"}
 ABORTED = "Task was aborted"
-"""Of Lance's RuntimeError when its planner panics, as on literals that it does not implement (X'00' in Lance 13)."""
+"""Of Lance's RuntimeError when its planner panics, as on literals unknown to it (N'x', B'01' in Lance 13)."""
 T = TypeVar("T")
 PLACEHOLDER = re.compile(r"\?|\$\w*|(?<!:):[A-Za-z_]\w*")
 
