@@ -18,9 +18,11 @@ CHECKS = (
 
 
 def test_schemathesis(server: Server, tmp_path: Path) -> None:
+    # One worker: its generator parses sources in threads, on which CPython 3.11 fails now and then ("SystemError: AST
+    # constructor recursion depth mismatch").
     command = [
         str(Path(sys.executable).parent / "schemathesis"), "run", f"{server.url}/openapi.json", "--checks", CHECKS,
-        "--max-examples", "40", "--seed", "1", "--workers", "2", "--no-color", "--request-timeout", "60",
+        "--max-examples", "40", "--seed", "1", "--workers", "1", "--no-color", "--request-timeout", "60",
     ]  # fmt: skip
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=580, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
