@@ -129,7 +129,7 @@ def measure_throughput(embedder: EmbedderConfig, chunks: pa.Table) -> Throughput
     tokens, _ = tokens_from_table(chunks, embedder.name)
     if not len(tokens):
         return None
-    loading = time.monotonic()
+    started = time.monotonic()
     model = load_embedder(embedder.spec())
     rows = max(1, round(model.compute.budget / max(1.0, float(tokens.lengths.mean()))))
     parts = [tokens.take(part) for part in np.split(np.arange(len(tokens)), range(rows, len(tokens), rows))]
@@ -139,6 +139,7 @@ def measure_throughput(embedder: EmbedderConfig, chunks: pa.Table) -> Throughput
     try:
         encode = _stored_columns(embedder)
         encode(model.embed_tokens(parts[0], embedder.outputs), parts[0], model.colbert_ids(parts[0]))
+        loading = time.monotonic() - started
         done, began = 0, time.monotonic()
         for part in parts:
             encode(model.embed_tokens(part, embedder.outputs), part, model.colbert_ids(part))

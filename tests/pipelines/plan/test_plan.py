@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,16 @@ def test_the_time_of_a_build_follows_the_machines_load(tmp_path: Path, monkeypat
     assert seconds[Load(1.5, 1.5)] == pytest.approx(start + embedding, rel=0.05)
     assert seconds[Load(30.0, 1.5)] - seconds[Load(1.5, 1.5)] == pytest.approx(build_time.DRIVER_IMPORTS * 28.5)
     assert seconds[Load(1.5, 30.0)] - seconds[Load(1.5, 1.5)] == pytest.approx((build_time.WORKER_IMPORTS + 1) * 28.5)
+
+
+def test_loading_is_measured_as_a_duration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was the clock's reading once, so that a build of 60 documents was planned for six hours."""
+    shards = _shards(tmp_path, ["cat " * 8] * 5, shards=1)
+    monkeypatch.setattr(making, "measure_load", lambda: Load(0.0, 0.0))
+    began = time.monotonic()
+    loading = make_plan(_config(shards)).embedders[0].loading_seconds
+    assert loading is not None
+    assert 0 < loading < time.monotonic() - began
 
 
 def test_actors_without_a_block_do_not_count() -> None:
