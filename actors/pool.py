@@ -10,21 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from actors.arrow.blocks import all_rows, scatter_rows, set_row_errors, tokens_from_table
 from actors.arrow.isolate import Isolated, isolate_failures
 from actors.codecs.device_codec import DeviceCodec
+from actors.codecs.encode_batch import ColbertIds
 from actors.outputs import EmbeddingBatch, IntArray, TokenBatch, concat
 from actors.spec import EmbedderSpec, Output, PoolSpec
 
 if TYPE_CHECKING:
     from actors.embedders.base import Embedder
 
-Finish = Callable[[EmbeddingBatch, TokenBatch, npt.NDArray[np.int32]], dict[str, pa.Array]]
-"""Takes the outputs of a block's good rows, their tokens and the token id of each ColBERT vector."""
+Finish = Callable[[EmbeddingBatch, TokenBatch, ColbertIds], dict[str, pa.Array]]
+"""Takes the outputs of a block's good rows, their tokens, and what returns the token id of each ColBERT vector."""
 
 CPU_HEADROOM = 1.0
 """CPUs left to reading, tokenising and writing. Ray Data's own repartition asks for a whole one; without it a job waits
@@ -85,6 +84,6 @@ class EmbedActor:
     ) -> list[pa.Array]:
         if not found.parts:
             return [pa.nulls(size, field.type) for field in self.fields]
-        done = tokens.take(found.rows)
-        columns = self.finish(concat([batch for _, batch in found.parts]), done, self.embedder.colbert_ids(done))
+        batch = concat([batch for _, batch in found.parts])
+        columns = self.finish(batch, tokens.take(found.rows), self.embedder.colbert_ids)
         return [scatter_rows(columns[field.name], rows[found.rows], size) for field in self.fields]

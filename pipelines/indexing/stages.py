@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,7 +19,7 @@ from actors.arrow.blocks import TOKENIZER_CALL_BYTES, scatter_rows, set_row_erro
 from actors.arrow.isolate import isolate_failures
 from actors.codecs.codec import CodecParameters
 from actors.codecs.device_codec import DeviceCodec
-from actors.codecs.encode_batch import encode_batch
+from actors.codecs.encode_batch import ColbertIds, encode_batch
 from actors.codecs.pooling import sequential_group_size
 from actors.codecs.table import get_codec
 from actors.models.preparation import Preparation, load_preparation
@@ -110,9 +109,7 @@ class EncodeOutputs:
     parameters: CodecParameters | None = None
     """Of a trained codec."""
 
-    def __call__(
-        self, batch: EmbeddingBatch, tokens: TokenBatch, colbert_ids: npt.NDArray[np.int32]
-    ) -> dict[str, pa.Array]:
+    def __call__(self, batch: EmbeddingBatch, tokens: TokenBatch, colbert_ids: ColbertIds) -> dict[str, pa.Array]:
         embedder, codec = self.embedder, self.embedder.codec
         colbert = get_codec(embedder.colbert_codec, self.parameters)
         stored = encode_batch(

@@ -14,12 +14,12 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 from transformers import AutoConfig
 
 from actors.arrow.blocks import tokens_from_table
+from actors.codecs.encode_batch import ColbertIds
 from actors.codecs.table import TRAINED
 from actors.embedders.registry import load_embedder
 from actors.models.preparation import Preparation, chain_hidden_size
@@ -138,11 +138,11 @@ def measure_throughput(embedder: EmbedderConfig, chunks: pa.Table) -> Throughput
         torch.set_num_threads(max(1, int(embedder.pool.num_cpus)))
     try:
         encode = _stored_columns(embedder)
-        encode(model.embed_tokens(parts[0], embedder.outputs), parts[0], model.colbert_ids(parts[0]))
+        encode(model.embed_tokens(parts[0], embedder.outputs), parts[0], model.colbert_ids)
         loading = time.monotonic() - started
         done, began = 0, time.monotonic()
         for part in parts:
-            encode(model.embed_tokens(part, embedder.outputs), part, model.colbert_ids(part))
+            encode(model.embed_tokens(part, embedder.outputs), part, model.colbert_ids)
             done += int(part.lengths.sum())
             if time.monotonic() - began > CALIBRATION_SECONDS:
                 break
@@ -178,6 +178,6 @@ def measure_int8_error(embedder: EmbedderConfig, chunks: pa.Table) -> str:
     )
 
 
-def _stored_columns(embedder: EmbedderConfig) -> Callable[[EmbeddingBatch, TokenBatch, npt.NDArray[np.int32]], object]:
+def _stored_columns(embedder: EmbedderConfig) -> Callable[[EmbeddingBatch, TokenBatch, ColbertIds], object]:
     """Returns an actor's function that encodes for the table; for codecs that need training, one that does nothing."""
     return (lambda batch, tokens, ids: None) if embedder.colbert_codec in TRAINED else EncodeOutputs(embedder)

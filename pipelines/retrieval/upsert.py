@@ -177,4 +177,4 @@ def _embed_by_one(index: IndexHandle, name: str, described: Mapping[str, Any], t
     batch = embedder.embed_tokens(tokens, tuple(described["outputs"]))
     codec = get_codec(described["colbert"], from_metadata(index.snapshot.schema.metadata, name))
     sparse, pooling = described.get("sparse", "max"), str(described["colbert_pooling"])
-    return encode_batch(batch, tokens, embedder.colbert_ids(tokens), described["dense"], sparse, codec, pooling)
+    return encode_batch(batch, tokens, embedder.colbert_ids, described["dense"], sparse, codec, pooling)

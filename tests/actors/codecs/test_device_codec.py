@@ -58,9 +58,9 @@ def test_an_engine_gives_codes_in_the_order_of_the_texts(
     finish = EncodeOutputs(config)
     model = load_embedder(EmbedderSpec(model=str(folder), compute=ComputeSpec(dtype="fp32", budget=64)))
     tokens = model.tokenise([*TEXTS, "", TEXTS[0]])
-    host = finish(model.embed_tokens(tokens), tokens, model.colbert_ids(tokens))
+    host = finish(model.embed_tokens(tokens), tokens, model.colbert_ids)
     encoded = model.embed_tokens(tokens, device_codec=finish.on_device)
-    device = finish(encoded, tokens, model.colbert_ids(tokens))
+    device = finish(encoded, tokens, model.colbert_ids)
     assert host["m_colbert"].equals(device["m_colbert"])
 
 

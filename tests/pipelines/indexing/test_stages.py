@@ -48,13 +48,17 @@ def test_finish_stores_signs_as_bits_and_float_vectors_as_lists() -> None:
         np.ones((1, 4), np.float32), None, vectors, tokens.lengths.astype(np.int32), tokens.n_truncated
     )
     signs = EmbedderConfig.model_validate({"codec": {"colbert": "sign"}})
-    assert EncodeOutputs(signs)(batch, tokens, tokens.ids[1:])["minilm_colbert"].to_pylist() == [
+    assert EncodeOutputs(signs)(batch, tokens, lambda batch: batch.ids[1:])["minilm_colbert"].to_pylist() == [
         bytes([0b1101, 0b0100])
     ]
     turned = bytes(codecs.encode(vectors.vectors, "rotated_sign").ravel())
-    assert EncodeOutputs(EmbedderConfig())(batch, tokens, tokens.ids[1:])["minilm_colbert"].to_pylist() == [turned]
+    assert EncodeOutputs(EmbedderConfig())(batch, tokens, lambda batch: batch.ids[1:])[
+        "minilm_colbert"
+    ].to_pylist() == [turned]
     halves = EmbedderConfig.model_validate({"codec": {"dense": "float16", "colbert": "float16"}})
-    assert EncodeOutputs(halves)(batch, tokens, tokens.ids[1:])["minilm_dense"].type == pa.list_(pa.float16(), 4)
-    assert EncodeOutputs(halves)(batch, tokens, tokens.ids[1:])["minilm_colbert"].to_pylist() == [
+    assert EncodeOutputs(halves)(batch, tokens, lambda batch: batch.ids[1:])["minilm_dense"].type == pa.list_(
+        pa.float16(), 4
+    )
+    assert EncodeOutputs(halves)(batch, tokens, lambda batch: batch.ids[1:])["minilm_colbert"].to_pylist() == [
         [[0.5, -0.5, 0.5, 0.5], [-0.5, -0.5, 0.5, -0.5]]
     ]

@@ -99,7 +99,7 @@ def test_distinct_pooling_keeps_one_vector_per_scored_token(kind: str, tmp_path:
     for i, text in enumerate(texts):
         part = slice(*tokens.offsets[i : i + 2])
         assert len(stored[text]) == len(set(tokens.ids[part][scored[part]].tolist()))
-    columns = EncodeOutputs(config)(model.embed_tokens(tokens), tokens, model.colbert_ids(tokens))
+    columns = EncodeOutputs(config)(model.embed_tokens(tokens), tokens, model.colbert_ids)
     for text, vectors in zip(texts, columns["m_colbert"].to_pylist(), strict=True):
         np.testing.assert_allclose(np.array(vectors), np.array(stored[text]), atol=1e-6)
 
