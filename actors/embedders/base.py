@@ -204,9 +204,8 @@ def _load_static_engine(preparation: Preparation, chain: ModuleChain) -> ModuleE
     """Loads static embeddings: on the CPU unless a device is named, because there is nothing to compute."""
     from actors.network.static_embedding import load_static_embedding
 
-    asked = preparation.spec.compute
-    budget = asked.budget or STATIC_BUDGET
-    placed = replace(asked, device=asked.device or "cpu", dtype="fp32", budget=budget)
+    spec = preparation.spec.compute
+    placed = replace(spec, device=spec.device or "cpu", dtype="fp32", budget=spec.budget or STATIC_BUDGET)
     table = load_static_embedding(chain.transformer)
     compute = resolve_compute(placed, table)
     return _chain_engine(preparation, chain, table.to(compute.device), compute)

@@ -83,7 +83,7 @@ class DenseCompat(FlagEmbeddingCompat[Floats | Tensor]):
         options["convert_to_numpy"] = convert_to_numpy
         return self._encode_queries(queries, batch_size, max_length, options)
 
-    def _requested_layers(self, chosen: dict[str, Any]) -> tuple[Output, ...]:
+    def _requested_outputs(self, chosen: dict[str, Any]) -> tuple[Output, ...]:
         return ("dense",)
 
     def _result(self, batch: EmbeddingBatch, chosen: dict[str, Any], one: bool) -> Floats | Tensor:

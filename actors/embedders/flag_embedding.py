@@ -184,7 +184,7 @@ class FlagEmbeddingCompat(ArgumentsOfEachClass, ABC, Generic[Result]):
 
     def _encode(self, given: object, tokens: TokenBatch, batch_size: int | None, options: dict[str, Any]) -> Result:
         chosen = self._chosen(options)
-        batch = self._embed(tokens, self._requested_layers(chosen), batch_size, domain=self._domain(chosen))
+        batch = self._embed(tokens, self._requested_outputs(chosen), batch_size, domain=self._domain(chosen))
         return self._result(batch, chosen, isinstance(given, str))
 
     def _embed(
@@ -213,7 +213,7 @@ class FlagEmbeddingCompat(ArgumentsOfEachClass, ABC, Generic[Result]):
         return None
 
     @abstractmethod
-    def _requested_layers(self, chosen: dict[str, Any]) -> tuple[Output, ...]:
+    def _requested_outputs(self, chosen: dict[str, Any]) -> tuple[Output, ...]:
         """Returns the outputs that these call options request."""
 
     @abstractmethod

@@ -165,7 +165,7 @@ class BGEM3FlagModel(FlagEmbeddingCompat[dict[str, Any]]):
     def _spec(self, device: str) -> EmbedderSpec:
         return replace(super()._spec(device), colbert_dim=self.colbert_dim if self.colbert_dim > 0 else None)
 
-    def _requested_layers(self, chosen: dict[str, Any]) -> tuple[Output, ...]:
+    def _requested_outputs(self, chosen: dict[str, Any]) -> tuple[Output, ...]:
         return tuple(output for name, output in RETURNS.items() if chosen[name])
 
     def _result(self, batch: EmbeddingBatch, chosen: dict[str, Any], one: bool) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from actors.checkpoints.loading import FITTED, PACKAGED, check_weights, fingerprint, head_file, head_width
 from actors.checkpoints.module_chain import ModuleChain, chain_width, module_weights
-from actors.models.preparation import Preparation, chain_hidden_size, hidden_size
+from actors.models.preparation import Preparation
 from actors.spec import OUTPUTS, Output
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -58,8 +58,7 @@ def describe(preparation: Preparation) -> Identity:
     spec, pictures = preparation.spec, preparation.spec.picture_weights
     if pictures is None:
         check_weights(preparation.folder)
-    chain, trusted = preparation.chain, spec.trust_remote_code
-    hidden = hidden_size(preparation.folder, trusted) if chain is None else chain_hidden_size(chain, trusted)
+    chain, hidden = preparation.chain, preparation.hidden_size
     width = head_width(head_folder(preparation), "colbert_linear") or hidden
     described: Identity = {
         **spec.identity(),

@@ -9,7 +9,7 @@ from actors.checkpoints.loading import head_file, resolve_folder
 from actors.checkpoints.module_chain import ModuleChain, chain_width, pooling_modes
 from actors.models.catalogue import EMBEDDERS, PUBLISHED, CatalogueEntry, short_name
 from actors.models.identity import available_outputs
-from actors.models.preparation import Preparation, chain_hidden_size, hidden_size, load_preparation
+from actors.models.preparation import Preparation, load_preparation
 from actors.spec import EmbedderSpec
 
 Report = dict[str, object]
@@ -76,8 +76,7 @@ def _reason(spec: EmbedderSpec, prepared: Preparation) -> str:
 
 
 def _dimensions(prepared: Preparation) -> int:
-    chain, cut, trusted = prepared.chain, prepared.spec.truncate_dim, prepared.spec.trust_remote_code
-    hidden = hidden_size(prepared.folder, trusted) if chain is None else chain_hidden_size(chain, trusted)
+    chain, cut, hidden = prepared.chain, prepared.spec.truncate_dim, prepared.hidden_size
     if chain is not None and chain.model_class == "sparse-encoder":
         return prepared.tokenizer.vocab_size
     width = hidden if chain is None else chain_width(chain, hidden)

@@ -82,6 +82,12 @@ class Preparation:
         return len(tokens.ids) - int(len(tokens.ids) > 0 and int(tokens.ids[-1]) in self.tokenizer.special_ids)
 
     @property
+    def hidden_size(self) -> int:
+        """Returns the width of the token states that the outputs are made of; reads configuration files."""
+        trusted = self.spec.trust_remote_code
+        return hidden_size(self.folder, trusted) if self.chain is None else chain_hidden_size(self.chain, trusted)
+
+    @property
     def room(self) -> int:
         """Returns the tokens left for a passage beside special tokens and the instruction; at least 1."""
         return max(1, self._length("passage") - int(self.tokenise([""]).lengths[0]))

@@ -27,7 +27,7 @@ from actors.text.tokenizer import TextTokenizer
 from actors.transfers import to_device
 
 
-def asked_layers(cutoffs: int | Sequence[int] | None, valid: range) -> tuple[int, ...]:
+def requested_layers(cutoffs: int | Sequence[int] | None, valid: range) -> tuple[int, ...]:
     """Returns the layers to score, as requested; None is the last.
 
     ValueError names the layers that the model can be cut at.
@@ -79,7 +79,7 @@ class Layerwise:
         return torch.stack([states[layer].float() @ self._head(layer) for layer in requested], 1)
 
     def _requested_layers(self, options: RerankOptions) -> tuple[int, ...]:
-        return asked_layers(options.cutoff_layers, self.cutoffs)
+        return requested_layers(options.cutoff_layers, self.cutoffs)
 
     def _head(self, layer: int) -> Tensor:
         return self.heads[layer - self.decoder.config.start_layer if self.decoder.config.head_multi else 0]

@@ -22,7 +22,7 @@ from actors.rerankers import llm
 from actors.rerankers.adapters import merge_lora
 from actors.rerankers.engine import RerankOptions, Scorer
 from actors.rerankers.flag_embedding import DecoderCompat
-from actors.rerankers.layerwise import always_bos, asked_layers
+from actors.rerankers.layerwise import always_bos, requested_layers
 from actors.rerankers.loading import Checkpoint
 from actors.rerankers.pairs import Layout, PairBatch, prompt_layout
 from actors.text.tokenizer import TextTokenizer
@@ -66,7 +66,7 @@ class Lightweight:
         return llm.softcapped(torch.stack(scores, 1), cap)
 
     def _requested_layers(self, options: RerankOptions) -> tuple[int, ...]:
-        return asked_layers(options.cutoff_layers, self.cutoffs)
+        return requested_layers(options.cutoff_layers, self.cutoffs)
 
     def _heads_of(self, requested: tuple[int, ...], by_layer: bool) -> list[int]:
         places = list(self.cutoffs) if by_layer else sorted(set(requested))

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from actors import EmbedderSpec, load_embedder
 from actors.checkpoints.files import CheckpointError
-from actors.models.identity import ASSETS, available_outputs, describe, hidden_size
-from actors.models.preparation import load_preparation
+from actors.models.identity import ASSETS, available_outputs, describe
+from actors.models.preparation import hidden_size, load_preparation
 from tests.checkpoints import KINDS, build
 from tests.checkpoints_vision import TOWER, build_visualized
 
