@@ -20,6 +20,7 @@ LAYERS: dict[str, int] = {
     "actors.extras": 0,
     "actors.outputs": 0,
     "actors.output_paths": 0,
+    "actors.source_positions": 0,
     "actors.suggest": 0,
     "actors.arrow": 1,
     "actors.transfers": 1,

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import sys
 from collections.abc import Iterator
+
+from actors.source_positions import remove_source_positions
 
 SHOW_TRACEBACK = "TRIDEX_TRACEBACK"
 """Environment variable: where it is set, every failure keeps its traceback."""
@@ -92,10 +93,10 @@ def plain_message(error: BaseException) -> str:
 
 def _without_positions(text: str) -> str:
     """Removes positions in Rust sources and line breaks, and cuts what is longer than 500 characters."""
-    text = re.sub(r",? ?(at )?/?[\w./~-]+\.rs:\d+(:\d+)?", "", " ".join(text.split()))
+    text = remove_source_positions(" ".join(text.split()))
     return text if len(text) <= 500 else f"{text[:497]}..."
 
 
 def is_closed_pipe(error: BaseException) -> bool:
-    """Tells whether the reader of the output has closed the pipe, as in `tridex ... | head`."""
+    """Returns whether the reader of the output has closed the pipe, as in `tridex ... | head`."""
     return isinstance(error, BrokenPipeError) and not sys.stdout.closed

@@ -18,8 +18,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import lance
-
 from pipelines.config import BuildConfig, ConfigError, WorkFailed, plain_options, resolve_paths, scheme_of
 from pipelines.indexing.build import build_resolved
 from pipelines.indexing.session import uses_running_ray
@@ -208,7 +206,8 @@ class _Watch:
             done = optimize(index.uri, index.table, options, keep_versions=self.keep_versions)
             update_indexes(index.uri, index.table, options)
             self.compacted = done.fragments_after
-            self.optimized_version = lance.dataset(dataset.uri, storage_options=options or None).version
+            dataset.checkout_latest()
+            self.optimized_version = dataset.version
             self.state.optimized += 1
 
 

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from pipelines.config import ConfigError
 from pipelines.integrity.check import CheckReport, check_index
 from pipelines.integrity.search_indexes import find_damaged_frequencies, find_damaged_indexes, find_damaged_postings
-from pipelines.integrity.subject import Subject, examine, read_failure
+from pipelines.integrity.subject import Subject, examine, first_line, read_failure
 from pipelines.integrity.table import find_broken_documents
 from pipelines.monitor.memory import last_config
 from pipelines.search_indexes.document_frequencies import update_document_frequencies
@@ -41,7 +41,7 @@ KEEP_ALL = timedelta(days=36_500)
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """Reports what was done, what is left to another command, and what a check says afterwards."""
+    """Reports what was done, what is left to another command, and a check of the result."""
 
     uri: str
     done: tuple[str, ...]
@@ -128,9 +128,9 @@ def find_copies(subject: Subject) -> list[int]:
         chosen["chunk_id"].to_pylist(), chosen["_rowaddr"].to_pylist(), positions.to_pylist(), strict=True
     ):
         row = dataset.take([position])
-        if not row.equals(first.setdefault(chunk, row)):
-            continue
-        if row is not first[chunk]:
+        if chunk not in first:
+            first[chunk] = row
+        elif row.equals(first[chunk]):
             copies.append(address)
     return copies
 
@@ -182,7 +182,7 @@ def _rebuild(target: Target, dropped: Mapping[str, str], done: list[str]) -> tup
     if _examine(target).lost:
         return ("search indexes: not built while rows are lost",)
     place = (target.uri, target.table, target.storage_options)
-    if TEXT in dropped or _wants_full_text(target):
+    if TEXT in dropped or _lacks_full_text(target):
         from pipelines.search_indexes.full_text import update_full_text
 
         update_full_text(target)
@@ -202,12 +202,12 @@ def _rebuild(target: Target, dropped: Mapping[str, str], done: list[str]) -> tup
     try:
         done += [f"document frequencies of {name}: counted" for name in update_document_frequencies(*place)]
     except (ValueError, OSError) as error:
-        line = str(error).partition("\n")[0]
-        return (f"document frequencies: `tridex build` counts them; the model's tokenizer cannot be read here: {line}",)
+        why = first_line(error)
+        return (f"document frequencies: `tridex build` counts them; the model's tokenizer cannot be read here: {why}",)
     return ()
 
 
-def _wants_full_text(target: Target) -> bool:
+def _lacks_full_text(target: Target) -> bool:
     """Returns whether the last build's config has a full-text index that is not there."""
     if TEXT in _open(target).indexes():
         return False

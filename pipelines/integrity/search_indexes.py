@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-import lance
 import numpy as np
 from lance.file import LanceFileReader
 
@@ -22,8 +21,10 @@ from pipelines.search_indexes.document_frequencies import ROWS_KEY, document_fre
 from pipelines.search_indexes.posting_blocks import LEVELS, PAGE, PAGE_BITS, Blocks
 from pipelines.search_indexes.postings import (
     SegmentInfo,
+    open_side_table,
     physical_rows,
     prefix,
+    sparse_embedders,
     table_names,
     uncovered_fragments,
     valid_segments,
@@ -34,12 +35,6 @@ from pipelines.store.table import Snapshot
 REPAIR = "`tridex check --repair` makes them again from the table"
 TOLERANCE = 1e-5
 """Of a posting's weight against the stored one, beside the quantisation step: float32 rounding is less."""
-
-
-def open_side_table(snapshot: Snapshot, table: str) -> Any:
-    """Opens a table beside the documents."""
-    options = dict(snapshot.storage_options) or None
-    return lance.dataset(table_uri(snapshot.uri, table), storage_options=options)
 
 
 def _read_side_table(snapshot: Snapshot, table: str) -> None:
@@ -77,13 +72,13 @@ def _read_index_file(snapshot: Snapshot, path: str) -> Iterator[Any]:
 
 
 def find_damaged_postings(subject: Subject) -> dict[str, str]:
-    """Returns the reason by table of each segment of postings that does not say what the table holds.
+    """Returns the reason by table of each segment of postings that differs from the sparse vectors in the table.
 
     Segments that a search would use are compared, once all tables with a segment's name can be opened.
     """
     snapshot = subject.snapshot
     damaged: dict[str, str] = {}
-    sparse = [name for name, embedder in snapshot.identity.embedders.items() if "sparse" in embedder["outputs"]]
+    sparse = sparse_embedders(snapshot)
     for name in sparse:
         for table in table_names(snapshot):
             if not re.fullmatch(re.escape(prefix(name)) + "[0-9a-f]{12}", table):
@@ -180,15 +175,14 @@ def _check_indexes(subject: Subject) -> Check:
         if rows:
             notes.append(f"{index.index_type} on {column} does not cover {rows:,} rows: `tridex optimize` adds them")
     if "text" not in snapshot.indexes():
-        notes.append("no full-text index, so no bm25 channel: `tridex build` makes one if its config wants it")
+        notes.append("no full-text index, so no bm25 channel: `tridex build` makes one if its config has one")
     return Check("search indexes: whole, and cover all rows", _format_damage(damaged), tuple(notes), REPAIR)
 
 
 def _check_postings(subject: Subject) -> Check:
-    """Checks that postings say what the sparse columns say."""
+    """Checks that postings hold the tokens and weights of the sparse columns."""
     snapshot, damaged, notes = subject.snapshot, find_damaged_postings(subject), []
-    sparse = [name for name, e in snapshot.identity.embedders.items() if "sparse" in e["outputs"]]
-    for name in () if damaged else sparse:
+    for name in () if damaged else sparse_embedders(snapshot):
         uncovered = uncovered_fragments(snapshot, [info for info, _ in valid_segments(snapshot, name)])
         if rows := sum(f.count_rows() for f in uncovered):
             notes.append(f"postings of {name} do not cover {rows:,} rows: `tridex optimize` adds them")

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from actors.source_positions import remove_source_positions
 from pipelines.store.table import Snapshot
 
 T = TypeVar("T")
@@ -87,7 +88,7 @@ def _deletion_files(snapshot: Snapshot) -> dict[int, set[str]]:
 
 
 def _damage_of(files: Iterable[Any], sizes: Mapping[str, int]) -> str | None:
-    """Describes the first data file that is gone or of another size; None if all are as the manifest says."""
+    """Describes the first data file that is gone or of another size; None if all match the manifest."""
     for file in files:
         size, known = sizes.get(f"data/{file.path}"), file.file_size_bytes
         if size is None:
@@ -120,4 +121,4 @@ def read_failure(read: Callable[[], Iterable[Any]]) -> str | None:
 def first_line(error: BaseException) -> str:
     """Returns an error's first line without the place in Lance's source."""
     line = (str(error).splitlines() or [type(error).__name__])[0]
-    return line.split(", /home/")[0].split(", /rustc/")[0][:300]
+    return remove_source_positions(line)[:300]

@@ -78,12 +78,22 @@ def _options(snapshot: Snapshot) -> dict[str, str] | None:
     return dict(snapshot.storage_options) or None
 
 
+def sparse_embedders(snapshot: Snapshot) -> list[str]:
+    """Lists the embedders that have a sparse output, and so postings."""
+    return [name for name, embedder in snapshot.identity.embedders.items() if "sparse" in embedder["outputs"]]
+
+
+def open_side_table(snapshot: Snapshot, table: str) -> lance.LanceDataset:
+    """Opens the newest version of another table of the index, such as a segment of postings."""
+    return lance.dataset(table_uri(snapshot.uri, table), storage_options=_options(snapshot))
+
+
 def find_segments(snapshot: Snapshot, name: str) -> list[tuple[SegmentInfo, Any]]:
     """Lists all segments of an embedder, void ones included, with their datasets."""
     found = []
     for table in table_names(snapshot):
         if table.startswith(prefix(name)):
-            dataset = lance.dataset(table_uri(snapshot.uri, table), storage_options=_options(snapshot))
+            dataset = open_side_table(snapshot, table)
             info = SegmentInfo.from_metadata(table, dataset.schema.metadata)
             if info is not None and info.name == name:
                 found.append((info, dataset))
@@ -139,8 +149,7 @@ def update_postings(
 ) -> dict[str, PostingsUpdate]:
     """Covers every fragment of every embedder that has a sparse output; run it after `maintain.optimize`."""
     snapshot = open_table(uri, table, storage_options)
-    named = {n for n, e in snapshot.identity.embedders.items() if "sparse" in e["outputs"]}
-    return {name: _update_embedder(snapshot, name) for name in sorted(named)}
+    return {name: _update_embedder(snapshot, name) for name in sorted(sparse_embedders(snapshot))}
 
 
 def _update_embedder(snapshot: Snapshot, name: str) -> PostingsUpdate:

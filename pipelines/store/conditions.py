@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from actors.source_positions import remove_source_positions
 from actors.suggest import did_you_mean
 from pipelines.config import InvalidRequest
 
@@ -140,7 +141,7 @@ def _explain(error: ValueError, where: str, columns: Sequence[str], run: Callabl
 
 def explain_filter_error(error: Exception, columns: Sequence[str] = ()) -> str:
     """Returns Lance's message without prefixes and Rust source lines, with the column that a wrong name may mean."""
-    text = re.sub(r",\s*\S*\.rs:\d+:\d+", "", str(error)).removeprefix("Invalid user input: ").strip()
+    text = remove_source_positions(str(error)).removeprefix("Invalid user input: ").strip()
     syntax = re.search(r"\(sql parser error: (.*)\)", text)
     if syntax:
         return f"syntax error: {syntax[1]}"
