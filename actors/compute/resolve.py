@@ -113,7 +113,7 @@ def _int8_hardware() -> str:
 
 
 def cpu_has_bf16() -> bool:
-    """Tells whether the CPU multiplies bf16 in hardware (AMX tiles or AVX512-BF16) rather than by way of fp32."""
+    """Returns whether the CPU multiplies bf16 in hardware (AMX tiles or AVX512-BF16) rather than by way of fp32."""
     return cpu_supports("amx_tile") or cpu_supports("avx512_bf16")
 
 

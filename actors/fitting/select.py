@@ -34,14 +34,14 @@ def ndcg(scores: Floats, positives: Sequence[Sequence[int]], k: int = 10) -> Dou
 
 
 def is_significantly_better(challenger: Doubles, holder: Doubles) -> bool:
-    """Tells whether the mean difference is above 0 by a one-sided paired test at 5%."""
+    """Returns whether the mean difference is above 0 by a one-sided paired test at 5%."""
     difference = challenger - holder
     error = difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else np.inf
     return bool(difference.mean() > ONE_SIDED * error)
 
 
 def is_worse_on_any_source(challenger: Sequence[Doubles], holder: Sequence[Doubles]) -> bool:
-    """Tells whether the holder beats the challenger on any source."""
+    """Returns whether the holder beats the challenger on any source."""
     return any(is_significantly_better(before, after) for before, after in zip(holder, challenger, strict=True))
 
 

@@ -159,7 +159,7 @@ class Changes:
 
     @property
     def empty(self) -> bool:
-        """Tells whether the table has every document of the input unchanged, and no row of the input is bad."""
+        """Returns whether the table has every document of the input unchanged, and no row of the input is bad."""
         return not (self.to_embed or self.metadata_only or self.bad or self.duplicates)
 
     @property

@@ -101,7 +101,7 @@ def give_token_without_home() -> None:
 
 
 def _home_has_token() -> bool:
-    """Tells whether `~/.ray/auth_token` can be read or created."""
+    """Returns whether `~/.ray/auth_token` can be read or created."""
     try:
         folder = Path.home() / ".ray"
         if (folder / "auth_token").exists():

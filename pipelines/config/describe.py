@@ -94,7 +94,7 @@ def _has(given: Any, place: int) -> bool:
 
 
 def _names_a_type(part: int | str) -> bool:
-    """Tells whether a part of a path looks like a member of a union, as `str`, `list[int]` or a class's name do."""
+    """Returns whether a part of a path looks like a member of a union, as `str`, `list[int]` or a class's name do."""
     return isinstance(part, str) and (part in PLAIN_TYPES or re.fullmatch(r"[a-z_]\w*", part) is None)
 
 

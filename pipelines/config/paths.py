@@ -65,7 +65,7 @@ def printable_uri(path: str) -> str:
 
 
 def is_utf8(path: str) -> bool:
-    """Tells whether a path, or any text, is valid Unicode; invalid bytes of a path are lone surrogates in Python."""
+    """Returns whether a path, or any text, is valid Unicode; invalid bytes of a path are lone surrogates in Python."""
     try:
         path.encode()
     except UnicodeEncodeError:

@@ -41,7 +41,7 @@ def describe_wait() -> str | None:
 
 
 def uses_running_ray(config: RayConfig) -> bool:
-    """Tells whether the job runs on a Ray that is there already, whose machines may have other files than this one."""
+    """Returns whether the job runs on a Ray that is running, whose machines may have other files than this one."""
     return ray.is_initialized() or bool(config.address or os.environ.get("RAY_ADDRESS"))
 
 

@@ -230,7 +230,7 @@ def join_chunks(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _is_absent(uri: str | Path) -> bool:
-    """Tells whether nothing exists at a location: a folder with other files in it must not become an index."""
+    """Returns whether nothing exists at a location: a folder with other files in it must not become an index."""
     if "://" in str(uri):
         return True
     folder = Path(uri)

@@ -76,7 +76,7 @@ def new_columns(documents: Iterable[Mapping[str, Any]], have: Mapping[str, pa.Da
 
 
 def _can_be_column(name: str) -> bool:
-    """Tells whether a key can name a column: no dot or backtick (Lance's filters), no name that tridex uses."""
+    """Returns whether a key can name a column: no dot or backtick (Lance's filters), no name that tridex uses."""
     return bool(name) and name != REST and not name.startswith("_") and not set(name) & set(".`\"'\n")
 
 

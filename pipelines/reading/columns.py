@@ -40,7 +40,7 @@ class Found:
 
 
 def is_filled_by_chunks(field: pa.Field) -> bool:
-    """Tells whether a column of PLACES is filled by chunking and not read from a file's column of that name."""
+    """Returns whether a column of PLACES is filled by chunking and not read from a file's column of that name."""
     return bool((field.metadata or {}).items() >= _BY_CHUNKS.items())
 
 

@@ -176,7 +176,7 @@ def join_titles(text: pa.Array, title: pa.Array | None, template: str) -> pa.Arr
 
 
 def _blank(strings: pa.Array) -> pa.BooleanArray:
-    """Tells whether texts are null, empty or whitespace."""
+    """Returns whether texts are null, empty or whitespace."""
     empty = pc.or_(pc.equal(pc.binary_length(strings), 0), pc.utf8_is_space(strings))
     return pc.fill_null(empty, True)
 
@@ -278,7 +278,7 @@ def _to_castable(column: Column, field: pa.Field) -> Column:
 
 
 def _holds_text(type_: pa.DataType) -> bool:
-    """Tells whether a type is a dictionary or run-end encoding of strings."""
+    """Returns whether a type is a dictionary or run-end encoding of strings."""
     encoded = pa.types.is_dictionary(type_) or pa.types.is_run_end_encoded(type_)
     return bool(encoded and _is_text(type_.value_type))
 

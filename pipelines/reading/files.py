@@ -60,7 +60,7 @@ class File:
 
     @property
     def exists(self) -> bool:
-        """Tells whether the file existed when its version was read."""
+        """Returns whether the file existed when its version was read."""
         return self.version != ""
 
     def stream(self) -> io.BufferedReader:

@@ -135,7 +135,7 @@ def _file(fs: pafs.FileSystem, entry: _Entry, prefix: str) -> File:
 
 
 def is_hidden(relative: str) -> bool:
-    """Tells whether any part of a path is hidden: a leading dot, or a marker of Spark or Hadoop."""
+    """Returns whether any part of a path is hidden: a leading dot, or a marker of Spark or Hadoop."""
     return any(part.startswith(".") or MARKERS.fullmatch(part) is not None for part in relative.split("/"))
 
 

@@ -102,7 +102,7 @@ def remove_left_spools(index: IndexConfig) -> None:
 
 
 def _is_ray(data: object) -> bool:
-    """Tells whether an object is a `ray.data.Dataset`, without importing Ray."""
+    """Returns whether an object is a `ray.data.Dataset`, without importing Ray."""
     module = sys.modules.get("ray.data")
     return module is not None and isinstance(data, module.Dataset)
 
@@ -160,7 +160,7 @@ def _to_array(values: Any, from_pandas: bool = False) -> pa.Array | _JsonArray:
 
 
 def _has_empty_struct(type_: pa.DataType) -> bool:
-    """Tells whether a type holds a struct without fields, which Parquet cannot write."""
+    """Returns whether a type holds a struct without fields, which Parquet cannot write."""
     if pa.types.is_struct(type_) and not type_.num_fields:
         return True
     return any(_has_empty_struct(type_.field(i).type) for i in range(type_.num_fields))
@@ -176,7 +176,7 @@ class _JsonArray(list[str | None]):
 
 
 def _is_missing(value: Any) -> bool:
-    """Tells whether a value is None or pandas' NaN or NA."""
+    """Returns whether a value is None or pandas' NaN or NA."""
     return value is None or (isinstance(value, float) and value != value) or str(value) == "<NA>"
 
 

@@ -337,6 +337,6 @@ def _read_file(
 
 
 def _is_replaced(unit: Unit, path: str, version: str, config: InputConfig) -> bool:
-    """Tells whether the file has been replaced since planning. A Lance table is read at its planned version."""
+    """Returns whether the file has been replaced since planning. A Lance table is read at its planned version."""
     file = file_at(path, config.storage_options)
     return unit.format != "lance" and file.version != version and file.exists

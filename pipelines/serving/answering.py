@@ -326,7 +326,7 @@ def document_of(chunks: Sequence[Mapping[str, Any]], metadata: Sequence[str]) ->
 
 
 def _is_request(error: Exception) -> bool:
-    """Tells whether an error comes from the request or from memory, so that a retry would not help."""
+    """Returns whether an error comes from the request or from memory, so that a retry would not help."""
     translated = error if isinstance(error, ApiError) else None
     if translated is None and isinstance(error, (ConfigError, MemoryError, TypeError)):
         translated = as_api_error(error)

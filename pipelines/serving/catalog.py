@@ -64,7 +64,7 @@ class View:
         return [str(self.index.identity.embedders[name]["model"]) for name in names]
 
     def is_called(self, name: str) -> bool:
-        """Tells whether a name means this view: its own, its embedder's, or its model's with or without the folder."""
+        """Returns whether a name means this view: its own, its embedder's, or its model's (also without the folder)."""
         stored = ", ".join(self._stored_models)
         return name in (self.name, self.embedder, self.model, stored, f"{self.name}/{self.embedder}")
 
@@ -126,7 +126,7 @@ class ServedIndex:
         return next(iter(self.views.values())).index.version
 
     def is_behind(self) -> bool:
-        """Tells whether the table has a version newer than the served one."""
+        """Returns whether the table has a version newer than the served one."""
         snapshot = next(iter(self.views.values())).index.snapshot
         return int(snapshot.dataset.latest_version) != snapshot.version
 

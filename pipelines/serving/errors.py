@@ -107,7 +107,7 @@ def as_api_error(error: BaseException) -> ApiError:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Tells whether host or device memory ran out, without importing torch."""
+    """Returns whether host or device memory ran out, without importing torch."""
     return isinstance(error, MemoryError) or type(error).__name__ in ("OutOfMemoryError", "AcceleratorError")
 
 

@@ -85,7 +85,7 @@ class Models:
             return self._loaded[target]
 
     def is_loaded(self, name: Any) -> bool:
-        """Tells whether a search's reranker is ready without loading: none, a channel, or a model in memory."""
+        """Returns whether a search's reranker is ready without loading: none, a channel, or a model in memory."""
         return name is None or name in CHANNELS or name in self._loaded
 
     def warm_up(self) -> None:

@@ -18,7 +18,7 @@ DRAIN_SECONDS = 30
 
 
 def is_loopback(host: str) -> bool:
-    """Tells whether an address is reachable from this machine only."""
+    """Returns whether an address is reachable from this machine only."""
     if host == "localhost":
         return True
     try:

@@ -2,7 +2,7 @@
 
 Every taking has its own row `TABLE#EPOCH`; the highest epoch holds. Lance's merge-insert on a primary key lets one of
 several racing inserts through, on any store, without a lock service. The holder raises a counter (`beat`). A contender
-watches that counter by a monotonic clock of his own: no two clocks are ever compared, so a clock that is set
+watches that counter by a monotonic clock of its own: no two clocks are ever compared, so a clock that is set
 back changes nothing. That costs a wait of `lease_seconds` before a dead holder's lease can be taken, except on the
 holder's own machine, where the process table shows at once that it has ended.
 

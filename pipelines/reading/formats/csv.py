@@ -137,7 +137,7 @@ def _read_header(records: Iterator[list[str]]) -> list[str]:
 
 
 def _is_even(file: File, options: ReadOptions, dialect: Dialect) -> bool:
-    """Tells whether all rows of the sample have as many values as there are columns."""
+    """Returns whether all rows of the sample have as many values as there are columns."""
     rows = iter(_sample(file, options, dialect))
     width = len(dialect.names or _read_header(rows))
     return all(len(row) == width for row in rows if row)

@@ -98,7 +98,7 @@ def _first_value(text: str) -> Any:
 
 
 def _is_incomplete(text: str) -> bool:
-    """Tells whether a text may be the beginning of an incomplete JSON value."""
+    """Returns whether a text may be the beginning of an incomplete JSON value."""
     try:
         json.JSONDecoder().raw_decode(text)
     except json.JSONDecodeError as error:
